@@ -1,0 +1,33 @@
+"""The errors a user can meet, one root for all.
+
+Every message says what was seen, what was expected, which key or file is meant and what to do
+next. Each class also inherits the standard exception a caller would reach for first.
+"""
+
+
+class DistillError(Exception):
+    """Root of every error that axolotl-distill raises on purpose."""
+
+
+class ConfigError(DistillError, ValueError):
+    """The YAML asks for something that cannot be done."""
+
+
+class StoreError(DistillError, ValueError):
+    """A teacher store cannot serve what is asked of it."""
+
+
+class StoreMissingError(StoreError, FileNotFoundError):
+    """A store, or a file that its manifest names, is not there."""
+
+
+class StoreCorruptError(StoreError):
+    """A file of a store is not what the manifest says it is."""
+
+
+class TokenizerMismatchError(StoreError):
+    """Teacher and student do not read token ids the same way."""
+
+
+class CaptureError(DistillError, RuntimeError):
+    """Capturing a teacher's distributions cannot go on."""
