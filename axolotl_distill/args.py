@@ -1,0 +1,132 @@
+"""The `distill:` block of an Axolotl YAML, as pydantic models.
+
+Imports nothing heavy: the block is checked before torch, transformers or a model are touched.
+"""
+
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from axolotl_distill.errors import ConfigError
+
+Divergence = Literal["forward_kl"]
+Support = Literal["tail_bucket", "renormalize", "sampled"]
+Method = Literal["topk", "nucleus", "sampled"]
+
+
+class _Block(BaseModel):
+    """A YAML mapping that refuses unknown keys and names the nearest right one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for key in values:
+            if key not in cls.model_fields:
+                near = get_close_matches(str(key), cls.model_fields, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else "remove it."
+                known = ", ".join(f"`{name}`" for name in cls.model_fields)
+                raise ValueError(f"unknown key `{key}`; {hint} Known keys here: {known}")
+        return values
+
+
+class TeacherArgs(_Block):
+    """Where the training signal comes from."""
+
+    type: Literal["store"] = "store"
+
+
+class CaptureTeacherArgs(_Block):
+    """The model whose distributions `axolotl distill capture` stores."""
+
+    type: Literal["model"] = "model"
+    path: str = Field(description="Hugging Face model: a local folder or a hub name.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, …")
+    trust_remote_code: bool = False
+
+
+class CaptureArgs(_Block):
+    """What `axolotl distill capture` reads, and how it writes the teacher store."""
+
+    teacher: CaptureTeacherArgs
+    output: str = Field(description="Folder of the teacher store.")
+    datasets: list[dict[str, Any]] | None = Field(
+        None,
+        description="Axolotl dataset entries to capture. Default: the config's own `datasets` "
+        "that are not already a store.",
+    )
+    method: Method = "topk"
+    k: int = Field(64, ge=1, description="topk: entries a record.")
+    p: float = Field(0.98, gt=0.0, le=1.0, description="nucleus: probability mass, at T=1.")
+    max_k: int = Field(256, ge=1, description="nucleus: most entries a record.")
+    draws: int = Field(50, ge=1, description="sampled: draws a record.")
+    sampling_temperature: float = Field(1.0, gt=0.0, description="sampled: T of the draws.")
+    seed: int = Field(0, description="sampled: seed of the draws.")
+    temperatures: list[float] = Field(
+        [1.0, 2.0, 4.0],
+        description="Temperatures at which the tail's mass is stored; T=1 is always among them.",
+    )
+    batch_tokens: int = Field(8192, ge=1, description="Tokens in one forward pass of the teacher.")
+    shard_records: int = Field(262_144, ge=1, description="Records after which a shard is closed.")
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _path_is_enough(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("temperatures")
+    @classmethod
+    def _with_one(cls, values: list[float]) -> list[float]:
+        if any(value <= 0 for value in values):
+            raise ValueError(f"temperatures must be positive, got {values}")
+        return sorted({1.0, *values})
+
+
+class DistillArgs(_Block):
+    """How the student learns. The loss of one supervised token is
+
+    (1 − alpha)·CE(student, label) + alpha·T²·D(teacher_T ‖ student_T)      [nats]
+    """
+
+    alpha: float = Field(0.7, ge=0.0, le=1.0, description="Weight of the teacher's divergence.")
+    temperature: float = Field(2.0, gt=0.0, description="T, for teacher and student alike.")
+    divergence: Divergence = "forward_kl"
+    support: Support | None = Field(
+        None,
+        description="What a sparse teacher means. Default: tail_bucket, or sampled for a store "
+        "of draws.",
+    )
+    backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    teacher: TeacherArgs = TeacherArgs()
+    capture: CaptureArgs | None = None
+
+
+class DistillConfig(BaseModel):
+    """Mixed into Axolotl's own input schema: one more top-level key."""
+
+    distill: DistillArgs | None = None
+
+
+def parse_distill(block: Any) -> DistillArgs:
+    """The `distill:` block of a YAML as DistillArgs.
+
+    Raises ConfigError with one line a fault: the full key, what was seen and what was expected.
+    """
+    if block is None:
+        block = {}
+    try:
+        return DistillArgs.model_validate(block)
+    except ValidationError as error:
+        lines = []
+        for fault in error.errors():
+            key = ".".join(["distill", *(str(part) for part in fault["loc"])])
+            message = fault["msg"].removeprefix("Value error, ")
+            seen = fault["input"]
+            shown = "" if isinstance(seen, dict) else f" (got {seen!r})"
+            lines.append(f"`{key}`: {message}{shown}")
+        raise ConfigError("\n".join(lines)) from None
