@@ -1,0 +1,47 @@
+"""What depends on Axolotl's version or leaves a gap in it, in one place (tested: 0.19)."""
+
+import os
+from typing import Any
+
+import torch
+from axolotl.monkeypatch.multipack import SUPPORTED_MULTIPACK_MODEL_TYPES
+from axolotl.utils.collators import (
+    BatchSamplerDataCollatorForSeq2Seq,
+    DataCollatorForSeq2Seq,
+    V2BatchSamplerDataCollatorForSeq2Seq,
+)
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees anything but the CPU."""
+    return torch.accelerator.is_available()
+
+
+def world_size() -> int:
+    """Processes of this launch, before torch.distributed is initialised."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def base_collator(cfg: Any, is_eval: bool) -> tuple[type, bool]:
+    """(collator class, whether it packs) that Axolotl would use without a plugin.
+
+    Axolotl asks a plugin for a class before it makes its own choice and offers no way to call
+    that choice, so it is repeated here: follows HFCausalTrainerBuilder.build_collator.
+    """
+    packed = bool(cfg.eval_sample_packing if is_eval else cfg.sample_packing)
+    if not packed:
+        return DataCollatorForSeq2Seq, False
+    isolates_by_mask = (
+        cfg.attn_implementation == "flex_attention"
+        or cfg.model_config_type in SUPPORTED_MULTIPACK_MODEL_TYPES
+        or (cfg.model_config_type == "llama" and cfg.attn_implementation != "flash_attention_2")
+    )
+    if isolates_by_mask:
+        return V2BatchSamplerDataCollatorForSeq2Seq, True
+    return BatchSamplerDataCollatorForSeq2Seq, True
+
+
+def prepare_cpu_launch(cfg: Any) -> None:
+    """Several processes on a CPU crash on Axolotl's default device_map; there is none to map."""
+    if not has_accelerator() and world_size() > 1:
+        cfg.device_map = None

@@ -1,0 +1,155 @@
+"""Refuses what cannot work, before a row is tokenised or a weight is read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from axolotl.loaders import load_tokenizer
+from transformers import AutoConfig
+
+from axolotl_distill.args import DistillArgs
+from axolotl_distill.data.types import CHAT_TYPE, STORE_TYPE, all_stores, open_stores
+from axolotl_distill.errors import ConfigError, StoreError
+from axolotl_distill.store import TeacherStore, check_compatible
+
+ANOTHER_LOSS = {
+    "rl": "preference and reinforcement training has a loss of its own",
+    "reward_model": "a reward model has no next-token distribution",
+    "process_reward_model": "a reward model has no next-token distribution",
+    "kd_trainer": "it is Axolotl's other distillation plugin",
+    "use_eaft": "it replaces the loss",
+    "orpo_alpha": "it replaces the loss",
+    "label_smoothing_factor": "it replaces the loss",
+}
+NOT_SUPPORTED = {
+    "batch_flattening": "use `sample_packing: true` instead",
+    "pretraining_dataset": "use `datasets` with `streaming: true` instead",
+    "processor_type": "only text models can be distilled",
+}
+ATTENTION_KEYS = (
+    "attn_implementation",
+    "flash_attention",
+    "sdp_attention",
+    "eager_attention",
+    "flex_attention",
+    "xformers_attention",
+    "sage_attention",
+)
+
+
+def check_config(cfg: Any, args: DistillArgs) -> None:
+    """Raises ConfigError where the YAML combines `distill:` with what cannot go with it."""
+    for key, why in ANOTHER_LOSS.items():
+        if cfg.get(key):
+            raise ConfigError(f"`{key}` cannot be combined with `distill:`: {why}. Remove one.")
+    for key, instead in NOT_SUPPORTED.items():
+        if cfg.get(key):
+            raise ConfigError(f"`{key}` cannot be combined with `distill:`; {instead}.")
+    if (cfg.get("context_parallel_size") or 1) > 1:
+        raise ConfigError(
+            f"`context_parallel_size: {cfg['context_parallel_size']}` cannot be combined with "
+            "`distill:`: the next token may lie on another rank. Set it to 1."
+        )
+    if cfg.get("sample_packing") and not any(cfg.get(key) for key in ATTENTION_KEYS):
+        raise ConfigError(
+            "`sample_packing: true` without `attn_implementation` lets packed documents attend to "
+            "each other, and the student would see text its teacher did not. Set "
+            "`attn_implementation: flash_attention_2` on a GPU, or `sdpa`."
+        )
+    if args.capture and args.support != "renormalize":
+        _check_capture(args)
+
+
+def _check_capture(args: DistillArgs) -> None:
+    """A store that this very config would capture must be one that it can train on."""
+    capture = args.capture
+    if capture.method == "sampled":
+        key, stored = "distill.capture.sampling_temperature", [capture.sampling_temperature]
+    else:
+        key, stored = "distill.capture.temperatures", capture.temperatures
+    if args.temperature not in stored:
+        raise ConfigError(
+            f"`distill.temperature: {args.temperature:g}` is not what `{key}` provides for "
+            f"({stored}). Make them agree before capturing: the teacher at another temperature "
+            "cannot be had from the store."
+        )
+
+
+def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
+    """Opens every store of the config and holds it against tokenizer, student and loss.
+
+    Raises ConfigError when there is none, StoreError and its children for a store that is
+    missing, damaged, empty, from another tokenizer or captured for other settings.
+    """
+    if not open_stores(cfg.datasets):
+        raise ConfigError(
+            f"`distill:` is set but no entry of `datasets` has `type: {STORE_TYPE}`. Capture one "
+            "with `axolotl distill capture CONFIG.yml` and add it; for text without a teacher, "
+            f"beside a store, use `type: {CHAT_TYPE}`."
+        )
+    stores = all_stores(cfg)
+    tokenizer = load_tokenizer(cfg)
+    student = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model,
+        trust_remote_code=bool(cfg.trust_remote_code),
+    ).get_text_config()
+    for store in stores:
+        check_compatible(
+            store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size
+        )
+        check_loss(store, args)
+    _check_alike(stores)
+    return stores
+
+
+def resolve_support(store: TeacherStore, args: DistillArgs) -> str:
+    """The support asked for, or the one that the store's records are made for."""
+    sampled = store.manifest.method["kind"] == "sampled"
+    return args.support or ("sampled" if sampled else "tail_bucket")
+
+
+def check_loss(store: TeacherStore, args: DistillArgs) -> None:
+    """Raises StoreError when the store's records cannot give the loss that is asked for."""
+    if store.num_records == 0:
+        raise StoreError(
+            f"{store.path} holds no record: no token of its dataset is supervised. Check the chat "
+            "template and `train_on_inputs`/`roles_to_train` of the captured datasets."
+        )
+    method = store.manifest.method
+    sampled = method["kind"] == "sampled"
+    support = resolve_support(store, args)
+    if sampled != (support == "sampled"):
+        fit = "sampled" if sampled else "tail_bucket or renormalize"
+        raise StoreError(
+            f"`distill.support: {support}` does not fit {store.path}, whose records are "
+            f"{method['kind']}. Use {fit}, or capture with another `distill.capture.method`."
+        )
+    if sampled and method["temperature"] != args.temperature:
+        raise StoreError(
+            f"{store.path} was drawn at temperature {method['temperature']:g}, but "
+            f"`distill.temperature` is {args.temperature:g}. Draws serve one temperature: set "
+            f"`distill.temperature: {method['temperature']:g}`, or capture again with "
+            f"`distill.capture.sampling_temperature: {args.temperature:g}`."
+        )
+    stored = [float(temperature) for temperature in store.manifest.temperatures]
+    if support == "tail_bucket" and args.temperature not in stored:
+        raise StoreError(
+            f"{store.path} holds the tail's mass at temperatures {stored}, but "
+            f"`distill.temperature` is {args.temperature:g}. Use one of them, capture again with "
+            "it in `distill.capture.temperatures`, or set `distill.support: renormalize`."
+        )
+
+
+def _check_alike(stores: Sequence[TeacherStore]) -> None:
+    first = stores[0]
+    for store in stores[1:]:
+        mine, theirs = first.manifest, store.manifest
+        if mine.vocab_size != theirs.vocab_size:
+            raise StoreError(
+                f"{first.path} has {mine.vocab_size} token ids and {store.path} has "
+                f"{theirs.vocab_size}; stores of one run must share the vocabulary."
+            )
+        if (mine.method["kind"] == "sampled") != (theirs.method["kind"] == "sampled"):
+            raise StoreError(
+                f"{first.path} holds {mine.method['kind']} records and {store.path} "
+                f"{theirs.method['kind']} records; draws and log-probabilities cannot be mixed."
+            )

@@ -1,0 +1,206 @@
+"""The student's forward pass with the distillation loss inside.
+
+The loss is computed within `forward` of the causal LM, which the trainer calls through whatever
+wraps it: DDP and FSDP see an ordinary forward, so gradients are synchronised and parameters
+gathered as for any other loss.
+"""
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from axolotl.utils.logging import get_logger
+from distill_kernels import (
+    DistillOutput,
+    DistillSpec,
+    SparseTeacher,
+    distill_loss,
+    fused_linear_distill,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.utils import ModelOutput
+
+from axolotl_distill.args import DistillArgs
+from axolotl_distill.data.checks import resolve_support
+from axolotl_distill.store import TeacherStore
+from axolotl_distill.train.head import FusedHead, plan_head
+
+LOG = get_logger(__name__)
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """What the loss needs to know beside the batch.
+
+    spec        the loss, with reduction "sum"
+    backend     of distill_kernels
+    vocab_size  of the store: it fixes how an entry's bits are split
+    sampled     whether the store's records are draws
+    """
+
+    spec: DistillSpec
+    backend: str
+    vocab_size: int
+    sampled: bool
+
+
+def loss_settings(args: DistillArgs, stores: Sequence[TeacherStore]) -> LossSettings:
+    """The YAML's loss for records of these stores, which `check_stores` found to be alike."""
+    spec = DistillSpec(
+        divergence=args.divergence,
+        temperature=args.temperature,
+        alpha=args.alpha,
+        support=resolve_support(stores[0], args),
+        reduction="sum",
+    )
+    return LossSettings(
+        spec=spec,
+        backend=args.backend,
+        vocab_size=stores[0].manifest.vocab_size,
+        sampled=spec.support == "sampled",
+    )
+
+
+@dataclass
+class DistillModelOutput(ModelOutput):
+    """loss: scalar. sums: detached scalars, summed over this batch's supervised tokens."""
+
+    loss: Tensor | None = None
+    sums: dict[str, Tensor] | None = None
+
+
+def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None:
+    """Replace `causal_lm.forward` by one that returns the distillation loss when given labels.
+
+    Without labels (generation, other callers) it is the model's own forward. With labels, the
+    batch may carry `teacher_entries`, `teacher_tail` and `teacher_entropy` as TeacherCollator
+    makes them; tokens without a record are trained with plain cross-entropy. The loss is the sum
+    over the batch's supervised tokens divided by `num_items_in_batch`, or by their number when
+    that is not given.
+    """
+    original = causal_lm.forward
+    head: tuple[FusedHead | None, str] | None = None
+
+    @functools.wraps(original)
+    def forward(
+        *args: Any,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        teacher_entries: Tensor | None = None,
+        teacher_tail: Tensor | None = None,
+        teacher_entropy: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        nonlocal head
+        if labels is None:
+            return original(*args, **kwargs)
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("logits_to_keep", "skip_logits")}
+        if head is None:
+            head = plan_head(causal_lm, original, args[0] if args else kwargs["input_ids"])
+            if head[0] is None:
+                LOG.warning(
+                    f"axolotl-distill: {head[1]}; the loss is computed from the model's own "
+                    "logits, which takes more memory."
+                )
+
+        rows, targets = _supervised(labels)
+        teacher = _teacher_of_rows(
+            rows, settings, teacher_entries, teacher_tail, teacher_entropy, labels.device
+        )
+        fused = head[0]
+        if fused is None:
+            outputs = original(*args, **kwargs)
+            logits = outputs.logits.flatten(0, 1)[rows]
+            out = distill_loss(logits, teacher, targets, spec=settings.spec)
+            aux_loss = getattr(outputs, "aux_loss", None)
+        else:
+            wants_router = getattr(causal_lm.config, "output_router_logits", False)
+            extra = {"output_router_logits": True} if wants_router else {}
+            outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
+            out = fused_linear_distill(
+                outputs[0].flatten(0, 1)[rows],
+                fused.module.weight,
+                teacher,
+                targets,
+                spec=settings.spec,
+                bias=fused.module.bias,
+                logit_transform=fused.transform,
+                backend=settings.backend,
+            )
+            aux_loss = _router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
+
+        denominator = out.num_tokens.clamp_min(1)
+        if num_items_in_batch is not None:
+            denominator = num_items_in_batch
+        loss = out.loss / denominator
+        if aux_loss is not None:
+            share = out.num_tokens / denominator
+            loss = loss + causal_lm.router_aux_loss_coef * aux_loss.to(loss.device) * share
+        return DistillModelOutput(loss=loss, sums=_sums(out))
+
+    causal_lm.forward = forward
+
+
+def _supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows [M], targets [M]): the flat positions that predict a supervised token, and that token.
+
+    A batch with none keeps one ignored row, so that every parameter still gets its (zero)
+    gradient, which DDP waits for.
+    """
+    targets = F.pad(labels_BS, (0, 1), value=IGNORE)[:, 1:].flatten()
+    rows = torch.nonzero(targets != IGNORE).squeeze(1)
+    if rows.numel() == 0:
+        rows = rows.new_zeros(1)
+    return rows, targets[rows]
+
+
+def _teacher_of_rows(
+    rows: Tensor,
+    settings: LossSettings,
+    entries_BSK: Tensor | None,
+    tail_BS: Tensor | None,
+    entropy_BS: Tensor | None,
+    device: torch.device,
+) -> SparseTeacher:
+    if entries_BSK is None:
+        entries_MK = torch.full((rows.numel(), 1), -1, dtype=torch.int32, device=device)
+    else:
+        entries_MK = entries_BSK.flatten(0, 1)[rows]
+    return SparseTeacher.from_entries(
+        entries_MK,
+        vocab_size=settings.vocab_size,
+        sampled=settings.sampled,
+        temperature=settings.spec.temperature,
+        tail=None if tail_BS is None else tail_BS.flatten()[rows],
+        entropy=None if entropy_BS is None else entropy_BS.flatten()[rows],
+    )
+
+
+def _router_loss(
+    causal_lm: nn.Module, outputs: Any, attention_mask: Tensor | None
+) -> Tensor | None:
+    """The load-balancing loss of a mixture-of-experts model, as its own module computes it."""
+    router_logits = getattr(outputs, "router_logits", None)
+    if not router_logits:
+        return None
+    module = sys.modules[type(causal_lm).__module__]
+    return module.load_balancing_loss_func(
+        router_logits, causal_lm.num_experts, causal_lm.num_experts_per_tok, attention_mask
+    )
+
+
+def _sums(out: DistillOutput) -> dict[str, Tensor]:
+    return {
+        "loss": out.loss.detach(),
+        "tokens": out.num_tokens,
+        "teacher_tokens": out.num_teacher_tokens,
+        "kl": out.kd,
+        "ce": out.ce,
+        "teacher_mass": out.teacher_mass,
+        "top1_agreement": out.top1_agreement,
+    }

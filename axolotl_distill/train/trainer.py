@@ -1,0 +1,79 @@
+"""AxolotlTrainer with the distillation loss: weighted by tokens, measured, evaluated."""
+
+import math
+from typing import Any
+
+from axolotl.core.trainers.base import AxolotlTrainer
+from transformers import Trainer
+
+from axolotl_distill.data import TEACHER_POS
+from axolotl_distill.train.metrics import MetricSums
+
+
+class DistillMixin:
+    """Put before a Trainer class whose model went through `attach_distill_forward`.
+
+    The loss of an optimizer step is a sum over supervised tokens divided by their number in the
+    whole step, over micro-batches and ranks. The Trainer counts them (`num_items_in_batch`) for
+    models that declare they use the count, which the patched forward does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True
+        self._distill_sums = {True: MetricSums(), False: MetricSums()}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if TEACHER_POS not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, TEACHER_POS]
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        self._distill_sums[model.training].add(outputs["sums"])
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            means = self._distill_sums[True].means(self.accelerator)
+            means.pop("loss", None)
+            logs = {**logs, **{f"distill/{name}": value for name, value in means.items()}}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with the loss and the metrics averaged over tokens, not batches."""
+        self._distill_sums[False] = MetricSums()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._distill_sums[False].means(self.accelerator)
+        if "loss" in means:
+            output.metrics[f"{prefix}_loss"] = means.pop("loss")
+        output.metrics |= {f"{prefix}_distill/{name}": value for name, value in means.items()}
+        return output
+
+
+class PerplexityOfCE(Trainer):
+    """Makes `ppl` the perplexity of the cross-entropy.
+
+    AxolotlTrainer logs exp(loss), which means nothing for a mixture of divergences. It does so
+    in `log` on its way up, so this class stands above it in the method resolution order.
+    """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for key, ce in (("ppl", "distill/ce"), ("eval_ppl", "eval_distill/ce")):
+            if key in logs and ce in logs:
+                logs[key] = math.exp(min(logs[ce], 700.0))
+        super().log(logs, start_time)
+
+
+class AxolotlDistillTrainer(DistillMixin, AxolotlTrainer, PerplexityOfCE):
+    """The trainer that the plugin gives Axolotl."""

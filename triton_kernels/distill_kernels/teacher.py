@@ -1,0 +1,106 @@
+"""The teacher's distribution, sparse: a few entries a row and what is known of the rest."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAD_ENTRY = -1
+LOGPROB_RANGE = 32.0
+FIXED_POINT = 1024.0
+NO_TAIL = -32768
+
+
+@dataclass(frozen=True)
+class SparseTeacher:
+    """Row n gives the teacher's distribution of the token that hidden[n] predicts.
+
+    ids           int64 [N, K], distinct within a row, below V; -1 = no entry
+    logprobs      fp32 [N, K], nats, of the whole distribution AT THE SPEC'S TEMPERATURE; for
+                  sampled support, the log of the share of draws. -inf where there is no entry.
+    tail_logprob  fp32 [N], nats: log of the mass outside the entries at that temperature
+                  (-inf = none). Needed for tail_bucket.
+    entropy       fp32 [N], nats: of the whole distribution at that temperature. Makes the
+                  sampled divergence a KL; without it the value lacks this constant.
+
+    A row whose ids are all -1 has no teacher.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    tail_logprob: Tensor | None = None
+    entropy: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or self.ids.shape != self.logprobs.shape or not self.ids.shape[1]:
+            raise ValueError(
+                f"ids {tuple(self.ids.shape)} and logprobs {tuple(self.logprobs.shape)}: expected "
+                "the same shape [N, K] with K >= 1"
+            )
+        for name in ("tail_logprob", "entropy"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.ids.shape[:1]:
+                raise ValueError(
+                    f"{name} {tuple(value.shape)}: expected one value a row, "
+                    f"[{self.ids.shape[0]}]"
+                )
+
+    def __getitem__(self, rows: slice | Tensor) -> "SparseTeacher":
+        return SparseTeacher(
+            self.ids[rows],
+            self.logprobs[rows],
+            None if self.tail_logprob is None else self.tail_logprob[rows],
+            None if self.entropy is None else self.entropy[rows],
+        )
+
+    @classmethod
+    def from_entries(
+        cls,
+        entries: Tensor,
+        *,
+        vocab_size: int,
+        sampled: bool,
+        temperature: float,
+        tail: Tensor | None = None,
+        entropy: Tensor | None = None,
+    ) -> "SparseTeacher":
+        """Decode the records of a teacher store on the device (docs/store-format.md).
+
+        entries  int32 [N, K]: the bits of uint32 entries; the id in the high bits, a quantised
+                 log-probability at T=1 or a draw count in the rest; all ones = no entry
+        tail     int16 [N]: 1024 * ln(tail mass / head mass) at `temperature`; -32768 = no tail.
+                 None: the entries are taken for the whole distribution.
+        entropy  int16 [N]: 1024 * nats, sampled records only
+
+        The entries are tempered and made to sum to the head's mass, so that head and tail are a
+        distribution to fp32 rounding at every temperature:
+            log p_k = log softmax_k(logprob / T) + log(1 - tail_T)
+        """
+        value_bits = 32 - max(1, (vocab_size - 1).bit_length())
+        mask = entries != PAD_ENTRY
+        bits = entries.to(torch.int64) & 0xFFFFFFFF
+        ids = torch.where(mask, bits >> value_bits, -1)
+        code = (bits & ((1 << value_bits) - 1)).to(torch.float32)
+        if sampled:
+            value = code.log()
+        else:
+            value = code * (-LOGPROB_RANGE / ((1 << value_bits) - 2) / temperature)
+        value = value.masked_fill(~mask, -torch.inf)
+        # A row of pads only would be -inf - (-inf); its logprobs stay -inf.
+        total = value.logsumexp(-1, keepdim=True).nan_to_num(neginf=0.0)
+        logprobs = value - total
+
+        tail_logprob = None
+        if tail is not None:
+            log_odds = (tail.to(torch.float32) / FIXED_POINT).masked_fill(
+                tail == NO_TAIL, -torch.inf
+            )
+            tail_logprob = torch.nn.functional.logsigmoid(log_odds)
+            if not sampled:
+                logprobs = logprobs + torch.nn.functional.logsigmoid(-log_odds)[:, None]
+        return cls(
+            ids=ids,
+            logprobs=logprobs,
+            tail_logprob=tail_logprob,
+            entropy=None if entropy is None else entropy.to(torch.float32) / FIXED_POINT,
+        )
