@@ -1,0 +1,32 @@
+"""The teacher store: a teacher's distribution of every supervised token, on disk.
+
+Needs numpy, pyarrow and safetensors; neither torch nor axolotl. docs/store-format.md describes
+the format, which can be read without this package.
+"""
+
+from axolotl_distill.store.manifest import Manifest, Shard, new_manifest
+from axolotl_distill.store.reader import (
+    Records,
+    TeacherStore,
+    open_store,
+    pointer_record,
+    pointer_tag,
+)
+from axolotl_distill.store.tokenizer import check_compatible, tokenizer_fingerprint
+from axolotl_distill.store.verify import verify_store
+from axolotl_distill.store.writer import StoreWriter
+
+__all__ = [
+    "Manifest",
+    "Records",
+    "Shard",
+    "StoreWriter",
+    "TeacherStore",
+    "check_compatible",
+    "new_manifest",
+    "open_store",
+    "pointer_record",
+    "pointer_tag",
+    "tokenizer_fingerprint",
+    "verify_store",
+]
