@@ -100,6 +100,8 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         if labels is None:
             return original(*args, **kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k not in ("logits_to_keep", "skip_logits")}
+        # A cache is wasted on a loss, and transformers keeps packed documents apart only without.
+        kwargs["use_cache"] = False
         if head is None:
             head = plan_head(causal_lm, original, args[0] if args else kwargs["input_ids"])
             if head[0] is None:

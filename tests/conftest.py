@@ -1,0 +1,80 @@
+"""Shared fixtures: the real SmolLM2, its real tokenizer, and tiny models that speak it."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _demo_models():
+    spec = importlib.util.spec_from_file_location("demo_models", ROOT / "demo" / "models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def smollm2_dir() -> Path:
+    """SmolLM2-135M-Instruct."""
+    return _demo_models().prepare_teacher()
+
+
+@pytest.fixture(scope="session")
+def student_dir(smollm2_dir: Path) -> Path:
+    """SmolLM2 without 5 of its 30 layers."""
+    return _demo_models().cut_layers()
+
+
+@pytest.fixture
+def tokenizer(smollm2_dir: Path):
+    return AutoTokenizer.from_pretrained(smollm2_dir)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(smollm2_dir: Path):
+    """Make a tiny random model of a family, with SmolLM2's vocabulary, always the same one."""
+
+    def make(model_type: str = "llama", seed: int = 0, **overrides):
+        tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+        values = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": False,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
+        config = AutoConfig.for_model(model_type, **{**values, **overrides})
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # At their initial scale, random models are all but uniform and any two agree.
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(40.0)
+        model.tokenizer = tokenizer
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tiny_model, tmp_path_factory) -> Path:
+    """A tiny Llama on disk, as a user's base_model."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
