@@ -83,7 +83,7 @@ def test_own_store_gives_zero(
                     feature[column] = feature[column][:20]
         batch = collator(tokenizer, store, temperature, packed)([features] if packed else features)
         model = student(tiny_model, store, temperature)
-            found[name] = kl(model, isolated(batch, packed))
+        found[name] = kl(model, isolated(batch, packed))
     expected = sum(
         sum(label != -100 for label in feature["labels"][1:20 if layout == "truncated" else None])
         for feature in store_features(tokenizer, self_store)
