@@ -87,18 +87,21 @@ def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
             f"beside a store, use `type: {CHAT_TYPE}`."
         )
     stores = all_stores(cfg)
-    tokenizer = load_tokenizer(cfg)
-    student = AutoConfig.from_pretrained(
-        cfg.base_model_config or cfg.base_model,
-        trust_remote_code=bool(cfg.trust_remote_code),
-    ).get_text_config()
     for store in stores:
-        check_compatible(
-            store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size
-        )
-        check_loss(store, args)
+        check_store(cfg, args, store)
     _check_alike(stores)
     return stores
+
+
+def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
+    """Raises StoreError and its children when the student cannot learn from this store."""
+    student = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    ).get_text_config()
+    check_compatible(
+        store.manifest, tokenizer=load_tokenizer(cfg), student_vocab_size=student.vocab_size
+    )
+    check_loss(store, args)
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> str:

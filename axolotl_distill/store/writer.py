@@ -186,7 +186,12 @@ class StoreWriter:
         self.manifest.complete = True
         write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
         self.manifest.save(self.path)
-        self._release()
+        self._lock.close()
+        (self.path / ".lock").unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Let go of the store; what was not committed is lost."""
+        self._lock.close()
 
     def _write(self, name: str, write: Any) -> dict[str, Any]:
         path = self.path / name
@@ -208,10 +213,6 @@ class StoreWriter:
         self._first_record = self.manifest.num_records
         self._source_start = self.next_source_row
 
-    def _release(self) -> None:
-        self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
-
     def __enter__(self) -> Self:
         return self
 
@@ -224,7 +225,7 @@ class StoreWriter:
         if kind is None:
             self.close()
         else:
-            self._lock.close()
+            self.abandon()
 
 
 def _resume(path: Path, manifest: Manifest) -> Manifest:

@@ -1,0 +1,92 @@
+"""From a teacher's logits to the records of a store."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from axolotl_distill.args import CaptureArgs
+from axolotl_distill.store import encoding
+
+
+@dataclass(frozen=True)
+class RecordBatch:
+    """entries uint32 [E], one record after another; lengths int64 [R]; tail int16
+    [R, temperatures]; entropy int16 [R] for draws, else None."""
+
+    entries: np.ndarray
+    lengths: np.ndarray
+    tail: np.ndarray
+    entropy: np.ndarray | None
+
+
+def make_records(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
+    """Records of `args.method` for fp32 logits [R, V].
+
+    topk     the k likeliest tokens, likeliest first
+    nucleus  the likeliest tokens until they hold p of the mass at T=1, at least 1, at most max_k
+    sampled  `draws` independent draws at the sampling temperature, as ids and counts (Sparse
+             Logit Sampling, arXiv 2503.16870), and the entropy there; `seed` fixes the draws
+
+    The tail is what the kept tokens leave at each temperature: a log-sum-exp over all other
+    tokens, in the log-odds that the store keeps.
+    """
+    if args.method == "sampled":
+        return _sampled(logits_RV, args, seed)
+    vocab_size = logits_RV.shape[-1]
+    most = min(args.k if args.method == "topk" else args.max_k, vocab_size)
+    top = logits_RV.topk(most, dim=-1)
+    logprobs_RK = top.values - logits_RV.logsumexp(-1, keepdim=True)
+    if args.method == "topk":
+        kept_RK = torch.ones_like(top.indices, dtype=torch.bool)
+    else:
+        before = logprobs_RK.exp().cumsum(-1) - logprobs_RK.exp()
+        kept_RK = before < args.p
+        kept_RK[:, 0] = True
+    entries_RK = encoding.encode_logprobs(
+        top.indices.cpu().numpy(), logprobs_RK.cpu().numpy(), vocab_size
+    )
+    return RecordBatch(
+        entries=entries_RK[kept_RK.cpu().numpy()],
+        lengths=kept_RK.sum(-1).cpu().numpy(),
+        tail=tails(logits_RV, top.indices, kept_RK, args.temperatures),
+        entropy=None,
+    )
+
+
+def tails(
+    logits_RV: Tensor, ids_RK: Tensor, kept_RK: Tensor, temperatures: list[float]
+) -> np.ndarray:
+    """Log-odds of the mass outside the kept ids, int16 [R, temperatures].
+
+    Entries that are not kept repeat the row's first id, which always is.
+    """
+    ids_RK = torch.where(kept_RK, ids_RK, ids_RK[:, :1])
+    head_RK = logits_RV.gather(1, ids_RK)
+    rest_RV = logits_RV.scatter(1, ids_RK, -torch.inf)
+    columns = []
+    for temperature in temperatures:
+        head = (head_RK / temperature).masked_fill(~kept_RK, -torch.inf).logsumexp(-1)
+        rest = (rest_RV / temperature).logsumexp(-1)
+        columns.append(encoding.encode_tail(rest.cpu().numpy(), head.cpu().numpy()))
+    return np.stack(columns, axis=1)
+
+
+def _sampled(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
+    probs_RV = (logits_RV / args.sampling_temperature).softmax(-1)
+    generator = torch.Generator(device=logits_RV.device).manual_seed(seed)
+    drawn = torch.multinomial(probs_RV, args.draws, replacement=True, generator=generator)
+    drawn = drawn.sort(-1).values
+    first = torch.ones_like(drawn, dtype=torch.bool)
+    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
+    starts = torch.nonzero(first.flatten()).squeeze(1)
+    counts = torch.diff(starts, append=starts.new_tensor([drawn.numel()]))
+    return RecordBatch(
+        entries=encoding.encode_counts(
+            drawn[first].cpu().numpy(), counts.cpu().numpy(), logits_RV.shape[-1]
+        ),
+        lengths=first.sum(-1).cpu().numpy(),
+        tail=tails(logits_RV, drawn, first, args.temperatures),
+        entropy=encoding.encode_entropy(torch.special.entr(probs_RV).sum(-1).cpu().numpy()),
+    )

@@ -1,0 +1,106 @@
+"""`axolotl distill inspect`."""
+
+import json
+from typing import Any
+
+import click
+import numpy as np
+import pyarrow.parquet as pq
+
+from axolotl_distill.store import TeacherStore, open_store
+from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
+
+SAMPLE = 65_536
+SHOWN_ENTRIES = 8
+IGNORE = -100
+
+
+def run(path: str, *, records: int, tokenizer: str | None, as_json: bool) -> None:
+    """Numbers of a store, then a few of its records as text."""
+    store = open_store(path, allow_incomplete=True)
+    numbers = statistics(store)
+    if as_json:
+        click.echo(json.dumps(numbers, indent=1))
+        return
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {part:.4g}" for key, part in value.items())
+        click.echo(f"{name:<24}{value}")
+    if records and store.num_records:
+        for line in shown_records(store, records, tokenizer or store.manifest.tokenizer["name"]):
+            click.echo(line)
+
+
+def statistics(store: TeacherStore) -> dict[str, Any]:
+    """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
+    manifest = store.manifest
+    sizes = {
+        kind: sum(
+            about["bytes"]
+            for shard in manifest.shards
+            for name, about in shard.files.items()
+            if name.startswith(kind)
+        )
+        for kind in ("teacher", "data")
+    }
+    method = dict(manifest.method)
+    numbers: dict[str, Any] = {
+        "teacher": manifest.teacher["name"],
+        "method": f"{method.pop('kind')} {method}",
+        "complete": manifest.complete,
+        "shards": len(manifest.shards),
+        "rows": manifest.num_rows,
+        "records": manifest.num_records,
+        "vocabulary": manifest.vocab_size,
+        "bytes a record": round(sizes["teacher"] / max(1, manifest.num_records), 2),
+        "MB of records": round(sizes["teacher"] / 1e6, 2),
+        "MB of rows": round(sizes["data"] / 1e6, 2),
+    }
+    if not manifest.num_records:
+        return numbers
+    step = max(1, manifest.num_records // SAMPLE)
+    found = store.read(np.arange(0, manifest.num_records, step))
+    ids, _ = decode_counts(found.entries, manifest.vocab_size)
+    lengths = (ids >= 0).sum(1)
+    numbers["entries a record"] = {
+        "min": float(lengths.min()),
+        "mean": float(lengths.mean()),
+        "max": float(lengths.max()),
+    }
+    held = 1.0 - np.exp(decode_tail(found.tail)).mean(0)
+    numbers["mass held at T"] = {
+        f"{temperature:g}": float(mass)
+        for temperature, mass in zip(manifest.temperatures, held, strict=True)
+    }
+    return numbers
+
+
+def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[str]:
+    """Text lines for `count` records of the first row: context, true token, likeliest entries."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    except OSError:
+        return [f"(no text: tokenizer {tokenizer_name!r} cannot be loaded; give --tokenizer)"]
+    first = pq.ParquetFile(store.parquet_files[0])
+    row = next(first.iter_batches(1)).to_pylist()[0]
+    positions = np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)[:count]
+    found = store.read(row["teacher_start"] + np.arange(positions.size))
+    sampled = store.manifest.method["kind"] == "sampled"
+    decode = decode_counts if sampled else decode_logprobs
+    ids, values = decode(found.entries, store.manifest.vocab_size)
+    if not sampled:
+        values = np.exp(values)
+    lines = []
+    for place, row_ids, row_values in zip(positions, ids, values, strict=True):
+        context = tokenizer.decode(row["input_ids"][max(0, place - 11) : place + 1])
+        likeliest = np.argsort(-row_values, kind="stable")[:SHOWN_ENTRIES]
+        entries = "  ".join(
+            f"{tokenizer.decode([row_ids[at]])!r} {row_values[at]:.3g}"
+            for at in likeliest
+            if row_ids[at] >= 0
+        )
+        truth = tokenizer.decode([row["input_ids"][place + 1]])
+        lines.append(f"\n…{context!r} -> {truth!r}\n    {entries}")
+    return lines

@@ -1,0 +1,84 @@
+"""The text to capture, tokenised by Axolotl exactly as it would be for training."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from axolotl.cli.config import load_cfg
+from axolotl.loaders import load_tokenizer
+from axolotl.utils.data.sft import prepare_datasets
+from axolotl.utils.dict import DictDefault
+from datasets import Dataset
+from pydantic import ValidationError
+
+from axolotl_distill.args import CaptureArgs, DistillArgs, parse_distill
+from axolotl_distill.data.types import STORE_TYPE, is_store, resolve_types
+from axolotl_distill.errors import ConfigError
+
+
+def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
+    """(Axolotl's validated config, the distill block) of a YAML.
+
+    Raises ConfigError when the file is missing or has no `distill:` block.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file.")
+    try:
+        cfg = load_cfg(str(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path} is not a config that Axolotl accepts:\n{error}") from error
+    if cfg.distill is None:
+        raise ConfigError(
+            f"{path} has no `distill:` block, or does not list axolotl_distill under `plugins:`."
+        )
+    return cfg, parse_distill(cfg.distill.to_dict())
+
+
+def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:
+    """The `datasets` entries to capture, types resolved."""
+    given = args.datasets
+    if given is None:
+        given = [dict(entry) for entry in cfg.datasets or [] if not is_store(entry)]
+    if not given:
+        raise ConfigError(
+            "There is no text to capture: every entry of `datasets` is a store. Name the text "
+            "under `distill.capture.datasets`, as you would under `datasets`."
+        )
+    entries = [DictDefault(entry) for entry in given]
+    if any(is_store(entry) for entry in entries):
+        raise ConfigError(
+            f"`distill.capture.datasets` holds an entry of type {STORE_TYPE}: a store cannot be "
+            "captured again; name the text it was made from."
+        )
+    resolve_types(entries)
+    return entries
+
+
+@contextmanager
+def tokenised(cfg: DictDefault, entries: list[DictDefault]) -> Iterator[tuple[Dataset, Any]]:
+    """(rows with input_ids and labels, tokenizer), for as long as the context lasts.
+
+    Chat template, label masks and what happens to overlong rows are the config's. Rows are
+    neither shuffled nor packed nor split, and come from a cache of their own, so that an edited
+    file is read again.
+    """
+    with tempfile.TemporaryDirectory(prefix="axolotl-distill-") as prepared:
+        source = DictDefault(cfg.to_dict())
+        source.datasets = entries
+        source.test_datasets = None
+        source.val_set_size = 0
+        source.sample_packing = False
+        source.eval_sample_packing = False
+        source.streaming = False
+        source.shuffle_merged_datasets = False
+        source.shuffle_before_merging_datasets = False
+        source.curriculum_sampling = True
+        source.dataset_prepared_path = prepared
+        source.push_dataset_to_hub = None
+        source.num_epochs = source.num_epochs or 1
+        tokenizer = load_tokenizer(source)
+        dataset, _, _, _ = prepare_datasets(source, tokenizer)
+        yield dataset.select_columns(["input_ids", "labels"]), tokenizer

@@ -1,0 +1,100 @@
+"""A teacher in this process: any Hugging Face causal language model."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from axolotl_distill.errors import CaptureError
+
+LOGIT_BYTES = 256 << 20
+
+
+class HFTeacher:
+    """Runs rows through a model and yields the logits of chosen positions.
+
+    dtype "auto" is the checkpoint's; device "auto" is the accelerator where there is one.
+    `vocab_size` is the number of real token ids: heads padded beyond it are cut to it, so that a
+    teacher and a student padded differently agree.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        vocab_size: int,
+        dtype: str = "auto",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ):
+        if device == "auto":
+            found = torch.accelerator.current_accelerator() if (
+                torch.accelerator.is_available()
+            ) else None
+            device = found.type if found is not None else "cpu"
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+                trust_remote_code=trust_remote_code,
+            )
+        except OSError as error:
+            raise CaptureError(
+                f"The teacher `{path}` (`distill.capture.teacher`) cannot be loaded: {error}"
+            ) from error
+        self.model = model.to(device).eval()
+        self.vocab_size = vocab_size
+        if model.get_output_embeddings().weight.shape[0] < vocab_size:
+            raise CaptureError(
+                f"The teacher `{path}` has logits for "
+                f"{model.get_output_embeddings().weight.shape[0]} tokens, but the student's "
+                f"tokenizer has {vocab_size}: they do not share a vocabulary. Use a teacher with "
+                "the student's tokenizer."
+            )
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @property
+    def dtype(self) -> str:
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @torch.inference_mode()
+    def logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[Tensor]
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        """Logits at `positions[i]` (int64 [R_i], ascending) of every row of token ids.
+
+        Yields (row, slice of its positions, fp32 [r, vocab_size]) in pieces that stay below a
+        quarter of a GB. Position t's logits are the distribution of token t + 1. The head runs on
+        the union of the batch's positions only.
+        """
+        longest = max(len(row) for row in rows)
+        input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        attention_mask = torch.zeros_like(input_ids)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = torch.tensor(row)
+            attention_mask[index, : len(row)] = 1
+        device = self.model.device
+        inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
+
+        if not self._keeps:
+            logits_BSV = self.model(**inputs, use_cache=False).logits
+            for index, wanted in enumerate(positions):
+                yield from self._pieces(index, logits_BSV[index], wanted)
+            return
+        kept = torch.unique(torch.cat(list(positions)))
+        place = torch.full((longest,), -1, dtype=torch.int64)
+        place[kept] = torch.arange(kept.numel())
+        logits_BKV = self.model(**inputs, use_cache=False, logits_to_keep=kept.to(device)).logits
+        for index, wanted in enumerate(positions):
+            yield from self._pieces(index, logits_BKV[index], place[wanted])
+
+    def _pieces(
+        self, index: int, logits_SV: Tensor, wanted: Tensor
+    ) -> Iterator[tuple[int, slice, Tensor]]:
+        size = max(1, LOGIT_BYTES // (4 * self.vocab_size))
+        for start in range(0, wanted.numel(), size):
+            part = slice(start, min(start + size, wanted.numel()))
+            rows = wanted[part].to(logits_SV.device)
+            yield index, part, logits_SV[rows, : self.vocab_size].float()
