@@ -1,0 +1,52 @@
+# Everything runs from a fresh clone; the first target that needs it sets the environment up.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+export AXOLOTL_DO_NOT_TRACK := 1
+export TOKENIZERS_PARALLELISM := false
+export TRL_EXPERIMENTAL_SILENCE := 1
+CONFIG := example_configs/smollm2-cpu.yml
+TRAIN := $(BIN)/accelerate launch --cpu --num_processes 1 -m axolotl.cli.train
+RUN := $(BIN)/python demo/run.py
+
+.PHONY: setup models demo test test-slow lint clean
+setup: .venv/.ready
+
+# torch is installed first, at a version whose PyPI wheel also comes as a CPU build; axolotl would
+# otherwise pull the newest one with its CUDA packages.
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet "torch==2.13.0"
+	$(BIN)/pip install --quiet "torch==2.13.0" "axolotl==0.19.0" -e ".[dev]"
+	touch $@
+
+models: .cache/smollm2-cut5/config.json
+.cache/smollm2-cut5/config.json: .venv/.ready demo/models.py
+	$(RUN) "the teacher and the student" models $(BIN)/python demo/models.py
+
+demo: models
+	rm -rf outputs/demo/student-* outputs/demo/prepared*
+	$(RUN) "capturing the teacher" capture $(BIN)/axolotl distill capture $(CONFIG)
+	$(RUN) "training by distillation" distilled $(TRAIN) $(CONFIG)
+	$(RUN) "training by SFT, same rows and steps" sft $(TRAIN) example_configs/smollm2-cpu-sft.yml
+	$(RUN) "evaluating on held-out rows" evaluate $(BIN)/python demo/evaluate.py .cache/smollm2 \
+	  outputs/demo/evaluation.json teacher=.cache/smollm2 student=.cache/smollm2-cut5 \
+	  sft=outputs/demo/student-sft distilled=outputs/demo/student-distilled
+	@$(BIN)/python demo/report.py
+
+test: setup models
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup models
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: setup models
+	$(BIN)/python -m pytest -m gpu
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf outputs last_run_prepared
