@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 HELD_OUT = Path(__file__).resolve().parent.parent.joinpath(
     "example_configs", "data", "pydoc-chat", "heldout.jsonl"
 )
-ROWS = 40
+ROWS = 24
 
 
 def chat_tokens(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+if not Path("/dev/nvidia0").exists():
+    # Without a GPU the tests run the same kernels in Triton's interpreter.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -61,15 +61,17 @@ def fused_linear_distill(
     transform = logit_transform or LogitTransform()
     if backend == "auto":
         backend = "triton" if hidden.device.type == "cuda" else "torch"
-    if backend == "reference":
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            head = F.linear(hidden.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    with torch.autocast(hidden.device.type, enabled=False):
+        if backend == "reference":
+            wide = torch.promote_types(hidden.dtype, torch.float32)
+            head = F.linear(hidden.to(wide), weight.to(wide))
+            if bias is not None:
+                head = head + bias
             return distill_loss(transform(head), teacher, labels, spec=spec)
-
-    loss, kd, ce, top1 = _FusedLinearDistill.apply(
-        hidden, weight, bias, teacher, labels, spec, transform, row_function(backend, hidden)
-    )
+        rows = row_function(backend, hidden)
+        loss, kd, ce, top1 = _FusedLinearDistill.apply(
+            hidden, weight, bias, teacher, labels, spec, transform, rows
+        )
     labelled = labels != IGNORE
     taught = labelled & (teacher.ids >= 0).any(-1)
     return DistillOutput(

@@ -17,7 +17,8 @@ class SparseTeacher:
 
     ids           int64 [N, K], distinct within a row, below V; -1 = no entry
     logprobs      fp32 [N, K], nats, of the whole distribution AT THE SPEC'S TEMPERATURE; for
-                  sampled support, the log of the share of draws. -inf where there is no entry.
+                  sampled support, the log of the share of draws (the shares of a row sum to 1).
+                  -inf where there is no entry.
     tail_logprob  fp32 [N], nats: log of the mass outside the entries at that temperature
                   (-inf = none). Needed for tail_bucket.
     entropy       fp32 [N], nats: of the whole distribution at that temperature. Makes the
