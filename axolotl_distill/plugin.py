@@ -35,11 +35,11 @@ class DistillPlugin(BasePlugin):
             return
         from axolotl_distill.data.checks import check_stores
         from axolotl_distill.data.axolotl_compat import prepare_cpu_launch
-        from axolotl_distill.data.types import key_cache_by_content
+        from axolotl_distill.data.types import follow_content
 
         check_stores(cfg, _args(cfg))
-        key_cache_by_content(cfg.datasets)
-        key_cache_by_content(cfg.test_datasets)
+        follow_content(cfg.datasets)
+        follow_content(cfg.test_datasets)
         prepare_cpu_launch(cfg)
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:

@@ -3,7 +3,9 @@
 python demo/report.py
 """
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import matplotlib
@@ -22,16 +24,17 @@ ROWS = (
 )
 
 
-def curve(run: str) -> list[dict]:
-    """What the trainer logged, one entry a step."""
-    state = json.loads((OUT / run / "trainer_state.json").read_text())
-    return [entry for entry in state["log_history"] if "loss" in entry]
+def curve(run: str) -> list[dict[str, float]]:
+    """What the trainer printed, one entry an optimizer step."""
+    text = (OUT / "logs" / f"{run}.log").read_text(errors="replace")
+    entries = [ast.literal_eval(found) for found in re.findall(r"\{'loss': .*?\}", text)]
+    return [{name: float(value) for name, value in entry.items()} for entry in entries]
 
 
 def main() -> None:
     found = json.loads((OUT / "evaluation.json").read_text())
     store = statistics(open_store(OUT / "teacher-store"))
-    distilled, sft = curve("student-distilled"), curve("student-sft")
+    distilled, sft = curve("distilled"), curve("sft")
     lines = [
         f"{'held-out rows':<22}{'KL to teacher':>15}{'top-1 agreement':>18}{'perplexity':>13}"
     ]
@@ -58,10 +61,10 @@ def main() -> None:
     )
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.plot([e["step"] for e in distilled], [e["distill/kl"] for e in distilled])
+    left.plot([entry["distill/kl"] for entry in distilled])
     left.set(xlabel="step", ylabel="nats", title="distill/kl while training")
-    right.plot([e["step"] for e in distilled], [e["ppl"] for e in distilled], label="distillation")
-    right.plot([e["step"] for e in sft], [e["ppl"] for e in sft], label="SFT")
+    right.plot([entry["ppl"] for entry in distilled], label="distillation")
+    right.plot([entry["ppl"] for entry in sft], label="SFT")
     right.set(xlabel="step", yscale="log", title="perplexity on the training text")
     right.legend()
     figure.tight_layout()

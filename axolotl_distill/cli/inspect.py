@@ -86,7 +86,7 @@ def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[
     first = pq.ParquetFile(store.parquet_files[0])
     row = next(first.iter_batches(1)).to_pylist()[0]
     positions = np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)[:count]
-    found = store.read(row["teacher_start"] + np.arange(positions.size))
+    found = store.read(np.arange(positions.size))
     sampled = store.manifest.method["kind"] == "sampled"
     decode = decode_counts if sampled else decode_logprobs
     ids, values = decode(found.entries, store.manifest.vocab_size)

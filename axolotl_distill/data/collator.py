@@ -42,7 +42,7 @@ class TeacherCollator:
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
         self.pad_left = tokenizer.padding_side == "left"
-        self.stores = {int(pointer_tag(np.int64(s.pointer_base))): s for s in stores}
+        self.stores = {int(pointer_tag(np.int64(s.manifest.pointer_base))): s for s in stores}
         self.tail_column = {
             tag: list(store.manifest.temperatures).index(temperature)
             for tag, store in self.stores.items()

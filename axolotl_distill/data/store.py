@@ -12,7 +12,6 @@ from axolotl.prompt_tokenizers import PromptTokenizingStrategy
 
 from axolotl_distill.data import TEACHER_POS
 from axolotl_distill.errors import StoreCorruptError, StoreError
-from axolotl_distill.store import open_store
 
 IGNORE = -100
 
@@ -35,7 +34,6 @@ class StoreStrategy(PromptTokenizingStrategy):
     def __init__(self, tokenizer: Any, path: str, max_len: int | None, overlong: str):
         super().__init__(prompter=None, tokenizer=tokenizer)
         self.path = path
-        self.pointer_base = open_store(path).pointer_base
         self.max_len = max_len
         self.overlong = overlong
 
@@ -80,7 +78,7 @@ class StoreStrategy(PromptTokenizingStrategy):
                     "the capture; capture the store again."
                 )
             labels_S[0] = IGNORE
-            positions_S = teacher_positions(labels_S, self.pointer_base + start)
+            positions_S = teacher_positions(labels_S, start)
             keep = slice(None, self.max_len)
             rows["input_ids"].append(list(input_ids)[keep])
             rows["labels"].append(labels_S[keep].tolist())

@@ -51,21 +51,25 @@ def open_stores(datasets: list[Any] | None) -> list[TeacherStore]:
     return [open_store(path) for path in paths]
 
 
-def key_cache_by_content(datasets: list[Any] | None) -> None:
-    """Make Axolotl's prepared-dataset cache follow what the files hold, in place.
+def follow_content(datasets: list[Any] | None) -> None:
+    """Make two caches follow what the files hold and not just their names, in place.
 
-    Axolotl's cache key covers a dataset's config but not its content: a store captured again, or
-    a JSONL edited, under the same path would silently train on the old rows. `revision` is part
-    of that key and means nothing for a local path, so it carries the store's uid, or the hash of
-    a local file.
+    Axolotl's prepared-dataset cache: its key covers a dataset's config but not its content, so a
+    store captured again, or a JSONL edited, would silently train on the old rows. `revision` is
+    part of that key and means nothing for a local path: it carries the store's uid, or the hash
+    of a local file.
+
+    The cache of `datasets`: for a folder with a dataset card it is keyed by the folder's name
+    (seen with datasets 4.8), for listed files by their time stamps too. So the files are listed.
     """
     for dataset in datasets or []:
-        if dataset.get("revision"):
-            continue
         path = Path(str(dataset["path"]))
         if is_store(dataset):
-            dataset["revision"] = open_store(path).manifest.uid
-        elif path.is_file():
+            store = open_store(path)
+            dataset["revision"] = store.manifest.uid
+            dataset["ds_type"] = "parquet"
+            dataset["data_files"] = [str(file.resolve()) for file in store.parquet_files]
+        elif path.is_file() and not dataset.get("revision"):
             with path.open("rb") as file:
                 dataset["revision"] = hashlib.file_digest(file, "sha256").hexdigest()
 

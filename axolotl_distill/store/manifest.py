@@ -16,6 +16,8 @@ from axolotl_distill.store.encoding import id_bits
 FORMAT = "axolotl-distill-store"
 VERSION = 1
 FILE = "manifest.json"
+RECORD_BITS = 40
+TAG_BITS = 22
 IDENTITY = ("uid", "created", "generator", "complete", "shards")
 
 
@@ -65,6 +67,12 @@ class Manifest:
     @property
     def num_entries(self) -> int:
         return sum(shard.entries for shard in self.shards)
+
+    @property
+    def pointer_base(self) -> int:
+        """Added to a record's index it makes a pointer that names this store and no other."""
+        tag = int(self.uid[:8], 16) & ((1 << TAG_BITS) - 1)
+        return tag << RECORD_BITS
 
     def differences(self, other: "Manifest") -> list[str]:
         """Names of the header fields in which two manifests differ, identity left out."""

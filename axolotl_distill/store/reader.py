@@ -9,10 +9,8 @@ import numpy as np
 
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
 from axolotl_distill.store.encoding import PAD
-from axolotl_distill.store.manifest import Manifest, Shard
+from axolotl_distill.store.manifest import RECORD_BITS, Manifest, Shard
 
-RECORD_BITS = 40
-TAG_BITS = 22
 DTYPES = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
 
 
@@ -56,12 +54,6 @@ class TeacherStore:
     @property
     def num_records(self) -> int:
         return self.manifest.num_records
-
-    @property
-    def pointer_base(self) -> int:
-        """Added to a record index it makes a pointer that names this store and no other."""
-        tag = int(self.manifest.uid[:8], 16) & ((1 << TAG_BITS) - 1)
-        return tag << RECORD_BITS
 
     @property
     def parquet_files(self) -> list[Path]:

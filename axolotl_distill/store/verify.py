@@ -69,7 +69,8 @@ def _check_rows(store: TeacherStore, shard: Shard) -> None:
         int((np.asarray(labels.as_py()[1:]) != IGNORE).sum()) for labels in table["labels"]
     ]
     _require(supervised == counts.tolist(), store, name, "num_records", "supervised tokens")
-    starts = shard.first_record + np.concatenate([[0], np.cumsum(counts)[:-1]])
+    first = store.manifest.pointer_base + shard.first_record
+    starts = first + np.concatenate([[0], np.cumsum(counts)[:-1]])
     in_order = table["teacher_start"].to_numpy().tolist() == starts.tolist()
     _require(in_order, store, name, "teacher_start", "rows in the order of their records")
 

@@ -117,7 +117,7 @@ class StoreWriter:
                 "id": row_id,
                 "input_ids": input_ids,
                 "labels": labels,
-                "teacher_start": self._first_record + self._records,
+                "teacher_start": self.manifest.pointer_base + self._first_record + self._records,
                 "num_records": num_records,
                 "text": text,
             }

@@ -1,0 +1,106 @@
+"""Runs the real Axolotl in a process of its own, as a user would, on a tiny model."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+BASE = {
+    "plugins": ["axolotl_distill"],
+    "sequence_len": 128,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "max_steps": 3,
+    "learning_rate": 1e-3,
+    "lr_scheduler": "constant",
+    "optimizer": "adamw_torch",
+    "bf16": False,
+    "val_set_size": 0.0,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "pad_to_sequence_len": False,
+    "dataset_num_proc": 1,
+    "dataloader_num_workers": 0,
+    "seed": 7,
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left: its exit code, everything it printed, and what the trainer logged."""
+
+    code: int
+    log: str
+    output: Path
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        """One entry an optimizer step that was logged."""
+        return self._logged("loss")
+
+    @property
+    def evaluations(self) -> list[dict[str, float]]:
+        return self._logged("eval_loss")
+
+    def column(self, name: str) -> list[float]:
+        return [step[name] for step in self.steps]
+
+    def _logged(self, first: str) -> list[dict[str, float]]:
+        found = [ast.literal_eval(text) for text in re.findall(rf"\{{'{first}': .*?\}}", self.log)]
+        return [{name: float(value) for name, value in entry.items()} for entry in found]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    env = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    return {
+        **env,
+        "HF_HUB_OFFLINE": "1",
+        "AXOLOTL_DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        **extra,
+    }
+
+
+def run_axolotl(
+    folder: Path, config: dict[str, Any], *, processes: int = 1, check: bool = True
+) -> Run:
+    """Write BASE updated by `config` to a YAML and train on it; `folder` holds all it leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    full = {
+        **BASE,
+        "output_dir": str(folder / "out"),
+        "dataset_prepared_path": str(folder / "prepared"),
+        **config,
+    }
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump({k: v for k, v in full.items() if v is not None}))
+    command = [sys.executable, "-m", "axolotl.cli.train", str(path)]
+    env = environment()
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+        command = [sys.executable, *launcher, str(processes), *command[1:]]
+        env["ACCELERATE_USE_CPU"] = "true"
+    done = subprocess.run(
+        command,
+        env=env,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=420,
+        check=False,
+    )
+    if check and done.returncode:
+        print(done.stdout[-6000:])
+        raise AssertionError(f"axolotl ended with {done.returncode}")
+    return Run(done.returncode, done.stdout, Path(full["output_dir"]))
