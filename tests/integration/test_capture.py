@@ -1,0 +1,209 @@
+"""The capture command on a real teacher and real chats."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from support.axolotl_run import BASE, environment
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_distill.store import open_store, verify_store
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
+
+ROOT = Path(__file__).resolve().parents[2]
+CHATS = ROOT / "example_configs" / "data" / "pydoc-chat" / "heldout.jsonl"
+AXOLOTL = [sys.executable, "-m", "axolotl.cli.main", "distill"]
+
+
+def cli(*args, check=True, cwd=None):
+    done = subprocess.run(
+        [*AXOLOTL, *map(str, args)],
+        env=environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
+    return done
+
+
+@pytest.fixture
+def config(tmp_path, tiny_llama_dir):
+    """Writes a YAML whose teacher is the tiny model; `change` edits it before it is written."""
+
+    def write(change=lambda values: None):
+        values = {
+            **BASE,
+            "base_model": str(tiny_llama_dir),
+            "output_dir": str(tmp_path / "out"),
+            "dataset_prepared_path": str(tmp_path / "prepared"),
+            "sequence_len": 200,
+            "distill": {
+                "temperature": 2.0,
+                "capture": {
+                    "teacher": str(tiny_llama_dir),
+                    "output": str(tmp_path / "store"),
+                    "datasets": [{"path": str(CHATS), "type": "chat_template"}],
+                    "k": 8,
+                    "batch_tokens": 1024,
+                    "shard_records": 500,
+                },
+            },
+            "datasets": [{"path": str(tmp_path / "store"), "type": "axolotl_distill.store"}],
+        }
+        change(values)
+        path = tmp_path / "config.yml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_records_are_the_teachers(tmp_path, config, tiny_llama_dir):
+    """Every record is the distribution of the next token, and of no other."""
+    cli("capture", config())
+    store = verify_store(tmp_path / "store")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    rows = pq.read_table(store.path / "data").to_pylist()
+    assert len(rows) > 40
+    found = store.read(np.arange(store.num_records))
+    ids, logprobs = decode_logprobs(found.entries, store.manifest.vocab_size)
+    start = 0
+    shifted_agree = []
+    for row in rows:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+        supervised = np.flatnonzero(np.asarray(row["labels"][1:]) != -100)
+        assert row["num_records"] == supervised.size > 0
+        here = slice(start, start + supervised.size)
+        start += supervised.size
+        exact = logits.log_softmax(-1)
+        for place, entry_ids, entry, tail in zip(
+            supervised, ids[here], logprobs[here], found.tail[here], strict=True
+        ):
+            top = exact[place].topk(8)
+            assert set(entry_ids) == set(top.indices.tolist())
+            assert entry == pytest.approx(top.values.numpy(), abs=1e-3)
+            tempered = (logits[place] / 2.0).softmax(-1)
+            outside = 1 - tempered[entry_ids].sum().item()
+            assert np.exp(decode_tail(tail[1])) == pytest.approx(outside, rel=2e-3)
+            shifted_agree.append(set(entry_ids) == set(exact[place + 1].topk(8).indices.tolist()))
+        # Only what the assistant said is supervised.
+        prompt = tokenizer.decode(row["input_ids"][: supervised[0] + 1])
+        assert prompt.endswith("<|im_start|>assistant\n")
+    assert start == store.num_records
+    assert np.mean(shifted_agree) < 0.1
+
+
+def test_killed_and_run_again(tmp_path, config):
+    """kill -9 at random moments: the store ends as that of one uninterrupted run."""
+    path = config(lambda values: values["distill"]["capture"].update(shard_records=60))
+    command = [*AXOLOTL, "capture", str(path)]
+    manifest = tmp_path / "store" / "manifest.json"
+    kills = 0
+    for _ in range(12):
+        child = subprocess.Popen(
+            command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        if kills < 2:
+            seen = manifest.read_text() if manifest.exists() else ""
+            while child.poll() is None and (
+                not manifest.exists() or manifest.read_text() == seen
+            ):
+                time.sleep(0.005)
+            time.sleep(random.uniform(0.0, 0.05))
+            if child.poll() is None:
+                child.send_signal(signal.SIGKILL)
+                kills += 1
+        if child.wait() == 0:
+            break
+    assert kills == 2
+    cli("capture", path, "--output", tmp_path / "whole")
+    killed, whole = verify_store(tmp_path / "store"), verify_store(tmp_path / "whole")
+    index = np.arange(whole.num_records)
+    assert killed.num_records == whole.num_records
+    assert (killed.read(index).entries == whole.read(index).entries).all()
+    assert (killed.read(index).tail == whole.read(index).tail).all()
+    again = cli("capture", path)
+    assert "complete" in again.stdout
+
+
+def test_sampled_and_nucleus(tmp_path, config):
+    def sampled(values):
+        values["distill"]["capture"].update(
+            method="sampled", draws=20, sampling_temperature=2.0, temperatures=[2.0]
+        )
+
+    cli("capture", config(sampled), "--limit", 10)
+    store = verify_store(tmp_path / "store")
+    assert store.num_rows == 10 and store.manifest.method["draws"] == 20
+
+    def nucleus(values):
+        values["distill"]["capture"].update(method="nucleus", p=0.5, max_k=30)
+
+    cli("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
+    entries = verify_store(tmp_path / "nucleus").read(np.arange(50)).entries
+    assert entries.shape[1] <= 30
+
+
+def test_another_source_is_not_resumed(tmp_path, config):
+    cli("capture", config(), "--limit", 5)
+    done = cli("capture", config(), "--limit", 6, check=False)
+    assert done.returncode == 1
+    assert "another `source`" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_inspect_and_verify(tmp_path, config, tiny_llama_dir):
+    path = config()
+    cli("capture", path, "--limit", 6)
+    numbers = json.loads(
+        "{" + cli("inspect", tmp_path / "store", "--json").stdout.split("{", 1)[1]
+    )
+    store = open_store(tmp_path / "store")
+    assert numbers["records"] == store.num_records and numbers["rows"] == 6
+    assert set(numbers["mass held at T"]) == {"1", "2", "4"}
+    shown = cli("inspect", tmp_path / "store").stdout
+    assert "assistant" in shown and "->" in shown
+    good = cli("verify", tmp_path / "store", "--config", path)
+    assert "fit the store" in good.stdout
+
+    file = next((tmp_path / "store" / "teacher").iterdir())
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    bad = cli("verify", tmp_path / "store", check=False)
+    assert bad.returncode == 1 and file.name in bad.stderr and "sha256" in bad.stderr
+
+
+def test_nothing_supervised(tmp_path, config):
+    chats = tmp_path / "questions.jsonl"
+    chats.write_text(json.dumps({"messages": [{"role": "user", "content": "Well?"}]}) + "\n")
+
+    def change(values):
+        values["distill"]["capture"]["datasets"][0]["path"] = str(chats)
+
+    done = cli("capture", config(change), check=False)
+    assert done.returncode == 1
+    assert "questions.jsonl" in done.stderr and "supervised" in done.stderr
+
+
+def test_unknown_key_names_the_right_one(config):
+    def change(values):
+        values["distill"]["temprature"] = values["distill"].pop("temperature")
+
+    done = cli("capture", config(change), check=False)
+    assert done.returncode == 1
+    assert "did you mean `temperature`?" in done.stderr
