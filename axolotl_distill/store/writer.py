@@ -24,7 +24,8 @@ ROW_SCHEMA = pa.schema(
     {
         "id": pa.string(),
         "input_ids": pa.list_(pa.int32()),
-        "labels": pa.list_(pa.int32()),
+        # int64: what Axolotl's own tokenisation gives, or the two could not be concatenated.
+        "labels": pa.list_(pa.int64()),
         "teacher_start": pa.int64(),
         "num_records": pa.int32(),
         "text": pa.string(),

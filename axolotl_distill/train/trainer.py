@@ -4,10 +4,13 @@ import math
 from typing import Any
 
 from axolotl.core.trainers.base import AxolotlTrainer
+from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from axolotl_distill.data import TEACHER_POS
 from axolotl_distill.train.metrics import MetricSums
+
+LOG = get_logger(__name__)
 
 
 class DistillMixin:
@@ -23,6 +26,11 @@ class DistillMixin:
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         self._distill_sums = {True: MetricSums(), False: MetricSums()}
+        LOG.info(
+            f"axolotl-distill: {self.accelerator.num_processes} process(es), "
+            f"{self.accelerator.distributed_type}; the loss is averaged over the supervised "
+            "tokens of each optimizer step"
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -57,7 +65,7 @@ class DistillMixin:
         means = self._distill_sums[False].means(self.accelerator)
         if "loss" in means:
             output.metrics[f"{prefix}_loss"] = means.pop("loss")
-        output.metrics |= {f"{prefix}_distill/{name}": value for name, value in means.items()}
+        output.metrics.update({f"{prefix}_distill/{name}": means[name] for name in means})
         return output
 
 

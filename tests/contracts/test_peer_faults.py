@@ -17,6 +17,9 @@ from peft import LoraConfig, get_peft_model
 from support.kernel_cases import make_case, oracle, relative_error
 from support.stores import capture_rows, random_rows, store_features
 
+from transformers import LlamaForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
 from axolotl_distill.args import parse_distill
 from axolotl_distill.data.collator import TeacherCollator
 from axolotl_distill.data.store import teacher_positions
@@ -337,19 +340,17 @@ def test_23_the_routers_loss_is_kept(store, tokenizer, tiny_model):
     )
 
 
-def test_24_models_without_logits_to_keep(store, tokenizer):
-    import inspect
+def test_24_models_without_logits_to_keep(store, tokenizer, tiny_model):
+    """As models that bring their own code often are."""
 
-    from transformers import AutoModelForCausalLM, OpenAIGPTConfig
+    class OlderLlama(LlamaForCausalLM):
+        def forward(self, input_ids, attention_mask=None, use_cache=None):
+            hidden = self.model(input_ids, attention_mask=attention_mask, use_cache=use_cache)
+            return CausalLMOutputWithPast(logits=self.lm_head(hidden[0]))
 
-    config = OpenAIGPTConfig(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, n_positions=64
-    )
-    model = AutoModelForCausalLM.from_config(config).eval()
-    assert "logits_to_keep" not in inspect.signature(model.forward).parameters
-    batch = batch_of(store, tokenizer)
-    attach_distill_forward(model, settings(tokenizer))
-    model(**batch).loss.backward()
+    model = tiny_model()
+    model.__class__ = OlderLlama
+    agree(losses_and_gradients(model, model, batch_of(store, tokenizer), settings(tokenizer)))
 
 
 def test_25_what_is_optional_may_be_left_out():

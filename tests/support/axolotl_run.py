@@ -43,6 +43,11 @@ class Run:
     output: Path
 
     @property
+    def ranks(self) -> int:
+        """Processes that shared one optimizer step, as accelerate counts them."""
+        return max(map(int, re.findall(r"axolotl-distill: (\d+) process", self.log)), default=0)
+
+    @property
     def steps(self) -> list[dict[str, float]]:
         """One entry an optimizer step that was logged."""
         return self._logged("loss")
