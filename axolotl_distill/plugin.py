@@ -33,8 +33,8 @@ class DistillPlugin(BasePlugin):
         """Check the stores against tokenizer and student, before any row or weight is read."""
         if not _is_on(cfg):
             return
-        from axolotl_distill.data.checks import check_stores
         from axolotl_distill.data.axolotl_compat import prepare_cpu_launch
+        from axolotl_distill.data.checks import check_stores
         from axolotl_distill.data.types import follow_content
 
         check_stores(cfg, _args(cfg))

@@ -77,9 +77,7 @@ def chats(pairs: list[tuple[str, str]], rng: random.Random) -> list[dict]:
 def main() -> None:
     sys.argv = sys.argv[:1]
     names = sorted(
-        name
-        for name in sys.stdlib_module_names
-        if not name.startswith("_") and name not in SKIPPED
+        name for name in sys.stdlib_module_names if not name.startswith("_") and name not in SKIPPED
     )
     rng = random.Random(SEED)
     seen: set[str] = set()

@@ -59,9 +59,7 @@ def cut_layers(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(source)
-    kept = [
-        layer for index, layer in enumerate(model.model.layers) if index not in set(dropped)
-    ]
+    kept = [layer for index, layer in enumerate(model.model.layers) if index not in set(dropped)]
     for index, layer in enumerate(kept):
         layer.self_attn.layer_idx = index
     model.model.layers = nn.ModuleList(kept)

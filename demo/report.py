@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from axolotl_distill.cli.inspect import statistics  # noqa: E402
-from axolotl_distill.store import open_store  # noqa: E402
+from axolotl_distill.cli.inspect import statistics
+from axolotl_distill.store import open_store
 
 OUT = Path("outputs/demo")
 ROWS = (
@@ -35,16 +35,16 @@ def main() -> None:
     found = json.loads((OUT / "evaluation.json").read_text())
     store = statistics(open_store(OUT / "teacher-store"))
     distilled, sft = curve("distilled"), curve("sft")
-    lines = [
-        f"{'held-out rows':<22}{'KL to teacher':>15}{'top-1 agreement':>18}{'perplexity':>13}"
-    ]
+    lines = [f"{'held-out rows':<22}{'KL to teacher':>15}{'top-1 agreement':>18}{'perplexity':>13}"]
     for key, name in ROWS:
         row = found[key]
         lines.append(
             f"{name:<22}{row['kl']:>10.3f} nats{row['top1_agreement']:>17.1%} "
             f"{row['perplexity']:>12.1f}"
         )
-    lines.append(f"{'the teacher itself':<22}{'':>15}{'':>18}{found['teacher']['perplexity']:>13.1f}")
+    lines.append(
+        f"{'the teacher itself':<22}{'':>15}{'':>18}{found['teacher']['perplexity']:>13.1f}"
+    )
     lines.append(
         f"\n{len(distilled)} optimizer steps each, the same rows; {found['student']['tokens']} "
         "held-out tokens, whole vocabulary, T=1"

@@ -17,7 +17,9 @@ def main(title: str, name: str, command: list[str]) -> int:
     print(f"{title} … ", end="", flush=True)
     start = time.monotonic()
     with log.open("w") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, check=False
+        ).returncode
     print(f"{time.monotonic() - start:.0f} s" if code == 0 else f"failed, see {log}")
     if code:
         print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:]))

@@ -1,12 +1,12 @@
 """How numbers become bits in a teacher store. Pure numpy; docs/store-format.md is the norm.
 
-    entry    uint32: token id in the high `id_bits`, a code in the low `value_bits`
-             id_bits = bits of (vocab_size - 1), value_bits = 32 - id_bits
-    code     log-probability records: logprob = -code * 32 / (2^value_bits - 2), in nats
-             records of draws:        how often the id was drawn
-    PAD      0xFFFFFFFF, no entry; no other entry has a code of all ones
-    tail     int16: round(1024 * ln(tail mass / head mass)); -32768 = no tail at all
-    entropy  int16: round(1024 * nats)
+entry    uint32: token id in the high `id_bits`, a code in the low `value_bits`
+         id_bits = bits of (vocab_size - 1), value_bits = 32 - id_bits
+code     log-probability records: logprob = -code * 32 / (2^value_bits - 2), in nats
+         records of draws:        how often the id was drawn
+PAD      0xFFFFFFFF, no entry; no other entry has a code of all ones
+tail     int16: round(1024 * ln(tail mass / head mass)); -32768 = no tail at all
+entropy  int16: round(1024 * nats)
 """
 
 import numpy as np

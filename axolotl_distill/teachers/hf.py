@@ -30,9 +30,11 @@ class HFTeacher:
         trust_remote_code: bool = False,
     ):
         if device == "auto":
-            found = torch.accelerator.current_accelerator() if (
-                torch.accelerator.is_available()
-            ) else None
+            found = (
+                torch.accelerator.current_accelerator()
+                if (torch.accelerator.is_available())
+                else None
+            )
             device = found.type if found is not None else "cpu"
         try:
             model = AutoModelForCausalLM.from_pretrained(

@@ -16,7 +16,6 @@ from distill_kernels import DistillSpec, SparseTeacher, distill_loss, fused_line
 from peft import LoraConfig, get_peft_model
 from support.kernel_cases import make_case, oracle, relative_error
 from support.stores import capture_rows, random_rows, store_features
-
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 

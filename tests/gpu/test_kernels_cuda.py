@@ -15,10 +15,7 @@ pytestmark = [
 
 def on_cuda(teacher: SparseTeacher) -> SparseTeacher:
     return SparseTeacher(
-        *(
-            None if value is None else value.cuda()
-            for value in dataclasses.astuple(teacher)
-        )
+        *(None if value is None else value.cuda() for value in dataclasses.astuple(teacher))
     )
 
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
 from distill_kernels import DistillSpec
+from support.stores import capture_rows, random_rows, store_features
 
 from axolotl_distill.data.collator import TeacherCollator
 from axolotl_distill.data.store import StoreStrategy
 from axolotl_distill.store import open_store
 from axolotl_distill.train.forward import LossSettings, attach_distill_forward
-from support.stores import capture_rows, random_rows, store_features
 
 TEMPERATURES = [1.0, 2.0, 4.0]
 
@@ -85,7 +85,7 @@ def test_own_store_gives_zero(
         model = student(tiny_model, store, temperature)
         found[name] = kl(model, isolated(batch, packed))
     expected = sum(
-        sum(label != -100 for label in feature["labels"][1:20 if layout == "truncated" else None])
+        sum(label != -100 for label in feature["labels"][1 : 20 if layout == "truncated" else None])
         for feature in store_features(tokenizer, self_store)
     )
     assert found["own"][1] == expected

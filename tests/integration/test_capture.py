@@ -120,9 +120,7 @@ def test_killed_and_run_again(tmp_path, config):
         )
         if kills < 2:
             seen = manifest.read_text() if manifest.exists() else ""
-            while child.poll() is None and (
-                not manifest.exists() or manifest.read_text() == seen
-            ):
+            while child.poll() is None and (not manifest.exists() or manifest.read_text() == seen):
                 time.sleep(0.005)
             time.sleep(random.uniform(0.0, 0.05))
             if child.poll() is None:
@@ -135,8 +133,15 @@ def test_killed_and_run_again(tmp_path, config):
     killed, whole = verify_store(tmp_path / "store"), verify_store(tmp_path / "whole")
     index = np.arange(whole.num_records)
     assert killed.num_records == whole.num_records
-    assert (killed.read(index).entries == whole.read(index).entries).all()
-    assert (killed.read(index).tail == whole.read(index).tail).all()
+    # Rows share a batch with others after a restart, which moves a logit by its rounding.
+    seen, expected = killed.read(index), whole.read(index)
+    vocab_size = whole.manifest.vocab_size
+    (ids, logprobs), (true_ids, true_logprobs) = (
+        decode_logprobs(np.sort(found.entries), vocab_size) for found in (seen, expected)
+    )
+    assert (ids == true_ids).all()
+    assert np.abs(logprobs - true_logprobs).max() < 2e-3
+    assert np.abs(seen.tail.astype(int) - expected.tail).max() <= 2
     again = cli("capture", path)
     assert "complete" in again.stdout
 
@@ -169,9 +174,7 @@ def test_another_source_is_not_resumed(tmp_path, config):
 def test_inspect_and_verify(tmp_path, config, tiny_llama_dir):
     path = config()
     cli("capture", path, "--limit", 6)
-    numbers = json.loads(
-        "{" + cli("inspect", tmp_path / "store", "--json").stdout.split("{", 1)[1]
-    )
+    numbers = json.loads("{" + cli("inspect", tmp_path / "store", "--json").stdout.split("{", 1)[1])
     store = open_store(tmp_path / "store")
     assert numbers["records"] == store.num_records and numbers["rows"] == 6
     assert set(numbers["mass held at T"]) == {"1", "2", "4"}

@@ -96,9 +96,7 @@ def test_evaluation(tmp_path, config):
         assert f"eval_{name}" in first
     mixture = 0.3 * last["eval_distill/ce"] + 0.7 * 4 * last["eval_distill/kl"]
     assert last["eval_loss"] == pytest.approx(mixture, rel=1e-3)
-    assert last["eval_ppl"] == pytest.approx(
-        math.exp(last["eval_distill/ce"]), rel=2e-2
-    )
+    assert last["eval_ppl"] == pytest.approx(math.exp(last["eval_distill/ce"]), rel=2e-2)
 
 
 def test_resumes_as_if_uninterrupted(tmp_path, config):

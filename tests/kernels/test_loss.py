@@ -85,9 +85,7 @@ def test_any_shape(
         transform=transform,
         seed=seed,
     )
-    spec = DistillSpec(
-        temperature=temperature, alpha=alpha, support=support, reduction=reduction
-    )
+    spec = DistillSpec(temperature=temperature, alpha=alpha, support=support, reduction=reduction)
     check(case, spec, backend, tolerance=2e-5)
 
 
@@ -175,9 +173,7 @@ def test_full_support_is_trl():
     theirs = GKDTrainer.generalized_jsd_loss(
         student, 2.0 * teacher.float()[None], labels=case.labels[None], beta=0.0, temperature=2.0
     )
-    ours = distill_loss(
-        student[0], case.teacher, case.labels, spec=DistillSpec(temperature=2.0)
-    )
+    ours = distill_loss(student[0], case.teacher, case.labels, spec=DistillSpec(temperature=2.0))
     assert ours.loss.item() == pytest.approx(4.0 * theirs.item(), rel=1e-5)
 
 

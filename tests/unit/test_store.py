@@ -222,7 +222,9 @@ class TestDamage:
         with pytest.raises(StoreCorruptError, match=r"shard-00000.safetensors has \d+ bytes"):
             open_store(path)
 
-    @pytest.mark.parametrize("name", ["teacher/shard-00001.safetensors", "data/shard-00000.parquet"])
+    @pytest.mark.parametrize(
+        "name", ["teacher/shard-00001.safetensors", "data/shard-00000.parquet"]
+    )
     def test_flipped_byte(self, path, name):
         file = path / name
         data = bytearray(file.read_bytes())

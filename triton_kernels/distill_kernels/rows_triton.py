@@ -181,9 +181,7 @@ def _rows_kernel(
             tl.exp((z - new_shift) * inv_t), 0
         )
         if TEMPERED:
-            rest_sum1 = rest_sum1 * tl.exp(old_shift - new_shift) + tl.sum(
-                tl.exp(z - new_shift), 0
-            )
+            rest_sum1 = rest_sum1 * tl.exp(old_shift - new_shift) + tl.sum(tl.exp(z - new_shift), 0)
         rest_max = new_max
     rest_shift = _finite(rest_max)
     lse_rest = rest_shift * inv_t + tl.log(rest_sum)

@@ -42,8 +42,7 @@ class SparseTeacher:
             value = getattr(self, name)
             if value is not None and value.shape != self.ids.shape[:1]:
                 raise ValueError(
-                    f"{name} {tuple(value.shape)}: expected one value a row, "
-                    f"[{self.ids.shape[0]}]"
+                    f"{name} {tuple(value.shape)}: expected one value a row, [{self.ids.shape[0]}]"
                 )
 
     def __getitem__(self, rows: slice | Tensor) -> "SparseTeacher":
