@@ -56,12 +56,12 @@ class StoreWriter:
         or when a field of the header differs from what was captured so far.
         """
         path = Path(path)
-        if path.exists() and any(path.iterdir()) and not (path / FILE).exists():
-            if {entry.name for entry in path.iterdir()} - {".lock", "data", "teacher"}:
-                raise StoreError(
-                    f"{path} is a folder with other files in it and no teacher store. Choose "
-                    "another `distill.capture.output`, or empty it."
-                )
+        there = {entry.name for entry in path.iterdir()} if path.exists() else set()
+        if FILE not in there and there - {".lock", "data", "teacher"}:
+            raise StoreError(
+                f"{path} is a folder with other files in it and no teacher store. Choose "
+                "another `distill.capture.output`, or empty it."
+            )
         for folder in (path, path / "data", path / "teacher"):
             folder.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")

@@ -28,7 +28,7 @@ class FusedHead:
 
 
 def find_head(causal_lm: nn.Module) -> nn.Module:
-    """The output head as it is called in forward; PEFT's `modules_to_save` copy where there is one."""
+    """The output head that forward calls; PEFT's `modules_to_save` copy where there is one."""
     head = causal_lm.get_output_embeddings()
     copies = getattr(head, "modules_to_save", None)
     active = getattr(head, "active_adapter", None)

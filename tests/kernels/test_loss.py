@@ -226,7 +226,6 @@ def test_a_certain_student_does_not_overflow(backend):
     """The student's tail underflows although the teacher's does not."""
     case = make_case(k=2, ragged=False, seed=8)
     case.weight.mul_(400)
-    loss, grads = oracle(case, DistillSpec())
     out, found = run(case, DistillSpec(), backend)
     assert torch.isfinite(out.loss)
     assert all(torch.isfinite(g).all() for g in found if g is not None)

@@ -97,7 +97,9 @@ def store_features(tokenizer: Any, store: Path, packed: bool = False) -> list[Ro
     strategy = StoreStrategy(tokenizer, str(store), max_len=None, overlong="drop")
     table = pq.read_table(store / "data")
     columns = strategy.tokenize_prompt(table.to_pydict())
-    features = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values())]
+    features = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
     if packed:
         for feature in features:
             feature["position_ids"] = list(range(len(feature["input_ids"])))

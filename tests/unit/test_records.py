@@ -83,6 +83,6 @@ def test_length_batches_bound_the_tokens():
     lengths = [5, 900, 17, 40, 41, 3, 300]
     rows = {i: {"input_ids": [0] * n} for i, n in enumerate(lengths)}
     batches = list(length_batches(rows, list(rows), 200))
-    assert sorted(sum(batches, [])) == list(rows)
+    assert sorted(index for batch in batches for index in batch) == list(rows)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 200

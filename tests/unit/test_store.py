@@ -236,10 +236,10 @@ class TestDamage:
     def test_newer_version(self, path):
         manifest = json.loads((path / "manifest.json").read_text())
         (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-        with pytest.raises(StoreCorruptError, match="version 99.*upgrade"):
+        with pytest.raises(StoreCorruptError, match=r"version 99.*upgrade"):
             open_store(path)
 
     def test_not_json(self, path):
         (path / "manifest.json").write_text("{")
-        with pytest.raises(StoreCorruptError, match="manifest.json cannot be read"):
+        with pytest.raises(StoreCorruptError, match=r"manifest.json cannot be read"):
             open_store(path)

@@ -1,0 +1,57 @@
+"""What every benchmark shares: the device's name, medians, and where results are kept."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def device_name() -> str:
+    """The GPU's name, or the CPU's with its thread count."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        named = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = named[0].split(":", 1)[1].strip() if named else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def alternate(
+    contenders: dict[str, Callable[[], Any]], *, repeats: int = 7, warmup: int = 1
+) -> dict[str, float]:
+    """Median seconds of each, taking turns, so that a slow spell of the machine hits all."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for turn in range(warmup + repeats):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def keep(name: str, results: Any) -> None:
+    """Write benchmarks/results/NAME.json with device, versions and time of day."""
+    RESULTS.mkdir(exist_ok=True)
+    about = {
+        "device": device_name(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "results": results,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(about, indent=1) + "\n")
+    print(f"kept in {path.relative_to(RESULTS.parent.parent)}")

@@ -1,0 +1,118 @@
+"""How far each kind of store bends the gradient, at how many bytes a token.
+
+    python benchmarks/gradient_error.py
+
+Teacher: SmolLM2-135M-Instruct. Student: the same with 5 of its 30 layers cut out. 2,048 tokens of
+English prose (the licence-clean text of Python's own documentation strings). The yardstick is the
+gradient of the output head's weight under forward KL over the whole vocabulary of 49,152; records
+go through the store's own encoding, so quantisation counts.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from common import keep
+from distill_kernels import DistillSpec, SparseTeacher, fused_linear_distill
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_distill.args import CaptureArgs
+from axolotl_distill.capture.records import make_records
+
+ROOT = Path(__file__).resolve().parent.parent
+TOKENS, WINDOW = 2048, 512
+PLANS = (
+    ("top-16, renormalised", {"k": 16}, "renormalize"),
+    ("top-64, renormalised", {"k": 64}, "renormalize"),
+    ("sampled, 32 draws", {"method": "sampled", "draws": 32}, "sampled"),
+    ("top-16 + tail bucket", {"k": 16}, "tail_bucket"),
+    ("top-64 + tail bucket", {"k": 64}, "tail_bucket"),
+    ("nucleus 0.9 of at most 64", {"method": "nucleus", "p": 0.9, "max_k": 64}, "tail_bucket"),
+)
+
+
+def prose(tokenizer) -> torch.Tensor:
+    """int64 [TOKENS / WINDOW, WINDOW]"""
+    lines = (ROOT / "example_configs/data/pydoc-chat/train.jsonl").read_text().splitlines()
+    messages = (m for line in lines for m in json.loads(line)["messages"])
+    text = "\n\n".join(m["content"] for m in messages if m["role"] == "assistant")
+    return torch.tensor(tokenizer(text)["input_ids"][:TOKENS]).view(-1, WINDOW)
+
+
+def hidden_and_head(path: Path, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+    return hidden.clone(), model.lm_head.weight.detach()
+
+
+def full_gradient(student, weight, teacher_logits, temperature) -> torch.Tensor:
+    weight = weight.clone().requires_grad_()
+    for rows in torch.arange(TOKENS).split(256):
+        q = (student[rows] @ weight.t() / temperature).log_softmax(-1)
+        p = (teacher_logits[rows] / temperature).log_softmax(-1)
+        loss = F.kl_div(q, p, log_target=True, reduction="sum") * temperature**2 / TOKENS
+        loss.backward()
+    return weight.grad
+
+
+def sparse_gradient(student, weight, teacher_logits, temperature, values, support):
+    """(gradient, bytes a token)"""
+    values = {**values, "temperatures": [1.0, temperature]}
+    args = CaptureArgs(teacher="-", output="-", sampling_temperature=temperature, **values)
+    batch = make_records(teacher_logits, args, seed=1)
+    lengths = torch.from_numpy(batch.lengths)
+    entries = torch.full((TOKENS, int(lengths.max())), -1, dtype=torch.int32)
+    inside = torch.arange(entries.shape[1]) < lengths[:, None]
+    entries[inside] = torch.from_numpy(batch.entries.view("int32"))
+    sampled = support == "sampled"
+    teacher = SparseTeacher.from_entries(
+        entries,
+        vocab_size=teacher_logits.shape[-1],
+        sampled=sampled,
+        temperature=temperature,
+        tail=torch.from_numpy(batch.tail[:, args.temperatures.index(temperature)]),
+        entropy=torch.from_numpy(batch.entropy) if sampled else None,
+    )
+    weight = weight.clone().requires_grad_()
+    spec = DistillSpec(temperature=temperature, support=support)
+    labels = torch.zeros(TOKENS, dtype=torch.int64)
+    fused_linear_distill(student, weight, teacher, labels, spec=spec).loss.backward()
+    # One tail (or entropy) of two bytes; records of varying length also have a 4-byte offset.
+    fixed = 2 if args.method == "topk" else 6
+    return weight.grad, 4 * lengths.float().mean().item() + fixed
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / ".cache/smollm2")
+    ids = prose(tokenizer)
+    teacher, teacher_head = hidden_and_head(ROOT / ".cache/smollm2", ids)
+    student, weight = hidden_and_head(ROOT / ".cache/smollm2-cut5", ids)
+    teacher_logits = teacher @ teacher_head.t()
+    results = []
+    print(f"{'support':<28}{'T':>4}{'bytes':>9}{'rel. error':>12}{'cosine':>9}")
+    for temperature in (1.0, 2.0):
+        exact = full_gradient(student, weight, teacher_logits, temperature)
+        for name, values, support in PLANS:
+            seen, size = sparse_gradient(
+                student, weight, teacher_logits, temperature, values, support
+            )
+            error = ((seen - exact).norm() / exact.norm()).item()
+            cosine = F.cosine_similarity(seen.flatten(), exact.flatten(), dim=0).item()
+            results.append(
+                {
+                    "support": name,
+                    "temperature": temperature,
+                    "bytes_per_token": size,
+                    "relative_error": error,
+                    "cosine": cosine,
+                }
+            )
+            print(f"{name:<28}{temperature:>4g}{size:>9.1f}{error:>12.3f}{cosine:>9.3f}")
+    keep("gradient_error", results)
+
+
+if __name__ == "__main__":
+    main()
