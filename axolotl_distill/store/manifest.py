@@ -10,12 +10,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.errors import StoreCorruptError, StoreMissingError
+from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
 from axolotl_distill.store.encoding import id_bits
 
 FORMAT = "axolotl-distill-store"
 VERSION = 1
 FILE = "manifest.json"
+TEMPORARY = ".tmp"
 RECORD_BITS = 40
 TAG_BITS = 22
 IDENTITY = ("uid", "created", "generator", "complete", "shards")
@@ -76,8 +77,9 @@ class Manifest:
 
     def differences(self, other: "Manifest") -> list[str]:
         """Names of the header fields in which two manifests differ, identity left out."""
-        names = (f.name for f in dataclasses.fields(self) if f.name not in IDENTITY)
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
+        # Through JSON: one of the two comes from disk, where a tuple has become a list.
+        mine, theirs = (json.loads(json.dumps(dataclasses.asdict(m))) for m in (self, other))
+        return [name for name in mine if name not in IDENTITY and mine[name] != theirs[name]]
 
     def save(self, store: Path) -> None:
         """Replace the manifest atomically: what is on disk is the old one or the new one."""
@@ -97,15 +99,19 @@ class Manifest:
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
             if values["version"] > VERSION:
-                raise ValueError(
-                    f"it has format version {values['version']}, this release reads up to "
-                    f"{VERSION}; upgrade axolotl-distill"
+                raise StoreError(
+                    f"{path} has format version {values['version']}, this release reads up to "
+                    f"{VERSION}. Upgrade axolotl-distill."
                 )
             shards = [Shard(**shard) for shard in values.pop("shards")]
             known = {f.name for f in dataclasses.fields(cls)}
             return cls(**{k: v for k, v in values.items() if k in known}, shards=shards)
+        except StoreError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreCorruptError(f"{path} cannot be read: {error}") from error
+            raise StoreCorruptError(
+                f"{path} cannot be read: {error}. Copy it again from where the store was captured."
+            ) from error
 
 
 def new_manifest(
@@ -136,7 +142,7 @@ def new_manifest(
 
 def write_atomically(path: Path, data: bytes) -> None:
     """A temporary name, fsync, rename, fsync of the folder: whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -147,7 +153,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 def publish(temporary: Path, path: Path) -> None:
     """Rename a file that is already on the disk, and make the rename itself last."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder last."""
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -1,7 +1,6 @@
 """Reading a store: O(shards) to open, O(batch) to read."""
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,16 +149,19 @@ def teacher_file(store: Path, shard: Shard) -> Path:
 
 def map_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a safetensors file as a read-only memory map; reads only the header."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(length))
-    data = np.memmap(path, mode="r", dtype=np.uint8, offset=0)
-    arrays = {}
-    for name, about in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = (8 + length + offset for offset in about["data_offsets"])
-        arrays[name] = np.asarray(data[start:stop].view(DTYPES[about["dtype"]])).reshape(
-            about["shape"]
-        )
-    return arrays
+    data = np.memmap(path, mode="r", dtype=np.uint8)
+    try:
+        start = 8 + int(data[:8].view("<u8")[0])
+        header = json.loads(bytes(data[8:start]))
+        header.pop("__metadata__", None)
+        return {
+            name: np.asarray(data[start:][slice(*about["data_offsets"])])
+            .view(DTYPES[about["dtype"]])
+            .reshape(about["shape"])
+            for name, about in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreCorruptError(
+            f"{path} is not a safetensors file of a store: {error}. Copy it again from where the "
+            "store was captured."
+        ) from error

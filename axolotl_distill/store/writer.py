@@ -18,7 +18,15 @@ from safetensors.numpy import save_file
 
 from axolotl_distill.errors import StoreError
 from axolotl_distill.store.card import dataset_card
-from axolotl_distill.store.manifest import FILE, Manifest, Shard, publish, write_atomically
+from axolotl_distill.store.manifest import (
+    FILE,
+    TEMPORARY,
+    Manifest,
+    Shard,
+    publish,
+    sync_folder,
+    write_atomically,
+)
 
 ROW_SCHEMA = pa.schema(
     {
@@ -56,18 +64,14 @@ class StoreWriter:
         or when a field of the header differs from what was captured so far.
         """
         path = Path(path)
-        there = {entry.name for entry in path.iterdir()} if path.exists() else set()
-        if FILE not in there and there - {".lock", "data", "teacher"}:
-            raise StoreError(
-                f"{path} is a folder with other files in it and no teacher store. Choose "
-                "another `distill.capture.output`, or empty it."
-            )
+        _refuse_strangers(path)
         for folder in (path, path / "data", path / "teacher"):
             folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(path.parent)
         lock = (path / ".lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             lock.close()
             raise StoreError(
                 f"{path} is being written by another process. Wait for it, or stop it."
@@ -184,19 +188,23 @@ class StoreWriter:
     def close(self) -> None:
         """Commit what is open, write the dataset card and mark the store complete."""
         self.commit()
+        if self.manifest.shards:
+            self.manifest.shards[-1].source_stop = self.next_source_row
         self.manifest.complete = True
         write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
         self.manifest.save(self.path)
-        self._lock.close()
-        (self.path / ".lock").unlink(missing_ok=True)
+        self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the store; what was not committed is lost."""
+        """Let go of the store; what was not committed is lost.
+
+        The lock's file stays: deleting it would let two writers hold locks on two files.
+        """
         self._lock.close()
 
     def _write(self, name: str, write: Any) -> dict[str, Any]:
         path = self.path / name
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(path.name + TEMPORARY)
         write(str(temporary))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -229,6 +237,23 @@ class StoreWriter:
             self.abandon()
 
 
+def _refuse_strangers(path: Path) -> None:
+    """Raise StoreError for a folder that holds something, unless it is a store, or what a writer
+    killed before its first manifest leaves: two empty folders."""
+    if not path.exists() or (path / FILE).exists():
+        return
+    ours = {".lock", FILE + TEMPORARY, "data", "teacher"}
+    strangers = {entry.name for entry in path.iterdir()} - ours
+    for folder in ("data", "teacher"):
+        if (path / folder).is_dir():
+            strangers |= {f"{folder}/{entry.name}" for entry in (path / folder).iterdir()}
+    if strangers:
+        raise StoreError(
+            f"{path} is a folder with other files in it ({min(strangers)}) and no teacher store. "
+            "Choose another `distill.capture.output`, or empty it."
+        )
+
+
 def _resume(path: Path, manifest: Manifest) -> Manifest:
     found = Manifest.load(path)
     for name in found.differences(manifest):
@@ -244,6 +269,6 @@ def _remove_uncommitted(path: Path, manifest: Manifest) -> None:
     """Delete what a killed writer left behind: temporary files and shards without a commit."""
     named = {name for shard in manifest.shards for name in shard.files}
     for folder in ("data", "teacher"):
-        for file in (path / folder).iterdir():
+        for file in (path / folder).glob("shard-*"):
             if f"{folder}/{file.name}" not in named:
                 file.unlink()

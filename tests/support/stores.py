@@ -64,7 +64,7 @@ def capture_rows(
         vocab_size=len(tokenizer),
         method={"kind": "topk", "k": k},
         temperatures=temperatures,
-        sequence_len=max(len(row["input_ids"]) for row in rows),
+        sequence_len=max((len(row["input_ids"]) for row in rows), default=0),
         tokenizer={"fingerprint": tokenizer_fingerprint(tokenizer), "name": "test"},
         teacher={"name": "test"},
         source={"fingerprint": "test", "num_rows": len(rows)},

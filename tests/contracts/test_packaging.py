@@ -1,0 +1,98 @@
+"""What an installation puts on the path, and the plugin's bare name."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from support.axolotl_run import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def python(code, cwd, *flags):
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", code],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()
+
+
+def test_wheel_holds_two_packages_and_the_hook(tmp_path):
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+            *("--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in names if not name.endswith(".dist-info")} == {
+        "axolotl_distill",
+        "distill_kernels",
+        "axolotl_distill_startup.py",
+        "axolotl_distill_startup.pth",
+    }
+
+
+def test_editable_install_hides_the_repository(tmp_path):
+    """vLLM and SGLang probe for `triton_kernels`, which is OpenAI's and must not be our folder."""
+    code = (
+        "import importlib.util as u, sys; print(u.find_spec('triton_kernels'), "
+        f"{str(ROOT)!r} in sys.path, u.find_spec('distill_kernels') is not None)"
+    )
+    assert python(code, tmp_path) == ["None False True"]
+
+
+def test_importing_the_package_is_light(tmp_path):
+    code = (
+        "import sys, axolotl_distill, axolotl_distill.args, axolotl_distill.errors; "
+        "print([m for m in ('torch', 'axolotl', 'transformers') if m in sys.modules])"
+    )
+    assert python(code, tmp_path) == ["[]"]
+
+
+def test_the_hook_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys; print('axolotl_distill_startup' in sys.modules, "
+        "[m for m in ('torch', 'axolotl', 'axolotl_distill') if m in sys.modules])"
+    )
+    assert python(code, tmp_path) == ["True []"]
+
+
+@pytest.mark.parametrize("name", ["axolotl_distill", "axolotl_distill.DistillPlugin"])
+def test_plugin_loads_by_either_name(tmp_path, name):
+    code = (
+        "from axolotl.integrations.base import load_plugin; "
+        f"print(type(load_plugin({name!r})).__name__)"
+    )
+    assert python(code, tmp_path)[-1] == "DistillPlugin"
+
+
+def test_other_bare_names_stay_axolotls_business(tmp_path):
+    code = (
+        "from axolotl.integrations.base import load_plugin\n"
+        "try: load_plugin('nonsense')\n"
+        "except ValueError as error: print('ValueError')"
+    )
+    assert python(code, tmp_path)[-1] == "ValueError"
+
+
+def test_the_class_name_works_without_the_hook(tmp_path):
+    """`python -S` reads no .pth file; the path is given by hand."""
+    code = (
+        f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}; "
+        "assert 'axolotl_distill_startup' not in sys.modules; "
+        f"sys.path.insert(0, {str(ROOT)!r}); import axolotl_distill; "
+        "print(axolotl_distill.DistillPlugin.__name__)"
+    )
+    assert python(code, tmp_path, "-S")[-1] == "DistillPlugin"

@@ -1,0 +1,173 @@
+"""What cannot work is refused before a weight is read, with the key or file and the remedy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from support.axolotl_run import BASE, run_axolotl
+from support.stores import capture_rows, random_rows
+from transformers import AutoTokenizer
+
+from axolotl_distill.args import parse_distill
+from axolotl_distill.data.checks import check_config, check_stores
+from axolotl_distill.errors import (
+    ConfigError,
+    StoreCorruptError,
+    StoreError,
+    StoreMissingError,
+    TokenizerMismatchError,
+)
+
+EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/*.yml"))
+
+
+@pytest.fixture
+def cfg(config):
+    """The config as Axolotl would hand it to the plugin."""
+    from axolotl.utils.dict import DictDefault
+
+    return DictDefault({**BASE, **config, "tokenizer_config": config["base_model"]})
+
+
+def args(**values):
+    return parse_distill({"temperature": 2.0, **values})
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ({"rl": "dpo"}, "`rl` cannot be combined"),
+        ({"kd_trainer": True}, "other distillation plugin"),
+        ({"pretraining_dataset": "x"}, "streaming: true"),
+        ({"context_parallel_size": 2}, "context_parallel_size: 2"),
+        ({"sample_packing": True}, "attn_implementation"),
+    ],
+)
+def test_impossible_combinations(cfg, extra, message):
+    for key, value in extra.items():
+        cfg[key] = value
+    with pytest.raises(ConfigError, match=message):
+        check_config(cfg, args())
+
+
+def test_capture_and_training_must_agree(cfg):
+    block = {"teacher": "t", "output": "o", "temperatures": [1.0, 4.0]}
+    with pytest.raises(ConfigError, match=r"temperature: 2.*capture.temperatures"):
+        check_config(cfg, args(capture=block))
+    check_config(cfg, args(capture=block, support="renormalize"))
+
+
+def test_fitting_store_is_accepted(cfg, store):
+    assert [s.path for s in check_stores(cfg, args())] == [store]
+
+
+def test_no_store_at_all(cfg):
+    cfg.datasets = [{"path": "x.jsonl", "type": "chat_template"}]
+    with pytest.raises(ConfigError, match="axolotl distill capture"):
+        check_stores(cfg, args())
+
+
+def test_missing_store_and_shard(cfg, store, tmp_path):
+    cfg.datasets[0]["path"] = str(tmp_path / "nowhere")
+    with pytest.raises(StoreMissingError, match="nowhere"):
+        check_stores(cfg, args())
+    copy = shutil.copytree(store, tmp_path / "copy")
+    next((copy / "teacher").iterdir()).unlink()
+    cfg.datasets[0]["path"] = str(copy)
+    with pytest.raises(StoreMissingError, match="is missing"):
+        check_stores(cfg, args())
+
+
+def test_wrong_tokenizer(cfg, tmp_path, tiny_model, smollm2_dir):
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
+    tokenizer.add_tokens(["<another>"])
+    path = _retagged(tmp_path, tiny_model, tokenizer)
+    cfg.datasets[0]["path"] = str(path)
+    with pytest.raises(TokenizerMismatchError, match=r"distill\.cross_tokenizer"):
+        check_stores(cfg, args())
+
+
+def _retagged(tmp_path, tiny_model, tokenizer):
+    """A store whose manifest says that another tokenizer made it."""
+    from axolotl_distill.store import tokenizer_fingerprint
+
+    rows = random_rows(tiny_model().tokenizer, [9])
+    path = capture_rows(tmp_path / "s", tiny_model, rows, k=4)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["tokenizer"]["fingerprint"] = tokenizer_fingerprint(tokenizer)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_smaller_vocabulary(cfg, tmp_path, tiny_llama_dir):
+    small = shutil.copytree(tiny_llama_dir, tmp_path / "small")
+    about = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps({**about, "vocab_size": 40_000}))
+    cfg.base_model = str(small)
+    with pytest.raises(StoreError, match=r"40000 rows.*49151"):
+        check_stores(cfg, args())
+
+
+def test_larger_padded_head_is_fine(cfg, tmp_path, tiny_llama_dir):
+    large = shutil.copytree(tiny_llama_dir, tmp_path / "large")
+    about = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps({**about, "vocab_size": 49_280}))
+    cfg.base_model = str(large)
+    check_stores(cfg, args())
+
+
+def test_temperature_or_support_that_the_store_lacks(cfg):
+    with pytest.raises(StoreError, match=r"\[1.0, 2.0, 4.0\].*distill.temperature` is 3"):
+        check_stores(cfg, args(temperature=3.0))
+    check_stores(cfg, args(temperature=3.0, support="renormalize"))
+    with pytest.raises(StoreError, match="tail_bucket or renormalize"):
+        check_stores(cfg, args(support="sampled"))
+
+
+def test_no_supervised_token(cfg, tmp_path, tiny_model):
+    path = capture_rows(tmp_path / "s", tiny_model, [], k=4)
+    cfg.datasets[0]["path"] = str(path)
+    with pytest.raises(StoreError, match="no token of its dataset is supervised"):
+        check_stores(cfg, args())
+
+
+def test_a_run_ends_with_the_message(tmp_path, config):
+    """Through the real Axolotl: the message comes out, and no model was loaded."""
+    config["distill"] = {"alpha": 0.5, "temperatur": 2.0}
+    run = run_axolotl(tmp_path, config, check=False)
+    assert run.code != 0
+    assert "did you mean `temperature`?" in run.log
+    assert "Loading weights" not in run.log
+
+
+def test_a_damaged_store_ends_the_run(tmp_path, config, store):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    file = next((copy / "teacher").iterdir())
+    file.write_bytes(file.read_bytes()[:-8])
+    config["datasets"][0]["path"] = str(copy)
+    run = run_axolotl(tmp_path, config, check=False)
+    assert run.code != 0
+    assert StoreCorruptError.__name__ in run.log and file.name in run.log
+    assert "Loading weights" not in run.log
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example_configs_are_valid(path):
+    """Axolotl's schema, ours within it, accepts every example; each says how to run it."""
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    text = path.read_text()
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any("Hardware" in line for line in header) and any("Command" in line for line in header)
+    cfg = DictDefault(yaml.safe_load(text))
+    prepare_plugins(cfg)
+    capabilities = {"bf16": True, "fp8": False, "n_gpu": 1, "compute_capability": "sm_90"}
+    versions = {"torch_version": "2.11.0"}
+    checked = validate_config(cfg, capabilities=capabilities, env_capabilities=versions)
+    if "distill:" in text:
+        assert checked.distill.temperature > 0
+        assert checked.datasets[0].type == "axolotl_distill.data.store"
