@@ -2,9 +2,10 @@
 
     python benchmarks/data_path.py
 
-The same 8,192 tokens with 64 entries each, in rows of 512: collating a batch, and the bytes a token
 The same 8,192 tokens with 64 entries each, in rows of 512: collating a batch, and the bytes a
-token that the same logits take in a teacher store, in the Arrow cache and as JSONL, as that plugin
+token that these logits take in a teacher store, in the Arrow cache and in JSONL as that plugin
+has them.
+"""
 
 import json
 import tempfile

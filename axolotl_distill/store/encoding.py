@@ -37,22 +37,32 @@ def max_code(vocab_size: int) -> int:
 
 
 def encode_logprobs(ids: np.ndarray, logprobs: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Entries uint32, shaped like `ids`, from ids and logprobs (nats, at T=1; clipped at -32)."""
-    top = max_code(vocab_size)
-    code = np.rint(np.clip(-np.asarray(logprobs, np.float64), 0, LOGPROB_RANGE) * (top / 32.0))
+    """Entries uint32, shaped like `ids`, from ids and logprobs (nats, at T=1; clipped at -32).
+
+    Raises StoreError for NaN, and for ids outside the vocabulary.
+    """
+    logprobs = np.asarray(logprobs, np.float64)
+    if np.isnan(logprobs).any():
+        raise StoreError("a log-probability is NaN; the teacher's logits are not finite")
+    code = np.rint(np.clip(-logprobs, 0, LOGPROB_RANGE) * (max_code(vocab_size) / LOGPROB_RANGE))
     return _join(ids, code, vocab_size)
 
 
 def decode_logprobs(entries: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     """(ids int64, logprobs float32 in nats); PAD gives (-1, -inf)."""
     ids, code = _split(entries, vocab_size)
-    logprobs = -code.astype(np.float32) * np.float32(LOGPROB_RANGE / max_code(vocab_size))
-    return ids, np.where(ids < 0, np.float32(-np.inf), logprobs)
+    logprobs = np.where(ids < 0, -np.inf, code * (-LOGPROB_RANGE / max_code(vocab_size)))
+    return ids, logprobs.astype(np.float32)
 
 
 def encode_counts(ids: np.ndarray, counts: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Entries uint32, shaped like `ids`, from ids and how often each was drawn."""
+    """Entries uint32, shaped like `ids`, from ids and how often (at least once) each was drawn.
+
+    Raises StoreError for a count that an entry cannot hold, and for ids outside the vocabulary.
+    """
     top = max_code(vocab_size)
+    if np.min(counts, initial=1) < 1:
+        raise StoreError(f"an id drawn {np.min(counts)} times is no entry; leave it out")
     if np.max(counts, initial=0) > top:
         raise StoreError(
             f"{np.max(counts)} draws of one token do not fit: with {vocab_size} token ids an "

@@ -236,7 +236,7 @@ class TestDamage:
     def test_newer_version(self, path):
         manifest = json.loads((path / "manifest.json").read_text())
         (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-        with pytest.raises(StoreCorruptError, match=r"version 99.*upgrade"):
+        with pytest.raises(StoreError, match=r"version 99.*Upgrade"):
             open_store(path)
 
     def test_not_json(self, path):
