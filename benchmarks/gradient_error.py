@@ -2,11 +2,12 @@
 
     python benchmarks/gradient_error.py
 
-Teacher: SmolLM2-135M-Instruct. Student: the same with 5 of its 30 layers cut out. 2,048 tokens of
-English prose (the licence-clean text of Python's own documentation strings). The yardstick is the
-gradient of the output head's weight under forward KL over the whole vocabulary of 49,152; records
-go through the store's own encoding, so quantisation counts. "Teacher renormalised" is what peers
-do: the teacher is scaled to sum to one over its top K, the student is not.
+Teacher: SmolLM2-135M-Instruct. Student: the same with 5 of its 30 layers cut out. Two texts of
+2,048 tokens: essays that the teacher writes (seeded), and the docstrings of the demo, which are
+harder. The yardstick is the gradient of the output head's weight under forward KL over the whole
+vocabulary of 49,152; records go through the store's own encoding, so quantisation counts. "Teacher
+renormalised" is what peers do: the teacher is scaled to sum to one over its top K, the student is
+not.
 """
 
 import json
@@ -22,7 +23,18 @@ from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import make_records
 
 ROOT = Path(__file__).resolve().parent.parent
+TEACHER, STUDENT = ROOT / ".cache/smollm2", ROOT / ".cache/smollm2-cut5"
 TOKENS, WINDOW = 2048, 512
+SUBJECTS = (
+    "a lighthouse keeper's winter",
+    "how bread is made",
+    "the first railway in a small country",
+    "why leaves change colour",
+    "a quarrel between two neighbours",
+    "the history of the bicycle",
+    "a night at sea",
+    "what a good teacher does",
+)
 PLANS = (
     ("top-16, teacher renormalised", {"k": 16}, "peers"),
     ("top-64, teacher renormalised", {"k": 64}, "peers"),
@@ -34,7 +46,26 @@ PLANS = (
 )
 
 
-def prose(tokenizer) -> torch.Tensor:
+@torch.inference_mode()
+def essays(tokenizer) -> torch.Tensor:
+    """What the teacher writes about eight subjects, int64 [8, TOKENS / 8]."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.bfloat16).eval()
+    tokenizer.padding_side = "left"
+    prompts = tokenizer.apply_chat_template(
+        [[{"role": "user", "content": f"Write an essay about {about}."}] for about in SUBJECTS],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+        padding=True,
+    )
+    length = TOKENS // len(SUBJECTS)
+    sampling = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 0}
+    written = model.generate(**prompts, max_new_tokens=length, min_new_tokens=length, **sampling)
+    return written[:, -length:].clone()
+
+
+def docstrings(tokenizer) -> torch.Tensor:
     """int64 [TOKENS / WINDOW, WINDOW]"""
     lines = (ROOT / "example_configs/data/pydoc-chat/train.jsonl").read_text().splitlines()
     messages = (m for line in lines for m in json.loads(line)["messages"])
@@ -90,15 +121,11 @@ def sparse_gradient(student, weight, teacher_logits, temperature, values, suppor
     return weight.grad, 4 * lengths.float().mean().item() + fixed
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / ".cache/smollm2")
-    ids = prose(tokenizer)
-    teacher, teacher_head = hidden_and_head(ROOT / ".cache/smollm2", ids)
-    student, weight = hidden_and_head(ROOT / ".cache/smollm2-cut5", ids)
+def measure(ids: torch.Tensor, text: str) -> list[dict]:
+    teacher, teacher_head = hidden_and_head(TEACHER, ids)
+    student, weight = hidden_and_head(STUDENT, ids)
     teacher_logits = teacher @ teacher_head.t()
     results = []
-    print(f"{'support':<31}{'T':>4}{'bytes':>9}{'rel. error':>12}{'cosine':>9}")
     for temperature in (1.0, 2.0):
         exact = full_gradient(student, weight, teacher_logits, temperature)
         for name, values, support in PLANS:
@@ -109,6 +136,7 @@ def main() -> None:
             cosine = F.cosine_similarity(seen.flatten(), exact.flatten(), dim=0).item()
             results.append(
                 {
+                    "text": text,
                     "support": name,
                     "temperature": temperature,
                     "bytes_per_token": size,
@@ -116,7 +144,17 @@ def main() -> None:
                     "cosine": cosine,
                 }
             )
-            print(f"{name:<31}{temperature:>4g}{size:>9.1f}{error:>12.3f}{cosine:>9.3f}")
+            print(f"{text:<12}{name:<31}{temperature:>4g}{size:>9.1f}{error:>12.3f}{cosine:>9.3f}")
+    return results
+
+
+def main() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TEACHER)
+    print(f"{'text':<12}{'support':<31}{'T':>4}{'bytes':>9}{'rel. error':>12}{'cosine':>9}")
+    results = [
+        *measure(essays(tokenizer), "essays"),
+        *measure(docstrings(tokenizer), "docstrings"),
+    ]
     keep("gradient_error", results)
 
 

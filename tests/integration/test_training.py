@@ -11,6 +11,7 @@ from support.stores import capture_rows, random_rows
 
 PACKED = {"sample_packing": True, "attn_implementation": "sdpa", "micro_batch_size": 1}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+SPYING = ["axolotl_distill", "support.spy_plugin.SpyPlugin"]
 METRICS = ("distill/kl", "distill/ce", "distill/teacher_mass", "distill/top1_agreement")
 
 
@@ -32,7 +33,7 @@ def learns(run):
         ("plugin_class", {"plugins": ["axolotl_distill.DistillPlugin"]}),
         ("workers", {"dataloader_num_workers": 2}),
         ("lora", LORA),
-        ("qlora", {**LORA, "adapter": "qlora", "load_in_4bit": True}),
+        ("qlora", {**LORA, "adapter": "qlora", "load_in_4bit": True, "plugins": SPYING}),
         ("packed_sdpa", PACKED),
         ("packed_eager_lora", {**PACKED, **LORA, "attn_implementation": "eager"}),
         ("checkpointing", {"gradient_checkpointing": True}),
@@ -49,7 +50,8 @@ def test_trains(tmp_path, config, name, extra):
     for step in run.steps:
         assert step["ppl"] == pytest.approx(math.exp(step["distill/ce"]), rel=2e-2)
     if name == "qlora":
-        assert "Linear4bit" in run.log or "4bit" in run.log
+        # Seven projections in each of two layers, and the head left alone.
+        assert "spy: 4-bit layers 14" in run.log
     if name == "lora":
         assert (run.output / "adapter_model.safetensors").exists()
 

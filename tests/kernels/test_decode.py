@@ -35,7 +35,7 @@ def test_logprobs(vocab, temperature):
 
 def test_counts_and_padding():
     ids = np.array([[3, 9, 4], [7, 0, 0]])
-    entries = encoding.encode_counts(ids, np.array([[5, 2, 1], [8, 0, 0]]), 1000)
+    entries = encoding.encode_counts(ids, np.array([[5, 2, 1], [8, 1, 1]]), 1000)
     entries[1, 1:] = encoding.PAD
     teacher = SparseTeacher.from_entries(
         torch.from_numpy(entries.view(np.int32)),

@@ -72,6 +72,8 @@ def environment(**extra: str) -> dict[str, str]:
         "AXOLOTL_DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
+        # Where a run finds support.spy_plugin.
+        "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         **extra,
     }
 

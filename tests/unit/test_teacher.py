@@ -1,0 +1,37 @@
+"""The local teacher gives the logits that were asked for, however its model makes them."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.teachers import HFTeacher
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_logits_of_chosen_positions(tiny_llama_dir, tokenizer, keeps, monkeypatch):
+    monkeypatch.setattr("axolotl_distill.teachers.hf.LOGIT_BYTES", 4 * len(tokenizer) * 3)
+    teacher = HFTeacher(str(tiny_llama_dir), vocab_size=len(tokenizer), dtype="float32")
+    teacher._keeps = keeps
+    rows = [torch.randint(5, 40_000, (n,)).tolist() for n in (9, 30, 17)]
+    positions = [torch.tensor([2, 3, 7]), torch.arange(5, 29), torch.tensor([15])]
+    found = [[], [], []]
+    for index, part, logits in teacher.logits(rows, positions):
+        assert logits.shape == (part.stop - part.start, len(tokenizer))
+        assert logits.shape[0] <= 3 and logits.dtype == torch.float32
+        found[index].append(logits)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    for row, wanted, seen in zip(rows, positions, found, strict=True):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([row])).logits[0][wanted]
+        torch.testing.assert_close(torch.cat(seen), alone, rtol=1e-4, atol=1e-3)
+
+
+def test_a_teacher_without_the_vocabulary_is_refused(tiny_llama_dir, tokenizer):
+    with pytest.raises(CaptureError, match="do not share a vocabulary"):
+        HFTeacher(str(tiny_llama_dir), vocab_size=len(tokenizer) + 1)
+
+
+def test_a_teacher_that_is_not_there(tmp_path):
+    with pytest.raises(CaptureError, match=r"distill\.capture\.teacher"):
+        HFTeacher(str(tmp_path / "nothing"), vocab_size=10)
