@@ -8,7 +8,7 @@ from distill_kernels import (
     SparseTeacher,
     distill_loss,
     fused_linear_distill,
-    linear,
+    sweep,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -248,7 +248,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_logits_are_never_whole(monkeypatch):
     """Forward and backward together never hold N x V numbers, nor a gradient of a frozen head."""
-    monkeypatch.setitem(linear.CHUNK_BYTES, "cpu", 4 * 2000 * 32)
+    monkeypatch.setitem(sweep.CHUNK_BYTES, "cpu", 4 * 2000 * 32)
     rows, vocab, dim = 1024, 2000, 8
     case = make_case(rows=rows, vocab=vocab, dim=dim, k=4)
     hidden = case.hidden.clone().requires_grad_()

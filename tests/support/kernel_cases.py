@@ -1,9 +1,10 @@
 """Random inputs for the loss, and its formula over the whole vocabulary in float64."""
 
+import math
 from dataclasses import dataclass
 
 import torch
-from distill_kernels import DistillSpec, LogitTransform, SparseTeacher
+from distill_kernels import DenseLogits, DenseTeacher, DistillSpec, LogitTransform, SparseTeacher
 from torch import Tensor
 
 IGNORE = -100
@@ -11,13 +12,13 @@ IGNORE = -100
 
 @dataclass
 class Case:
-    """hidden [N, D], weight [V, D], bias [V], labels [N] and a sparse teacher of N rows."""
+    """hidden [N, D], weight [V, D], bias [V], labels [N] and a teacher of N rows."""
 
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None
     labels: Tensor
-    teacher: SparseTeacher
+    teacher: SparseTeacher | DenseTeacher | DenseLogits
     transform: LogitTransform
 
     def leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -98,12 +99,17 @@ def oracle(case: Case, spec: DistillSpec) -> tuple[Tensor, list[Tensor | None]]:
         z = head * case.transform.scale
         if case.transform.softcap is not None:
             z = case.transform.softcap * torch.tanh(z / case.transform.softcap)
-        ce = -torch.log(torch.softmax(z, 0)[label])
-        ids = [i for i in case.teacher.ids[row].tolist() if i >= 0]
-        if not ids:
+        logprobs = torch.log_softmax(z, 0)
+        smooth = spec.label_smoothing
+        ce = -(1 - smooth) * logprobs[label] - smooth * logprobs.mean()
+        p, q, has_tail = _bins(case, spec, row, torch.softmax(z / spec.temperature, 0))
+        if p is None:
             total = total + ce
             continue
-        kd = _kd(case, spec, row, ids, torch.softmax(z / spec.temperature, 0))
+        if spec.support == "sampled":
+            kd = -(p * q.log()).sum() - case.teacher.entropy[row].double()
+        else:
+            kd = naive_divergence(p, q, spec, has_tail)
         total = total + (1 - spec.alpha) * ce + spec.alpha * spec.temperature**2 * kd
     if spec.reduction == "mean":
         total = total / max(count, 1)
@@ -113,19 +119,72 @@ def oracle(case: Case, spec: DistillSpec) -> tuple[Tensor, list[Tensor | None]]:
     return total.detach(), [*grads, *[None] * (3 - len(grads))]
 
 
-def _kd(case: Case, spec: DistillSpec, row: int, ids: list[int], q: Tensor) -> Tensor:
+def _bins(
+    case: Case, spec: DistillSpec, row: int, q: Tensor
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """(the teacher's and the student's probabilities, whether the last bin is the rest)."""
+    if not isinstance(case.teacher, SparseTeacher):
+        return torch.softmax(dense_logits(case, row) / spec.temperature, 0), q, False
+    ids = [i for i in case.teacher.ids[row].tolist() if i >= 0]
+    if not ids:
+        return None, None, False
     p = case.teacher.logprobs[row][: len(ids)].double().exp()
     student = q[torch.tensor(ids)]
     if spec.support == "sampled":
-        return -(p * student.log()).sum() - case.teacher.entropy[row].double()
+        return p, student, False
     if spec.support == "renormalize":
-        p, student = p / p.sum(), student / student.sum()
-    elif len(ids) < q.numel():
-        rest = torch.ones_like(q, dtype=torch.bool)
-        rest[torch.tensor(ids)] = False
-        p = torch.cat([p, case.teacher.tail_logprob[row].double().exp()[None]])
-        student = torch.cat([student, q[rest].sum()[None]])
-    return (p * (p.log() - student.log())).sum()
+        return p / p.sum(), student / student.sum(), False
+    if len(ids) == q.numel():
+        return p, student, False
+    rest = torch.ones_like(q, dtype=torch.bool)
+    rest[torch.tensor(ids)] = False
+    tail = case.teacher.tail_logprob[row].double().exp()
+    return torch.cat([p, tail[None]]), torch.cat([student, q[rest].sum()[None]]), True
+
+
+def dense_logits(case: Case, row: int) -> Tensor:
+    """The teacher's logits over the student's ids, float64 [V]; -inf where it has none."""
+    vocab = case.weight.shape[0]
+    if isinstance(case.teacher, DenseLogits):
+        logits = case.teacher.logits[row].double()
+    else:
+        logits = case.teacher.weight.double() @ case.teacher.hidden[row].double()
+        logits = case.teacher.logit_transform(logits)
+    out = torch.full((vocab,), -torch.inf, dtype=torch.float64)
+    out[: min(vocab, logits.numel())] = logits[:vocab]
+    return out
+
+
+def naive_divergence(p: Tensor, q: Tensor, spec: DistillSpec, has_tail: bool = False) -> Tensor:
+    """The equation of spec.divergence, p and q [B] in float64."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        some = a > 0
+        return (a[some] * (a[some] / b[some]).log()).sum()
+
+    name, beta, skew = spec.divergence, spec.beta, spec.skew
+    if name == "forward_kl" or (name == "jsd" and beta == 0):
+        return kl(p, q)
+    if name == "reverse_kl" or (name == "jsd" and beta == 1):
+        return kl(q, p.clamp_min(math.exp(-100)))
+    if name == "jsd":
+        m = beta * p + (1 - beta) * q
+        return kl(p, m) / (1 - beta) + kl(q, m) / beta
+    if name == "skew_forward_kl":
+        return kl(p, skew * p + (1 - skew) * q)
+    if name == "skew_reverse_kl":
+        return kl(q, skew * q + (1 - skew) * p)
+    if name == "tvd":
+        return (p - q).abs().sum() / 2
+    count = p.numel() - has_tail
+    head, mass = [], 0.0
+    for i in sorted(range(count), key=lambda i: -p[i]):
+        if mass < spec.akl_mu:
+            head.append(i)
+        mass += p[i].item()
+    gap = (p - q).abs().detach()
+    weight = gap[head].sum() / gap.sum() if gap.sum() > 0 else 0.5
+    return weight * kl(p, q) + (1 - weight) * kl(q, p.clamp_min(math.exp(-100)))
 
 
 def relative_error(seen: Tensor, expected: Tensor) -> float:

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill_kernels.checks import check_shapes, check_values
+from distill_kernels.divergences import MIN_LOGPROB, adaptive_weight, resolve
 from distill_kernels.spec import IGNORE, DistillOutput, DistillSpec
-from distill_kernels.teacher import SparseTeacher
+from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 
 
 def distill_loss(
-    logits: Tensor, teacher: SparseTeacher, labels: Tensor, *, spec: DistillSpec
+    logits: Tensor, teacher: Teacher, labels: Tensor, *, spec: DistillSpec
 ) -> DistillOutput:
     """The loss of `spec` for logits that already exist, by plain autograd.
 
@@ -18,38 +20,56 @@ def distill_loss(
 
     Clear before fast. Raises ValueError when shapes or teacher do not fit the spec.
     """
-    check_inputs(logits.shape[0], teacher, labels, spec)
+    check_shapes(logits.shape[0], teacher, labels, spec)
+    check_values(logits.shape[1], teacher, labels)
     logits_NV = logits if logits.dtype == torch.float64 else logits.float()
     labelled = labels != IGNORE
-    taught = labelled & (teacher.ids >= 0).any(-1)
+    taught = taught_rows(teacher, labels)
 
-    ce_N = F.cross_entropy(logits_NV, labels, reduction="none", ignore_index=IGNORE)
+    nll_N = F.cross_entropy(logits_NV, labels, reduction="none", ignore_index=IGNORE)
+    ce_N = F.cross_entropy(
+        logits_NV,
+        labels,
+        reduction="none",
+        ignore_index=IGNORE,
+        label_smoothing=spec.label_smoothing,
+    )
     student_NV = (logits_NV / spec.temperature).log_softmax(-1)
-    kd_N = torch.where(taught, forward_kl(student_NV, teacher, spec.support), 0.0)
+    if isinstance(teacher, SparseTeacher):
+        kd_N = sparse_divergence(student_NV, teacher, spec)
+        top_N = teacher_top1(teacher)
+    else:
+        teacher_NV = teacher_logits(teacher, logits_NV.shape[1], logits_NV.dtype)
+        top_N = teacher_NV.argmax(-1)
+        kd_N = plain_divergence((teacher_NV / spec.temperature).log_softmax(-1), student_NV, spec)
+    kd_N = torch.where(taught, kd_N, 0.0)
 
     ce_weight = torch.where(taught, 1.0 - spec.alpha, 1.0)
-    loss = (ce_weight * ce_N + spec.alpha * spec.temperature**2 * kd_N).sum()
+    loss = ce_weight * ce_N + spec.alpha * spec.temperature**2 * kd_N
+    if spec.reduction != "none":
+        loss = loss.sum()
     if spec.reduction == "mean":
         loss = loss / labelled.sum().clamp_min(1)
 
     with torch.no_grad():
-        agree_N = logits_NV.argmax(-1) == teacher_top1(teacher)
+        entropy_N = -(student_NV.exp() * student_NV).sum(-1)
         return DistillOutput(
             loss=loss,
             kd=kd_N.detach().sum(),
-            ce=ce_N.detach().sum(),
+            ce=nll_N.detach().sum(),
             num_tokens=labelled.sum(),
             num_teacher_tokens=taught.sum(),
             teacher_mass=(head_mass(teacher) * taught).sum(),
-            top1_agreement=(agree_N & taught).sum(),
+            top1_agreement=((logits_NV.argmax(-1) == top_N) & taught).sum(),
+            entropy=(entropy_N * labelled).sum(),
         )
 
 
-def forward_kl(student_NV: Tensor, teacher: SparseTeacher, support: str) -> Tensor:
-    """sum_bins p (log p - log q) in nats, [N]; student_NV holds logprobs at the temperature.
+def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillSpec) -> Tensor:
+    """D in nats over the bins of `spec.support`, [N]; student_NV holds logprobs at T.
 
     tail_bucket: bins are the entries and the rest. The student's rest is a log-sum-exp over the
-    other tokens, not 1 - sum, so nothing cancels and the value is a true KL, never negative.
+    other tokens, not 1 - sum, so nothing cancels.
     renormalize: bins are the entries, both sides conditioned on them.
     sampled: -H(p) - sum_k w_k log q_k with w_k the share of draws; its expectation is the KL over
     the whole vocabulary (arXiv 2503.16870).
@@ -59,14 +79,13 @@ def forward_kl(student_NV: Tensor, teacher: SparseTeacher, support: str) -> Tens
     ids = teacher.ids.clamp_min(0)
     q_NK = student_NV.gather(1, ids).masked_fill(~mask, 0.0)
     p_NK = teacher.logprobs.to(student_NV.dtype).masked_fill(~mask, 0.0)
-    weight = p_NK.exp() * mask
 
-    if support == "sampled":
-        kl = -(weight * q_NK).sum(-1)
+    if spec.support == "sampled":
+        kl = -(p_NK.exp() * mask * q_NK).sum(-1)
         return kl if teacher.entropy is None else kl - teacher.entropy * mask.any(-1)
-    if support == "renormalize":
+    if spec.support == "renormalize":
         q_NK, p_NK = (_condition(x, mask) for x in (q_NK, p_NK))
-        return (p_NK.exp() * mask * (p_NK - q_NK)).sum(-1)
+        return plain_divergence(p_NK, q_NK, spec, mask)
 
     # A missing entry repeats the row's first one, so that no write can undo another.
     filled = torch.where(mask, ids, ids.gather(1, mask.long().argmax(-1, keepdim=True)))
@@ -74,16 +93,57 @@ def forward_kl(student_NV: Tensor, teacher: SparseTeacher, support: str) -> Tens
     in_support = in_support.scatter(1, filled, mask.any(-1, keepdim=True).expand_as(filled))
     has_rest = ~in_support.all(-1)
     rest = student_NV.masked_fill(in_support & has_rest[:, None], -torch.inf).logsumexp(-1)
-    p_rest = teacher.tail_logprob.to(student_NV.dtype)
-    tailed = has_rest & torch.isfinite(p_rest) & mask.any(-1)
-    p_rest = p_rest.masked_fill(~tailed, 0.0)
-    tail = torch.where(tailed, p_rest.exp() * (p_rest - rest), 0.0)
-    return (weight * (p_NK - q_NK)).sum(-1) + tail
+    tailed = (has_rest & mask.any(-1))[:, None]
+    p_bins = torch.cat([p_NK, teacher.tail_logprob.to(student_NV.dtype)[:, None]], 1)
+    q_bins = torch.cat([q_NK, rest[:, None].masked_fill(~tailed, 0.0)], 1)
+    return plain_divergence(p_bins, q_bins, spec, torch.cat([mask, tailed], 1), has_tail=True)
+
+
+def plain_divergence(
+    log_p: Tensor,
+    log_q: Tensor,
+    spec: DistillSpec,
+    mask: Tensor | None = None,
+    has_tail: bool = False,
+) -> Tensor:
+    """D of divergences.py as its equation reads, [N]; arguments as for `divergence` there."""
+    if mask is None:
+        mask = torch.ones_like(log_p, dtype=torch.bool)
+    log_p = log_p.clamp_min(MIN_LOGPROB).masked_fill(~mask, 0.0)
+    p, q = log_p.exp() * mask, log_q.exp() * mask
+    name, mix = resolve(spec)
+
+    def kl(a: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
+        return (a * (log_a - log_b)).sum(-1)
+
+    if name == "forward_kl":
+        return kl(p, log_p, log_q)
+    if name == "reverse_kl":
+        return kl(q, log_q, log_p)
+    if name == "tvd":
+        return 0.5 * (p - q).abs().sum(-1)
+    if name == "adaptive_kl":
+        weight = adaptive_weight(p.detach(), q.detach(), spec.akl_mu, has_tail).squeeze(-1)
+        return weight * kl(p, log_p, log_q) + (1 - weight) * kl(q, log_q, log_p)
+    log_m = ((1 - mix) * q + mix * p).masked_fill(~mask, 1.0).log()
+    if name == "jsd":
+        return kl(p, log_p, log_m) / (1 - mix) + kl(q, log_q, log_m) / mix
+    if name == "skew_forward_kl":
+        return kl(p, log_p, log_m)
+    return kl(q, log_q, log_m)
 
 
 def _condition(logprobs_NK: Tensor, mask_NK: Tensor) -> Tensor:
     total = logprobs_NK.masked_fill(~mask_NK, -torch.inf).logsumexp(-1, keepdim=True)
     return (logprobs_NK - total.nan_to_num(neginf=0.0)).masked_fill(~mask_NK, 0.0)
+
+
+def taught_rows(teacher: Teacher, labels: Tensor) -> Tensor:
+    """Rows with a label and a teacher, bool [N]."""
+    labelled = labels != IGNORE
+    if isinstance(teacher, SparseTeacher):
+        return labelled & (teacher.ids >= 0).any(-1)
+    return labelled
 
 
 def teacher_top1(teacher: SparseTeacher) -> Tensor:
@@ -92,20 +152,24 @@ def teacher_top1(teacher: SparseTeacher) -> Tensor:
     return teacher.ids.gather(1, best).squeeze(1)
 
 
-def head_mass(teacher: SparseTeacher) -> Tensor:
+def head_mass(teacher: Teacher) -> Tensor:
     """Teacher probability that the entries hold, fp32 [N]; 1 where no tail is known."""
+    if not isinstance(teacher, SparseTeacher):
+        return torch.ones((), dtype=torch.float32)
     if teacher.tail_logprob is None:
         return torch.ones_like(teacher.logprobs[:, 0])
     return -torch.expm1(teacher.tail_logprob)
 
 
-def check_inputs(num_rows: int, teacher: SparseTeacher, labels: Tensor, spec: DistillSpec) -> None:
-    """Raises ValueError when rows do not match or the teacher lacks what the support needs."""
-    for name, size in (("labels", labels.shape[0]), ("teacher", teacher.ids.shape[0])):
-        if size != num_rows:
-            raise ValueError(f"{name} has {size} rows, the student has {num_rows}")
-    if spec.support == "tail_bucket" and teacher.tail_logprob is None:
-        raise ValueError(
-            "support='tail_bucket' needs teacher.tail_logprob at the spec's temperature; "
-            "give it, or use support='renormalize'"
-        )
+def teacher_logits(
+    teacher: DenseLogits | DenseTeacher, vocab_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The teacher's logits over the student's ids, [N, V]; -inf where the teacher has no id."""
+    if isinstance(teacher, DenseLogits):
+        logits = teacher.logits.detach()[:, :vocab_size].to(dtype)
+    else:
+        head = F.linear(teacher.hidden.detach().to(dtype), teacher.weight[:vocab_size].to(dtype))
+        if teacher.bias is not None:
+            head = head + teacher.bias[:vocab_size]
+        logits = teacher.logit_transform(head).detach()
+    return F.pad(logits, (0, vocab_size - logits.shape[1]), value=-torch.inf)

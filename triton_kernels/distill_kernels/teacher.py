@@ -1,9 +1,11 @@
-"""The teacher's distribution, sparse: a few entries a row and what is known of the rest."""
+"""The teacher's distribution: a few entries a row and what is known of the rest, or all of it."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from distill_kernels.transform import LogitTransform
 
 PAD_ENTRY = -1
 LOGPROB_RANGE = 32.0
@@ -44,6 +46,10 @@ class SparseTeacher:
                 raise ValueError(
                     f"{name} {tuple(value.shape)}: expected one value a row, [{self.ids.shape[0]}]"
                 )
+
+    @property
+    def num_rows(self) -> int:
+        return self.ids.shape[0]
 
     def __getitem__(self, rows: slice | Tensor) -> "SparseTeacher":
         return SparseTeacher(
@@ -104,3 +110,60 @@ class SparseTeacher:
             tail_logprob=tail_logprob,
             entropy=None if entropy is None else entropy.to(torch.float32) / FIXED_POINT,
         )
+
+
+@dataclass(frozen=True)
+class DenseLogits:
+    """The teacher's logits for every row: logits [N, Vt], any float type, at T = 1.
+
+    The teacher's distribution is over the student's V ids: ids that only the teacher has are left
+    out before its softmax, ids that only the student has get probability 0. So heads padded to
+    different sizes go together. Every row with a label has a teacher.
+    """
+
+    logits: Tensor
+
+    def __post_init__(self) -> None:
+        if self.logits.dim() != 2:
+            raise ValueError(f"teacher logits {tuple(self.logits.shape)}: expected [N, Vt]")
+
+    @property
+    def num_rows(self) -> int:
+        return self.logits.shape[0]
+
+    def __getitem__(self, rows: slice) -> "DenseLogits":
+        return DenseLogits(self.logits[rows])
+
+
+@dataclass(frozen=True)
+class DenseTeacher:
+    """The teacher's last hidden states and its head; its logits are made chunk by chunk.
+
+        logits = logit_transform(hidden @ weight.T + bias)
+
+    hidden [N, Dt], weight [Vt, Dt], bias [Vt] or None; no gradient flows into them. Ids that only
+    one side has are treated as in DenseLogits.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_transform: LogitTransform = LogitTransform()
+
+    def __post_init__(self) -> None:
+        hidden, weight = self.hidden, self.weight
+        if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+            raise ValueError(
+                f"teacher hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}: expected "
+                "[N, Dt] and [Vt, Dt]"
+            )
+
+    @property
+    def num_rows(self) -> int:
+        return self.hidden.shape[0]
+
+    def __getitem__(self, rows: slice) -> "DenseTeacher":
+        return DenseTeacher(self.hidden[rows], self.weight, self.bias, self.logit_transform)
+
+
+Teacher = SparseTeacher | DenseLogits | DenseTeacher

@@ -1,0 +1,255 @@
+"""Heads as users have them: adapters, quantised weights, shards, odd inputs."""
+
+import pytest
+import torch
+import torch.multiprocessing
+from distill_kernels import (
+    DenseLogits,
+    DistillSpec,
+    LogitTransform,
+    LowRank,
+    SparseTeacher,
+    TiledWeight,
+    VocabShard,
+    distill_loss,
+    fused_linear_distill,
+    matmul,
+    sweep,
+)
+from support.kernel_cases import make_case, oracle, relative_error
+from torch.nn import functional as F
+
+BACKENDS = ["torch", "triton"]
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_low_rank_term_is_a_merged_head(backend):
+    """Gradients of A and B and of the hidden state are those of W + s B A."""
+    case = make_case(rows=17, seed=1, transform=LogitTransform(0.5, 8.0), temperature=2.0)
+    spec = DistillSpec(temperature=2.0, alpha=0.6)
+    g = torch.Generator().manual_seed(5)
+    rank, scaling = 3, 0.7
+    down, up = torch.randn(rank, 16, generator=g), torch.randn(101, rank, generator=g)
+
+    merged = make_case(rows=17, seed=1, transform=case.transform, temperature=2.0)
+    merged.weight = case.weight.double() + scaling * up.double() @ down.double()
+    loss, (grad_hidden, grad_weight, _) = oracle(merged, spec)
+
+    hidden = case.hidden.clone().requires_grad_()
+    down.requires_grad_()
+    up.requires_grad_()
+    out = fused_linear_distill(
+        hidden,
+        case.weight,
+        case.teacher,
+        case.labels,
+        spec=spec,
+        low_rank=LowRank(scaling * hidden @ down.t(), up),
+        logit_transform=case.transform,
+        backend=backend,
+    )
+    out.loss.backward()
+    assert relative_error(out.loss.detach(), loss) < 5e-6
+    assert relative_error(hidden.grad, grad_hidden) < 5e-6
+    assert relative_error(up.grad, scaling * grad_weight @ down.detach().double().t()) < 5e-6
+    assert relative_error(down.grad, scaling * up.detach().double().t() @ grad_weight) < 5e-6
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiled_weight_is_made_piece_by_piece(backend, monkeypatch):
+    monkeypatch.setattr(matmul, "TILE", 32)
+    case = make_case(seed=2)
+    scale = case.weight.abs().amax(1, keepdim=True) / 127
+    stored = (case.weight / scale).round().to(torch.int8)
+    case.weight = stored * scale
+    largest = 0
+
+    def tile(rows: slice) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, rows.stop - rows.start)
+        return stored[rows] * scale[rows]
+
+    weight = TiledWeight((101, 16), torch.float32, tile)
+    loss, (expected, _, _) = oracle(case, DistillSpec())
+    hidden = case.hidden.clone().requires_grad_()
+    out = fused_linear_distill(
+        hidden, weight, case.teacher, case.labels, spec=DistillSpec(), backend=backend
+    )
+    out.loss.backward()
+    assert relative_error(out.loss.detach(), loss) < 3e-6
+    assert relative_error(hidden.grad, expected) < 3e-6
+    assert largest == 32
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("train_head", [True, False])
+def test_a_loss_for_every_row(backend, train_head, monkeypatch):
+    """reduction="none": every row with its own factor in the backward pass."""
+    monkeypatch.setitem(sweep.CHUNK_BYTES, "cpu", 4 * 101 * 4)
+    case = make_case(rows=70, seed=3, bias=True, temperature=2.0)
+    spec = DistillSpec(reduction="none", temperature=2.0, alpha=0.7)
+    factors = torch.randn(70, generator=torch.Generator().manual_seed(1))
+    hidden, weight, bias = case.leaves(torch.float32)
+    if not train_head:
+        weight = weight.detach()
+    out = fused_linear_distill(
+        hidden, weight, case.teacher, case.labels, spec=spec, bias=bias, backend=backend
+    )
+    assert out.loss.shape == (70,)
+    assert out.loss[case.labels == -100].abs().max() == 0
+    (out.loss * factors).sum().backward()
+    exact_hidden, exact_weight, exact_bias = case.leaves(torch.float64)
+    logits = exact_hidden @ exact_weight.t() + exact_bias
+    exact = distill_loss(logits, case.teacher, case.labels, spec=spec)
+    (exact.loss * factors).sum().backward()
+    assert relative_error(out.loss.detach(), exact.loss.detach()) < 3e-6
+    assert relative_error(hidden.grad, exact_hidden.grad) < 5e-6
+    assert relative_error(bias.grad, exact_bias.grad) < 5e-6
+    if train_head:
+        assert relative_error(weight.grad, exact_weight.grad) < 5e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_label_smoothing_is_that_of_torch(backend):
+    case = make_case(seed=4)
+    hidden, weight, _ = case.leaves(torch.float32)
+    spec = DistillSpec(alpha=0.0, label_smoothing=0.2)
+    out = fused_linear_distill(
+        hidden, weight, case.teacher, case.labels, spec=spec, backend=backend
+    )
+    out.loss.backward()
+    theirs, their_weight, _ = case.leaves(torch.float32)
+    expected = F.cross_entropy(theirs @ their_weight.t(), case.labels, label_smoothing=0.2)
+    expected.backward()
+    assert out.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert relative_error(hidden.grad, theirs.grad) < 3e-6
+    assert relative_error(weight.grad, their_weight.grad) < 3e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_entropy_is_the_students(backend):
+    case = make_case(seed=6, temperature=2.0)
+    spec = DistillSpec(temperature=2.0)
+    out = fused_linear_distill(
+        case.hidden, case.weight, case.teacher, case.labels, spec=spec, backend=backend
+    )
+    q = (case.hidden.double() @ case.weight.double().t() / 2.0).log_softmax(-1)
+    entropy = -(q.exp() * q).sum(-1)[case.labels != -100].sum()
+    assert out.entropy.item() == pytest.approx(entropy.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(
+    "ids, label, message",
+    [
+        ([4, 101], 0, "outside the student's vocabulary of 101"),
+        ([4, 4], 0, "twice"),
+        ([4, 5], 101, "labels holds"),
+        ([4, 5], -1, "labels holds"),
+    ],
+)
+def test_wrong_ids_are_refused(backend, ids, label, message):
+    teacher = SparseTeacher(torch.tensor([ids]), torch.tensor([[-1.0, -1.5]]), torch.tensor([-1.0]))
+    with pytest.raises(ValueError, match=message):
+        fused_linear_distill(
+            torch.randn(1, 8),
+            torch.randn(101, 8),
+            teacher,
+            torch.tensor([label]),
+            spec=DistillSpec(),
+            backend=backend,
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_entries_in_any_order(backend):
+    case = make_case(seed=7, ragged=False)
+    shuffled = torch.randperm(7, generator=torch.Generator().manual_seed(0))
+    first = fused_linear_distill(
+        case.hidden, case.weight, case.teacher, case.labels, spec=DistillSpec(), backend=backend
+    )
+    case.teacher = SparseTeacher(
+        case.teacher.ids[:, shuffled], case.teacher.logprobs[:, shuffled], case.teacher.tail_logprob
+    )
+    second = fused_linear_distill(
+        case.hidden, case.weight, case.teacher, case.labels, spec=DistillSpec(), backend=backend
+    )
+    assert second.loss.item() == pytest.approx(first.loss.item(), rel=1e-6)
+    assert second.top1_agreement.item() == first.top1_agreement.item()
+
+
+SHARD_CASES = [
+    ("forward_kl", "tail_bucket", 1.0, 0.0),
+    ("jsd", "tail_bucket", 2.0, 0.1),
+    ("adaptive_kl", "renormalize", 2.0, 0.0),
+    ("reverse_kl", "dense", 2.0, 0.1),
+    ("forward_kl", "sampled", 1.0, 0.0),
+]
+
+
+def sharded_process(rank: int, meeting: str) -> None:
+    """A process of a gloo group with its part of the head; the oracle has it whole."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    assert torch.distributed.get_world_size() == 2
+    bounds = (0, 37, 101)
+    mine = slice(bounds[rank], bounds[rank + 1])
+    for divergence, support, temperature, smoothing in SHARD_CASES:
+        case = make_case(
+            temperature=temperature, sampled=support == "sampled", bias=True, seed=9
+        )
+        teacher = case.teacher
+        if support == "dense":
+            logits = torch.randn(13, 101, generator=torch.Generator().manual_seed(3)) * 3
+            case.teacher, teacher = DenseLogits(logits), DenseLogits(logits[:, mine])
+        spec = DistillSpec(
+            divergence=divergence,
+            temperature=temperature,
+            alpha=0.7,
+            label_smoothing=smoothing,
+            support="tail_bucket" if support == "dense" else support,
+        )
+        loss, (grad_hidden, grad_weight, grad_bias) = oracle(case, spec)
+        hidden = case.hidden.clone().requires_grad_()
+        weight = case.weight[mine].clone().requires_grad_()
+        bias = case.bias[mine].clone().requires_grad_()
+        out = fused_linear_distill(
+            hidden,
+            weight,
+            teacher,
+            case.labels,
+            spec=spec,
+            bias=bias,
+            shard=VocabShard(mine.start, torch.distributed.group.WORLD),
+        )
+        out.loss.backward()
+        assert relative_error(out.loss.detach(), loss) < 1e-5
+        assert relative_error(hidden.grad, grad_hidden) < 1e-5
+        assert relative_error(weight.grad, grad_weight[mine]) < 1e-5
+        assert relative_error(bias.grad, grad_bias[mine]) < 1e-5
+        whole = fused_linear_distill(
+            case.hidden, case.weight, case.teacher, case.labels, spec=spec, bias=case.bias
+        )
+        for name in ("kd", "ce", "top1_agreement", "entropy"):
+            assert getattr(out, name).item() == pytest.approx(getattr(whole, name).item(), rel=1e-5)
+    torch.distributed.destroy_process_group()
+
+
+def test_vocabulary_parallel_head(tmp_path):
+    torch.multiprocessing.spawn(sharded_process, args=(str(tmp_path / "meeting"),), nprocs=2)
+
+
+def test_shards_refuse_what_they_cannot_do():
+    case = make_case()
+    shard = VocabShard(0, object())
+    args = (case.hidden, case.weight)
+    with pytest.raises(ValueError, match="use torch"):
+        fused_linear_distill(
+            *args, case.teacher, case.labels, spec=DistillSpec(), shard=shard, backend="triton"
+        )
+    dense = DenseLogits(torch.randn(13, 101))
+    with pytest.raises(ValueError, match="adaptive_kl"):
+        fused_linear_distill(
+            *args, dense, case.labels, spec=DistillSpec(divergence="adaptive_kl"), shard=shard
+        )

@@ -1,0 +1,61 @@
+"""The sweep as a differentiable operation.
+
+For "mean" and "sum" the gradient is made in the forward pass and scaled in the backward one. For
+"none" the backward pass sweeps again, since the weight's gradient needs every row's own factor.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill_kernels.graph import run_in_graph
+from distill_kernels.rows_torch import RowValues
+from distill_kernels.sweep import Inputs, Task, row_scale, sweep
+
+
+def run(inputs: Inputs, task: Task) -> RowValues:
+    """Values of the rows; `loss` is reduced and differentiable with respect to `inputs`."""
+    if torch.compiler.is_compiling():
+        return run_in_graph(inputs, task)
+    return RowValues(*_Sweep.apply(task, *inputs))
+
+
+class _Sweep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, task: Task, *tensors: Any) -> tuple[Tensor, ...]:
+        inputs = Inputs(*tensors)
+        wants = ctx.needs_input_grad[1:]
+        ctx.task, ctx.spent = task, False
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs]
+        if task.spec.reduction == "none":
+            values, _ = sweep(inputs, task, None, (False,) * len(inputs))
+            loss = values.loss
+            ctx.weight = inputs.weight
+            ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
+        else:
+            scale = row_scale(task.labels, task.spec)
+            values, grads = sweep(inputs, task, scale, wants)
+            loss = values.loss.sum() * scale
+            ctx.save_for_backward(*grads)
+        rest = (values.kd, values.ce, values.top1, values.entropy)
+        ctx.mark_non_differentiable(*rest)
+        return loss, *rest
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.task.spec.reduction == "none":
+            hidden, weight, *rest = ctx.saved_tensors
+            inputs = Inputs(hidden, ctx.weight if weight is None else weight, *rest)
+            _, grads = sweep(inputs, ctx.task, grad_loss.float(), ctx.needs_input_grad[1:])
+        else:
+            if ctx.spent:
+                raise RuntimeError(
+                    "fused_linear_distill can be differentiated once: its gradients are scaled in "
+                    "place. Call it again instead of using retain_graph."
+                )
+            ctx.spent = True
+            grads = [g if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors]
+        return None, *(
+            g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)
+        )

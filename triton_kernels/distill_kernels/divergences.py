@@ -1,0 +1,148 @@
+"""The divergences, bin by bin: values, and slopes in closed form.
+
+p and q are the teacher's and the student's probabilities of a row's bins and sum to one each.
+
+    forward_kl       sum p log(p/q)                          Hinton et al. 2015, arXiv 1503.02531
+    reverse_kl       sum q log(q/p)                          MiniLLM, arXiv 2306.08543
+    jsd              [b KL(p||m) + (1-b) KL(q||m)] / (b (1-b)),  m = b p + (1-b) q
+                                                             GKD, arXiv 2306.13649
+    skew_forward_kl  KL(p || s p + (1-s) q)                  DistiLLM, arXiv 2402.03898
+    skew_reverse_kl  KL(q || s q + (1-s) p)                  DistiLLM, arXiv 2402.03898
+    tvd              1/2 sum |p - q|                         f-DISTILL, arXiv 2307.15190
+    adaptive_kl      w KL(p||q) + (1-w) KL(q||p)             AKL, arXiv 2404.02657
+                     w = sum_head |p-q| / sum |p-q|, taken as a constant;
+                     head = the likeliest tokens of the teacher that together hold akl_mu
+
+The jsd of the literature tends to 0 with b and jumps to a KL at b = 0 and 1. Divided by b (1-b) it
+is continuous: its limits are forward KL at 0 and reverse KL at 1, as b means in TRL and Liger.
+
+Slopes: with s the logit of a bin (its log-sum-exp when it holds many tokens) and u = dD/dq,
+
+    dD/ds_i = q_i (u_i - sum_j q_j u_j)
+
+in which a multiple of q added to q u cancels. So each divergence is a pair of summands:
+its value and its pull, q u up to such a multiple.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from distill_kernels.shard import WHOLE, VocabShard
+from distill_kernels.spec import DistillSpec
+
+MIN_LOGPROB = -100.0
+"""Teacher logprobs below are taken as this, so that a reverse KL is finite where p is 0."""
+LARGE_RATIO = 60.0
+SMALL_RATIO = 0.1
+LIMIT = 1e-9
+"""Shares of a mixture nearer to 0 or 1 are taken as these: fp32 cannot tell the difference."""
+
+
+def divergence(
+    log_p: Tensor,
+    log_q: Tensor,
+    spec: DistillSpec,
+    *,
+    mask: Tensor | None = None,
+    has_tail: bool = False,
+    shard: VocabShard = WHOLE,
+) -> tuple[Tensor, Tensor]:
+    """(D [C] in nats, dD/ds [C, B]) from logprobs of bins [C, B].
+
+    mask      bool [C, B]; False = no bin
+    has_tail  the last bin is the rest of the vocabulary
+    shard     the other bins are on other processes
+    """
+    log_p = log_p.clamp_min(MIN_LOGPROB)
+    if mask is not None:
+        log_p = log_p.masked_fill(~mask, 0.0)
+        log_q = log_q.masked_fill(~mask, 0.0)
+    p, q = log_p.exp(), log_q.exp()
+    if mask is not None:
+        p, q = p * mask, q * mask
+    value, pull = bin_terms(p, q, log_p - log_q, spec, has_tail)
+    return shard.sum(value.sum(-1)), pull - q * shard.sum(pull.sum(-1, keepdim=True))
+
+
+def bin_terms(
+    p: Tensor, q: Tensor, ratio: Tensor, spec: DistillSpec, has_tail: bool
+) -> tuple[Tensor, Tensor]:
+    """(value, pull) of every bin; ratio = log(p/q), and 0 with p = q = 0 where there is no bin."""
+    name, mix = resolve(spec)
+    if name == "forward_kl":
+        return kl_term(p, q, ratio), -p
+    if name == "reverse_kl":
+        return kl_term(q, p, -ratio), -q * ratio
+    if name == "tvd":
+        return 0.5 * (p - q).abs(), 0.5 * q * (q - p).sign()
+    if name == "adaptive_kl":
+        weight = adaptive_weight(p, q, spec.akl_mu, has_tail)
+        value = weight * kl_term(p, q, ratio) + (1 - weight) * kl_term(q, p, -ratio)
+        return value, -weight * p - (1 - weight) * q * ratio
+
+    lift = log_mix(ratio, mix)
+    blend = (1 - mix) * q + mix * p
+    if name == "jsd":
+        to_teacher = kl_term(p, blend, ratio - lift) / (1 - mix)
+        return to_teacher + kl_term(q, blend, -lift) / mix, -q * lift / mix
+    if name == "skew_forward_kl":
+        return kl_term(p, blend, ratio - lift), -(1 - mix) * p * (-lift).exp()
+    return kl_term(q, blend, -lift), -q * (lift + (1 - mix) * (-lift).exp())
+
+
+def resolve(spec: DistillSpec) -> tuple[str, float]:
+    """(the divergence, the teacher's share of the mixture it compares with), limits named."""
+    name = spec.divergence
+    if name == "jsd" and spec.beta < LIMIT:
+        return "forward_kl", 0.0
+    if name == "jsd":
+        return name if spec.beta < 1 - LIMIT else "reverse_kl", spec.beta
+    if name in ("skew_forward_kl", "skew_reverse_kl") and spec.skew < LIMIT:
+        return name.removeprefix("skew_"), 0.0
+    return name, 1 - spec.skew if name == "skew_reverse_kl" else spec.skew
+
+
+def kl_term(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
+    """b - a + a log(a/b): never negative, and its sum over bins is KL(a || b).
+
+    Where a and b are close, their difference is rounding; a series in log(a/b) is not.
+    """
+    r = log_ratio
+    near = 1 / 2 - r * (1 / 6 - r * (1 / 24 - r * (1 / 120 - r / 720)))
+    return torch.where(r.abs() < SMALL_RATIO, a * r * r * near, b - a + a * r)
+
+
+def log_mix(ratio: Tensor, share: float) -> Tensor:
+    """log(((1 - share) q + share p) / q), with ratio = log(p/q).
+
+    Small shares keep their digits, since the jsd divides by the share.
+    """
+    near = ratio.clamp_max(LARGE_RATIO)
+    if share < 0.5:
+        direct = torch.log1p(share * torch.expm1(near))
+    else:
+        direct = torch.log((1 - share) + share * near.exp())
+    return torch.where(ratio > LARGE_RATIO, ratio + math.log(share), direct)
+
+
+def adaptive_weight(p: Tensor, q: Tensor, mu: float, has_tail: bool) -> Tensor:
+    """Share of the gap |p - q| that lies in the teacher's head, [C, 1]; 1/2 where there is none.
+
+    The rest of the vocabulary is never part of the head, however much it holds.
+    """
+    gap = (p - q).abs()
+    total = gap.sum(-1, keepdim=True)
+    entries = slice(-1) if has_tail else slice(None)
+    p, gap = p[:, entries], gap[:, entries]
+    head = (gap * (p >= head_threshold(p, mu))).sum(-1, keepdim=True)
+    return torch.where(total > 0, head / total.clamp_min(torch.finfo(p.dtype).tiny), 0.5)
+
+
+def head_threshold(p: Tensor, mu: float) -> Tensor:
+    """Probability of the token with which the likeliest ones reach a mass of mu, [C, 1]."""
+    ordered = p.sort(-1, descending=True).values
+    before = ordered.cumsum(-1) - ordered
+    last = (before < mu).sum(-1, keepdim=True) - 1
+    return ordered.gather(-1, last.clamp_min(0))

@@ -1,0 +1,161 @@
+"""Chunks of rows through one reused buffer: logits, row math, products of the gradient."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from distill_kernels.checks import check_values
+from distill_kernels.matmul import Weight, add_to_weight, back_to_hidden, project
+from distill_kernels.rows_torch import RowValues, rows_torch, rows_torch_dense
+from distill_kernels.shard import WHOLE, VocabShard
+from distill_kernels.spec import IGNORE, DistillSpec
+from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
+from distill_kernels.transform import LogitTransform
+
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+MIN_ROWS = 32
+DENSE_SHARE = 4
+"""A dense teacher needs its own logits and, in torch, temporaries beside the student's."""
+
+
+class Inputs(NamedTuple):
+    """What gradients may flow into: logits = transform(hidden W.T + left right.T + bias)."""
+
+    hidden: Tensor
+    weight: Weight
+    bias: Tensor | None
+    left: Tensor | None
+    right: Tensor | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A loss to compute, without its inputs; backend "torch" or "triton"."""
+
+    teacher: Teacher
+    labels: Tensor
+    spec: DistillSpec
+    transform: LogitTransform
+    backend: str
+    shard: VocabShard = WHOLE
+
+
+def chunk_rows(num_rows: int, vocab_size: int, device_type: str, dense: bool) -> int:
+    """Rows of a chunk: as many fp32 logits as the budget holds, in chunks of about equal size."""
+    budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (DENSE_SHARE if dense else 1)
+    most = max(MIN_ROWS, budget // (4 * vocab_size))
+    return max(1, math.ceil(num_rows / max(1, math.ceil(num_rows / most))))
+
+
+def row_scale(labels_N: Tensor, spec: DistillSpec) -> Tensor:
+    """d loss / d (loss of a row) for reductions to a scalar, fp32 scalar."""
+    if spec.reduction == "mean":
+        return 1.0 / (labels_N != IGNORE).sum().clamp_min(1).float()
+    return torch.ones((), device=labels_N.device)
+
+
+def sweep(
+    inputs: Inputs, task: Task, scale: Tensor | None, wants: tuple[bool, ...]
+) -> tuple[RowValues, list[Tensor | None]]:
+    """(values of every row, gradients of `inputs`).
+
+    scale  d(what is differentiated) / d(loss of a row): a scalar, [N], or None with no `wants`
+    wants  which of `inputs` get a gradient; the weight's, the bias's and right's are fp32
+    """
+    hidden_ND, weight_VD, bias_V, left_NR, right_VR = inputs
+    check_values(
+        task.shard.whole_size(weight_VD.shape[0]), task.teacher, task.labels
+    )
+    (num_rows, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
+    new = dict(dtype=torch.float32, device=hidden_ND.device)
+    grad_hidden, grad_weight, grad_bias, grad_left, grad_right = (
+        _accumulator(x, rows=i in (0, 3)) if wanted else None
+        for i, (x, wanted) in enumerate(zip(inputs, wants, strict=True))
+    )
+    dense = not isinstance(task.teacher, SparseTeacher)
+    size = chunk_rows(num_rows, vocab_size, hidden_ND.device.type, dense)
+    logits = torch.empty(size, vocab_size, **new)
+    scratch = torch.empty_like(logits) if dense or task.backend == "torch" else logits
+    values = []
+    for start in range(0, num_rows, size):
+        chunk = slice(start, start + size)
+        hidden_CD = hidden_ND[chunk]
+        logits_CV = logits[: hidden_CD.shape[0]]
+        project(hidden_CD, weight_VD, logits_CV)
+        if left_NR is not None:
+            logits_CV.addmm_(left_NR[chunk].float(), right_VR.float().t())
+        if bias_V is not None:
+            logits_CV.add_(bias_V)
+        slope_CV = task.transform.apply_(logits_CV)
+        values.append(_rows(logits_CV, scratch, chunk, task, any(wants)))
+        if not any(wants):
+            continue
+        task.transform.backward_(logits_CV, slope_CV)
+        logits_CV.mul_(scale if scale.dim() == 0 else scale[chunk, None])
+        if grad_hidden is not None:
+            grad_hidden[chunk] = task.shard.sum(back_to_hidden(logits_CV, weight_VD))
+        if grad_weight is not None:
+            add_to_weight(grad_weight, logits_CV, hidden_CD)
+        if grad_bias is not None:
+            grad_bias += logits_CV.sum(0)
+        if grad_left is not None:
+            grad_left[chunk] = task.shard.sum(logits_CV @ right_VR.float())
+        if grad_right is not None:
+            grad_right.addmm_(logits_CV.t(), left_NR[chunk].float())
+    grads = [grad_hidden, grad_weight, grad_bias, grad_left, grad_right]
+    return _concatenate(values), grads
+
+
+def _accumulator(x: Tensor, *, rows: bool) -> Tensor:
+    """Room for a gradient: rows are written once, the rest is summed over chunks in fp32."""
+    return torch.empty_like(x) if rows else torch.zeros_like(x, dtype=torch.float32)
+
+
+def _rows(
+    logits_CV: Tensor, scratch: Tensor, chunk: slice, task: Task, with_grad: bool
+) -> RowValues:
+    teacher, labels_C = task.teacher[chunk], task.labels[chunk]
+    scratch_CV = scratch[: logits_CV.shape[0]]
+    if isinstance(teacher, SparseTeacher):
+        if task.backend == "torch":
+            return rows_torch(
+                logits_CV, teacher, labels_C, task.spec, with_grad, scratch_CV, task.shard
+            )
+        from distill_kernels.rows_triton import rows_triton
+
+        return rows_triton(logits_CV, teacher, labels_C, task.spec, with_grad)
+    _fill_teacher(teacher, scratch_CV)
+    if task.backend == "torch":
+        return rows_torch_dense(
+            logits_CV, scratch_CV, labels_C, task.spec, with_grad, task.shard
+        )
+    from distill_kernels.rows_triton_dense import rows_triton_dense
+
+    return rows_triton_dense(logits_CV, scratch_CV, labels_C, task.spec, with_grad)
+
+
+def _fill_teacher(teacher: DenseLogits | DenseTeacher, out_CV: Tensor) -> None:
+    """The teacher's logits over the student's ids; -inf where the teacher has no such id."""
+    if isinstance(teacher, DenseLogits):
+        shared = min(out_CV.shape[1], teacher.logits.shape[1])
+        out_CV[:, :shared] = teacher.logits[:, :shared]
+    else:
+        shared = min(out_CV.shape[1], teacher.weight.shape[0])
+        logits_CS = out_CV[:, :shared]
+        project(teacher.hidden, teacher.weight[:shared], logits_CS)
+        if teacher.bias is not None:
+            logits_CS.add_(teacher.bias[:shared])
+        teacher.logit_transform.apply_(logits_CS)
+    out_CV[:, shared:] = -torch.inf
+
+
+def _concatenate(values: list[RowValues]) -> RowValues:
+    return RowValues(
+        *(
+            torch.cat([getattr(value, name) for value in values])
+            for name in ("loss", "kd", "ce", "top1", "entropy")
+        )
+    )
