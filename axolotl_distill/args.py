@@ -10,7 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from axolotl_distill.errors import ConfigError
 
-Divergence = Literal["forward_kl"]
+Divergence = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "tvd",
+    "adaptive_kl",
+]
+READ_BY = {
+    "beta": ("jsd",),
+    "skew": ("skew_forward_kl", "skew_reverse_kl"),
+    "akl_mu": ("adaptive_kl",),
+}
 Support = Literal["tail_bucket", "renormalize", "sampled"]
 Method = Literal["topk", "nucleus", "sampled"]
 
@@ -96,6 +109,12 @@ class DistillArgs(_Block):
     alpha: float = Field(0.7, ge=0.0, le=1.0, description="Weight of the teacher's divergence.")
     temperature: float = Field(2.0, gt=0.0, description="T, for teacher and student alike.")
     divergence: Divergence = "forward_kl"
+    beta: float = Field(0.5, ge=0.0, le=1.0, description="jsd: 0 = forward KL, 1 = reverse KL.")
+    skew: float = Field(
+        0.1, ge=0.0, lt=1.0, description="skew_*: share of the other side mixed in."
+    )
+    akl_mu: float = Field(0.5, gt=0.0, lt=1.0, description="adaptive_kl: teacher mass of the head.")
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Of the cross-entropy.")
     support: Support | None = Field(
         None,
         description="What a sparse teacher means. Default: tail_bucket, or sampled for a store "
@@ -104,6 +123,22 @@ class DistillArgs(_Block):
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     teacher: TeacherArgs = TeacherArgs()
     capture: CaptureArgs | None = None
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "DistillArgs":
+        for key, readers in READ_BY.items():
+            seen = getattr(self, key)
+            if seen != type(self).model_fields[key].default and self.divergence not in readers:
+                raise ValueError(
+                    f"`{key}: {seen:g}` is read by divergence {' and '.join(readers)} only, and "
+                    f"`divergence` is {self.divergence}. Remove `{key}`, or change `divergence`."
+                )
+        if self.support == "sampled" and self.divergence != "forward_kl":
+            raise ValueError(
+                f"`divergence: {self.divergence}` is not defined for `support: sampled`: draws "
+                "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
+            )
+        return self
 
 
 class DistillConfig(BaseModel):

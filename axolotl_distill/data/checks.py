@@ -126,6 +126,12 @@ def check_loss(store: TeacherStore, args: DistillArgs) -> None:
             f"`distill.support: {support}` does not fit {store.path}, whose records are "
             f"{method['kind']}. Use {fit}, or capture with another `distill.capture.method`."
         )
+    if sampled and args.divergence != "forward_kl":
+        raise StoreError(
+            f"`distill.divergence: {args.divergence}` cannot be had from {store.path}, whose "
+            "records are draws: they give an unbiased forward_kl only. Use forward_kl, or capture "
+            "with `distill.capture.method: topk` or nucleus."
+        )
     if sampled and method["temperature"] != args.temperature:
         raise StoreError(
             f"{store.path} was drawn at temperature {method['temperature']:g}, but "

@@ -8,7 +8,7 @@ gathered as for any other loss.
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -55,6 +55,10 @@ def loss_settings(args: DistillArgs, stores: Sequence[TeacherStore]) -> LossSett
         divergence=args.divergence,
         temperature=args.temperature,
         alpha=args.alpha,
+        beta=args.beta,
+        skew=args.skew,
+        akl_mu=args.akl_mu,
+        label_smoothing=args.label_smoothing,
         support=resolve_support(stores[0], args),
         reduction="sum",
     )
@@ -124,16 +128,7 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
             wants_router = getattr(causal_lm.config, "output_router_logits", False)
             extra = {"output_router_logits": True} if wants_router else {}
             outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
-            out = fused_linear_distill(
-                outputs[0].flatten(0, 1)[rows],
-                fused.module.weight,
-                teacher,
-                targets,
-                spec=settings.spec,
-                bias=fused.module.bias,
-                logit_transform=fused.transform,
-                backend=settings.backend,
-            )
+            out = _fused_loss(fused, outputs[0].flatten(0, 1)[rows], teacher, targets, settings)
             aux_loss = _router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
 
         denominator = out.num_tokens.clamp_min(1)
@@ -146,6 +141,30 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         return DistillModelOutput(loss=loss, sums=_sums(out))
 
     causal_lm.forward = forward
+
+
+def _fused_loss(
+    head: FusedHead,
+    hidden_MD: Tensor,
+    teacher: SparseTeacher,
+    targets: Tensor,
+    settings: LossSettings,
+) -> DistillOutput:
+    def loss(hidden_MD: Tensor) -> tuple[Tensor, ...]:
+        out = fused_linear_distill(
+            hidden_MD,
+            head.weight(),
+            teacher,
+            targets,
+            spec=settings.spec,
+            bias=head.base.bias,
+            low_rank=head.low_rank(hidden_MD),
+            logit_transform=head.transform,
+            backend=settings.backend,
+        )
+        return tuple(getattr(out, field.name) for field in fields(out))
+
+    return DistillOutput(*head.in_window(loss, hidden_MD))
 
 
 def _supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,4 +224,5 @@ def _sums(out: DistillOutput) -> dict[str, Tensor]:
         "ce": out.ce,
         "teacher_mass": out.teacher_mass,
         "top1_agreement": out.top1_agreement,
+        "entropy": out.entropy,
     }

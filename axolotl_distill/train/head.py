@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from distill_kernels import LogitTransform
+from distill_kernels import LogitTransform, LowRank
+from distill_kernels.matmul import Weight
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from axolotl_distill.train.quantized import tiled_weight
 
 PROBE_TOKENS = 8
 PROBE_LOGIT = 64.0
@@ -21,10 +25,51 @@ PROBE_LOGIT = 64.0
 
 @dataclass(frozen=True)
 class FusedHead:
-    """logits = transform(hidden @ weight.T + bias), with the module that owns the tensors."""
+    """logits = transform(module(hidden)), with `module` a Linear, quantised or not, or its LoRA."""
 
-    module: nn.Linear
+    module: nn.Module
     transform: LogitTransform
+
+    @property
+    def base(self) -> nn.Module:
+        """The Linear below the adapter."""
+        return self.module.base_layer if isinstance(self.module, LoraLayer) else self.module
+
+    def weight(self) -> Weight:
+        quantized = tiled_weight(self.base)
+        return self.base.weight if quantized is None else quantized
+
+    def low_rank(self, hidden_ND: Tensor) -> LowRank | None:
+        """What the active adapters add, as one term; None when there is none."""
+        layer = self.module
+        if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
+            return None
+        lefts, rights = [], []
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                down, up = layer.lora_A[name], layer.lora_B[name]
+                x = layer.lora_dropout[name](hidden_ND.to(down.weight.dtype))
+                lefts.append(down(x) * layer.scaling[name])
+                rights.append(up.weight)
+        return LowRank(torch.cat(lefts, 1), torch.cat(rights, 1)) if lefts else None
+
+    def in_window(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+        """function(hidden), run where a forward of the head would run.
+
+        FSDP2 and ZeRO-3 gather a module's weights around its forward and reduce their gradients
+        after it. When the head's weight is not whole here, the function takes the place of that
+        forward, and their hooks stand around it.
+        """
+        if not _is_partitioned(self.base.weight):
+            return function(hidden)
+        own = self.module.__dict__.get("forward")
+        self.module.forward = function
+        try:
+            return self.module(hidden)
+        finally:
+            del self.module.forward
+            if own is not None:
+                self.module.forward = own
 
 
 def find_head(causal_lm: nn.Module) -> nn.Module:
@@ -55,18 +100,40 @@ def plan_head(
     input_ids: int64 [B, S], any real batch; a few of its tokens are run through `forward`, the
     model's own, to see that the head does what `transform_from_config` says it does.
     """
-    head = find_head(causal_lm)
-    if type(head) is not nn.Linear:
-        return None, f"the output head is a {type(head).__name__}, not a plain Linear"
-    if not head.weight.is_floating_point():
-        return None, f"the output head's weight is stored as {head.weight.dtype}"
-    fused = FusedHead(head, transform_from_config(causal_lm.config))
-    return _probe(causal_lm, forward, fused, input_ids[:1, :PROBE_TOKENS])
+    head = FusedHead(find_head(causal_lm), transform_from_config(causal_lm.config))
+    if isinstance(head.module, LoraLayer) and _is_exotic(head.module):
+        return None, "the output head's adapter is more than a product of two matrices"
+    if not isinstance(head.base, nn.Linear):
+        return None, f"the output head is a {type(head.base).__name__}, not a Linear"
+    stored = f"the output head's weight is stored as {head.base.weight.dtype}"
+    if not _is_readable(head.base):
+        return None, stored
+    fused, why = _probe(causal_lm, forward, head, input_ids[:1, :PROBE_TOKENS])
+    # On a CPU, bitsandbytes packs a 4-bit weight anew when it is first used for inference.
+    return (fused, why) if _is_readable(head.base) else (None, stored)
+
+
+def _is_readable(base: nn.Module) -> bool:
+    return base.weight.is_floating_point() or tiled_weight(base) is not None
+
+
+def _is_exotic(layer: LoraLayer) -> bool:
+    """DoRA and other variants, a trained bias, or a kind of adapter without A and B."""
+    names = layer.active_adapters
+    return (
+        any(name in layer.lora_variant for name in names)
+        or any(name in layer.lora_B and layer.lora_B[name].bias is not None for name in names)
+        or not layer.lora_A
+    )
+
+
+def _is_partitioned(weight: Tensor) -> bool:
+    return hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
 @torch.no_grad()
 def _probe(
-    causal_lm: nn.Module, forward: Callable[..., Any], fused: FusedHead, input_ids: Tensor
+    causal_lm: nn.Module, forward: Callable[..., Any], head: FusedHead, input_ids: Tensor
 ) -> tuple[FusedHead | None, str]:
     seen: dict[str, Tensor] = {}
 
@@ -76,17 +143,23 @@ def _probe(
     def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # A soft-cap is invisible on small logits, so the head is fed a longer hidden state.
         seen["input"] = args[0]
-        size = F.linear(args[0], module.weight, module.bias).abs().amax().clamp_min(1e-6)
-        seen["amplified"] = args[0] * (PROBE_LOGIT / size)
-        return (seen["amplified"], *args[1:])
+        size = _logits(head, args[0], LogitTransform()).abs().amax().clamp_min(1e-6)
+        amplified = args[0] * (PROBE_LOGIT / size)
+        seen["ours"] = _logits(head, amplified, head.transform)
+        return (amplified, *args[1:])
 
     handles = [
         causal_lm.base_model.register_forward_hook(keep_hidden),
-        fused.module.register_forward_pre_hook(amplify),
+        head.module.register_forward_pre_hook(amplify),
     ]
+    # An adapter's dropout would draw anew for each of the two products.
+    dropout = getattr(head.module, "lora_dropout", nn.Identity())
+    training = dropout.training
+    dropout.eval()
     try:
         theirs = forward(input_ids=input_ids, use_cache=False).logits
     finally:
+        dropout.train(training)
         for handle in handles:
             handle.remove()
 
@@ -94,12 +167,30 @@ def _probe(
         return None, "the model does not feed its head the backbone's last hidden state"
     if not torch.allclose(seen["input"], seen["hidden"]):
         return None, "the model changes the hidden state between backbone and head"
-    ours = fused.transform(F.linear(seen["amplified"], fused.module.weight, fused.module.bias))
-    error = (ours.float() - theirs.float()).abs().amax() / theirs.float().abs().amax()
-    coarse = torch.finfo(theirs.dtype).eps > 1e-5
-    if not error <= (4 * torch.finfo(torch.bfloat16).eps if coarse else 1e-4):
+    error = (seen["ours"].float() - theirs.float()).abs().amax() / theirs.float().abs().amax()
+    if not error <= _tolerance(head, theirs.dtype):
         return None, (
             "the model's logits are not the scale and soft-cap of its config "
             f"(relative error {error.item():.2g} on a probe)"
         )
-    return fused, ""
+    return head, ""
+
+
+def _tolerance(head: FusedHead, dtype: torch.dtype) -> float:
+    """Of a probe's logits, relative to the largest: what rounding explains and a fault does not."""
+    if type(head.base).__name__ == "Linear8bitLt":
+        return 0.05
+    if torch.finfo(dtype).eps > 1e-5 or tiled_weight(head.base) is not None:
+        return 4 * torch.finfo(torch.bfloat16).eps
+    return 1e-4
+
+
+def _logits(head: FusedHead, hidden: Tensor, transform: LogitTransform) -> Tensor:
+    weight = head.weight()
+    if not isinstance(weight, Tensor):
+        weight = weight.tile(slice(0, weight.shape[0])).to(hidden.dtype)
+    logits = F.linear(hidden, weight, head.base.bias)
+    low_rank = head.low_rank(hidden)
+    if low_rank is not None:
+        logits = logits + (low_rank.left @ low_rank.right.t()).to(logits.dtype)
+    return transform(logits)

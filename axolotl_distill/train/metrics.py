@@ -5,7 +5,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 PER_TEACHER_TOKEN = ("kl", "teacher_mass", "top1_agreement")
-NAMES = ("loss", "tokens", "teacher_tokens", "ce", *PER_TEACHER_TOKEN)
+PER_TOKEN = ("loss", "ce", "entropy")
+NAMES = (*PER_TOKEN, *PER_TEACHER_TOKEN, "tokens", "teacher_tokens")
 
 
 class MetricSums:
@@ -22,8 +23,9 @@ class MetricSums:
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over every rank's supervised tokens since the last call; then starts anew.
 
-        `loss` and `ce` are per supervised token; `kl`, `teacher_mass` and `top1_agreement` per
-        token that has a teacher, and absent when there is none. Nats where they are nats.
+        `loss`, `ce` and `entropy` (the student's, at T) are per supervised token; `kl`,
+        `teacher_mass` and `top1_agreement` per token that has a teacher, and absent when there is
+        none. Nats where they are nats.
         """
         if self.total is None:
             return {}
@@ -33,7 +35,7 @@ class MetricSums:
         self.total = None
         means = {}
         if total["tokens"] > 0:
-            means = {name: total[name] / total["tokens"] for name in ("loss", "ce")}
+            means = {name: total[name] / total["tokens"] for name in PER_TOKEN}
         if total["teacher_tokens"] > 0:
             means |= {name: total[name] / total["teacher_tokens"] for name in PER_TEACHER_TOKEN}
         return means

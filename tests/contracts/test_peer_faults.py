@@ -1,18 +1,25 @@
 """Faults seen in Axolotl's built-in KD plugin, each as a test of what this project does instead.
 
-The numbers are those of the list the faults were collected in. Absent ones (3, 4, 10, 14, 19)
-concern sharded heads, servers and quantised heads on a GPU.
+The numbers are those of the list the faults were collected in. Absent ones (4, 10, 14) concern
+teachers behind servers; 3 is in test_sharded_head.py.
 """
 
 import logging
 
+import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from axolotl.utils.data.shared import generate_dataset_hash_from_config
 from axolotl.utils.dict import DictDefault
-from distill_kernels import DistillSpec, SparseTeacher, distill_loss, fused_linear_distill
+from distill_kernels import (
+    DistillSpec,
+    SparseTeacher,
+    distill_loss,
+    fused_linear_distill,
+    matmul,
+)
 from peft import LoraConfig, get_peft_model
 from support.kernel_cases import make_case, oracle, relative_error
 from support.stores import capture_rows, random_rows, store_features
@@ -220,8 +227,15 @@ def test_12_both_sides_are_distributions_over_the_same_bins(support):
 
 
 def test_13_only_divergences_with_a_definition_are_accepted():
-    with pytest.raises(ConfigError, match=r"distill\.divergence.*forward_kl"):
-        parse_distill({"divergence": "jsd"})
+    """That the jsd is continuous at its ends is held by tests/kernels/test_divergences.py."""
+    assert parse_distill({"divergence": "jsd", "beta": 0.0}).beta == 0.0
+    for block, message in (
+        ({"divergence": "kl"}, r"distill\.divergence.*forward_kl"),
+        ({"beta": 0.1}, "`beta: 0.1` is read by divergence jsd only"),
+        ({"divergence": "tvd", "support": "sampled"}, "tvd.*not defined.*sampled"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_distill(block)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -263,7 +277,7 @@ def test_17_an_unknown_transform_is_not_fused(store, tokenizer, tiny_model):
 
 
 @pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
-def test_18_an_adapter_on_the_head_learns(store, tokenizer, tiny_model, where):
+def test_18_an_adapter_on_the_head_learns(store, tokenizer, tiny_model, caplog, where):
     base = tiny_model()
     adapter = {
         "target_modules": {"target_modules": ["q_proj", "lm_head"]},
@@ -277,13 +291,57 @@ def test_18_an_adapter_on_the_head_learns(store, tokenizer, tiny_model, where):
     agree(results)
     of_head = [g for n, g in results[1][1].items() if "lm_head" in n]
     assert of_head and all(g.abs().sum() > 0 for g in of_head)
+    assert "own logits" not in caplog.text
+
+
+def test_18_an_adapter_with_more_than_two_matrices_is_left_to_the_model(
+    store, tokenizer, tiny_model, caplog
+):
+    adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["lm_head"], use_dora=True)
+    model = get_peft_model(tiny_model(), adapter).eval()
+    batch, how = batch_of(store, tokenizer), settings(tokenizer)
+    agree(losses_and_gradients(model, model.get_base_model(), batch, how))
+    assert "more than a product of two matrices" in caplog.text
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_19_a_four_bit_head_is_read_as_the_floats_it_stands_for(
+    store, tokenizer, tiny_model, caplog, monkeypatch, adapted, nested
+):
+    monkeypatch.setattr(matmul, "TILE", 5000)
+    model = tiny_model()
+    vocab, dim = model.lm_head.weight.shape
+    head = bnb.nn.Linear4bit(
+        dim,
+        vocab,
+        bias=False,
+        quant_type="nf4",
+        compress_statistics=nested,
+        compute_dtype=torch.float32,
+    )
+    head.load_state_dict({"weight": model.lm_head.weight.data})
+    model.lm_head = head.to("cpu")
+    assert model.lm_head.weight.dtype == torch.uint8
+    model.requires_grad_(False)
+    model.model.norm.weight.requires_grad_(True)
+    if adapted:
+        adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["lm_head"])
+        model = get_peft_model(model, adapter)
+    causal_lm = model.get_base_model() if adapted else model
+    causal_lm.model.norm.weight.requires_grad_(True)
+    agree(
+        losses_and_gradients(model, causal_lm, batch_of(store, tokenizer), settings(tokenizer)),
+        tolerance=1e-4,
+    )
+    assert "own logits" not in caplog.text
 
 
 def test_20_a_frozen_head_gets_no_gradient_buffer(store, tokenizer, tiny_model, monkeypatch):
-    from distill_kernels import linear
+    from distill_kernels import sweep
 
     made = []
-    monkeypatch.setattr(linear, "add_to_weight", lambda *args: made.append(args))
+    monkeypatch.setattr(sweep, "add_to_weight", lambda *args: made.append(args))
     model = tiny_model()
     model.lm_head.weight.requires_grad_(False)
     attach_distill_forward(model, settings(tokenizer))

@@ -241,9 +241,7 @@ def test_jsd_is_liger(beta):
     liger = LigerFusedLinearJSDLoss(
         weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False
     )
-    theirs = liger(
-        hidden, weight, case.teacher.hidden, case.teacher.weight, case.labels
-    )
+    theirs = liger(hidden, weight, case.teacher.hidden, case.teacher.weight, case.labels)
     theirs.backward()
     mine, weight_mine, _ = case.leaves(torch.float32)
     out = fused_linear_distill(

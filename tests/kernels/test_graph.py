@@ -58,9 +58,7 @@ def test_compiles_without_a_graph_break(reduction, dense):
     case = make_case(rows=20, temperature=2.0)
     if dense:
         case.teacher = DenseTeacher(torch.randn(20, 5), torch.randn(101, 5))
-    spec = DistillSpec(
-        divergence="jsd", beta=0.2, temperature=2.0, alpha=0.7, reduction=reduction
-    )
+    spec = DistillSpec(divergence="jsd", beta=0.2, temperature=2.0, alpha=0.7, reduction=reduction)
     model = Student(case, spec)
     expected = gradients(model, model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -196,9 +196,7 @@ def sharded_process(rank: int, meeting: str) -> None:
     bounds = (0, 37, 101)
     mine = slice(bounds[rank], bounds[rank + 1])
     for divergence, support, temperature, smoothing in SHARD_CASES:
-        case = make_case(
-            temperature=temperature, sampled=support == "sampled", bias=True, seed=9
-        )
+        case = make_case(temperature=temperature, sampled=support == "sampled", bias=True, seed=9)
         teacher = case.teacher
         if support == "dense":
             logits = torch.randn(13, 101, generator=torch.Generator().manual_seed(3)) * 3

@@ -1,4 +1,4 @@
-"""Compile the row kernel for sm_80 and sm_90 without a GPU: registers, shared memory, spills.
+"""Compile the row kernels for sm_80 and sm_90 without a GPU: registers, shared memory, spills.
 
 python triton_kernels/benchmarks/compile_ahead.py
 """
@@ -8,57 +8,47 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import triton
-from distill_kernels import rows_triton
+from distill_kernels import rows_triton, rows_triton_dense
+from distill_kernels.bins_triton import BLOCK_V, CODES, LAUNCH
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 RESULTS = Path(__file__).parent / "results"
-POINTERS = {
-    "z_ptr": "*fp32",
-    "ids_ptr": "*i64",
-    "logp_ptr": "*fp32",
-    "tail_ptr": "*fp32",
-    "entropy_ptr": "*fp32",
-    "label_ptr": "*i64",
-    "top_ptr": "*i64",
-    "aside_ptr": "*fp32",
-    "out_ptr": "*fp32",
-}
-SCALARS = {"z_stride": "i32", "num_rows": "i32", "V": "i32", "K": "i32"}
-FLOATS = {"temperature": "fp32", "alpha": "fp32"}
+INT64 = ("ids_ptr", "label_ptr", "top_ptr")
+INT32 = ("z_stride", "t_stride", "num_rows", "V", "K")
+DIVISIBLE = ("V", "z_stride", "t_stride")
+MOST_SHARED = 227 * 1024
 
 
-def compile_variant(arch: int, support: str, tempered: bool, with_grad: bool) -> dict[str, int]:
+def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[str, int]:
     """Registers a thread, bytes of shared memory and of spills, from ptxas."""
-    constants = {
-        "SUPPORT": rows_triton.SUPPORT_CODES[support],
-        "TEMPERED": tempered,
-        "HAS_ENTROPY": support == "sampled",
-        "WITH_GRAD": with_grad,
-        "BLOCK_V": rows_triton.BLOCK_V,
-        "BLOCK_K": 64,
-    }
-    kernel = rows_triton._rows_kernel
-    types = {**POINTERS, **SCALARS, **FLOATS, **dict.fromkeys(constants, "constexpr")}
-    signature = {name: types[name] for name in kernel.arg_names}
-    attributes = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(kernel.arg_names)
-        if name in POINTERS or name in ("V", "z_stride")
-    }
+
+    def type_of(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name.endswith("_ptr"):
+            return "*i64" if name in INT64 else "*fp32"
+        return "i32" if name in INT32 else "fp32"
+
+    names = kernel.arg_names
     source = ASTSource(
         kernel,
-        signature,
-        {(kernel.arg_names.index(k),): v for k, v in constants.items()},
-        attributes,
+        {name: type_of(name) for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+        {
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if name.endswith("_ptr") or name in DIVISIBLE
+        },
     )
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", arch, 32),
-        options={"num_warps": rows_triton.NUM_WARPS},
+        options=LAUNCH,
     )
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])
@@ -75,18 +65,47 @@ def compile_variant(arch: int, support: str, tempered: bool, with_grad: bool) ->
     }
 
 
-def main() -> None:
+def variants() -> list[tuple[dict[str, Any], Any, dict[str, Any]]]:
+    """(its name in the results, kernel, constants) of everything that is compiled."""
     found = []
+    for divergence, code in CODES.items():
+        for tempered in (False, True):
+            shared = {
+                "DIVERGENCE": code,
+                "TEMPERED": tempered,
+                "SMOOTH": False,
+                "WITH_GRAD": True,
+                "BLOCK_V": BLOCK_V,
+            }
+            about = {"divergence": divergence, "tempered": tempered}
+            for support, support_code in rows_triton.SUPPORT_CODES.items():
+                sampled = support == "sampled"
+                if sampled and divergence != "forward_kl":
+                    continue
+                constants = {"SUPPORT": support_code, "HAS_ENTROPY": sampled, "BLOCK_K": 64}
+                found.append(
+                    (
+                        {"teacher": support, **about},
+                        rows_triton._rows_kernel,
+                        {**shared, **constants},
+                    )
+                )
+            found.append(
+                ({"teacher": "dense", **about}, rows_triton_dense._dense_rows_kernel, shared)
+            )
+    return found
+
+
+def main() -> None:
+    results = []
     for arch in (80, 90):
-        for support in rows_triton.SUPPORT_CODES:
-            for tempered in (False, True):
-                numbers = compile_variant(arch, support, tempered, with_grad=True)
-                found.append({"arch": f"sm_{arch}", "support": support, "tempered": tempered})
-                found[-1] |= numbers
-                print(found[-1])
-                assert numbers["spill_bytes"] == 0 and numbers["shared_bytes"] <= 227 * 1024
+        for about, kernel, constants in variants():
+            numbers = compile_kernel(kernel, constants, arch)
+            results.append({"arch": f"sm_{arch}", **about, **numbers})
+            print(results[-1])
+            assert numbers["spill_bytes"] == 0 and numbers["shared_bytes"] <= MOST_SHARED
     RESULTS.mkdir(exist_ok=True)
-    about = {"triton": triton.__version__, "num_warps": rows_triton.NUM_WARPS, "results": found}
+    about = {"triton": triton.__version__, "launch": LAUNCH, "results": results}
     (RESULTS / "compile_ahead.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -13,6 +13,10 @@ CODES = {
     "adaptive_kl": 6,
 }
 
+BLOCK_V = 4096
+LAUNCH = {"num_warps": 8, "maxnreg": 128}
+"""Left to itself, ptxas holds some variants to 40 registers and spills."""
+
 
 @triton.jit
 def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
@@ -64,9 +68,7 @@ def _log_mix(ratio, mix, keep):
     t2 = t * t
     series = 2.0 * t * (1.0 + t2 * (1.0 / 3 + t2 * (1.0 / 5 + t2 * (1.0 / 7 + t2 / 9))))
     direct = tl.log(keep + mix * lifted)
-    return tl.where(
-        ratio > 60.0, ratio + tl.log(mix), tl.where(tl.abs(x) < 0.25, series, direct)
-    )
+    return tl.where(ratio > 60.0, ratio + tl.log(mix), tl.where(tl.abs(x) < 0.25, series, direct))
 
 
 @triton.jit

@@ -62,9 +62,7 @@ def rows_torch(
     # is, all write what is there already.
     index = torch.where(here, index, index.gather(1, here.long().argmax(-1, keepdim=True)))
     unchanged = logits_CV.gather(1, index)
-    logits_CV.scatter_(
-        1, index, torch.where(here.any(-1, keepdim=True), MASKED, unchanged)
-    )
+    logits_CV.scatter_(1, index, torch.where(here.any(-1, keepdim=True), MASKED, unchanged))
 
     rest_max, rest_top = shard.argmax(*logits_CV.max(-1))
     has_rest = rest_max > 0.5 * MASKED

@@ -14,7 +14,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_kernels.bins_triton import CODES, add_block, bin_terms, finite, logaddexp
+from distill_kernels.bins_triton import (
+    BLOCK_V,
+    CODES,
+    LAUNCH,
+    add_block,
+    bin_terms,
+    finite,
+    logaddexp,
+)
 from distill_kernels.divergences import head_threshold, resolve
 from distill_kernels.reference import teacher_top1
 from distill_kernels.rows_torch import RowValues
@@ -22,9 +30,7 @@ from distill_kernels.spec import DistillSpec
 from distill_kernels.teacher import SparseTeacher
 
 SUPPORT_CODES = {"tail_bucket": 0, "renormalize": 1, "sampled": 2}
-BLOCK_V = 4096
 MAX_BLOCK_K = 256
-NUM_WARPS = 8
 
 
 def rows_triton(
@@ -69,7 +75,7 @@ def rows_triton(
         WITH_GRAD=with_grad,
         BLOCK_V=BLOCK_V,
         BLOCK_K=min(MAX_BLOCK_K, triton.next_power_of_2(num_entries)),
-        num_warps=NUM_WARPS,
+        **LAUNCH,
     )
     return RowValues(*out_5C.unbind())
 

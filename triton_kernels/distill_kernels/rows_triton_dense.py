@@ -12,13 +12,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_kernels.bins_triton import CODES, add_block, bin_terms, finite
+from distill_kernels.bins_triton import (
+    BLOCK_V,
+    CODES,
+    LAUNCH,
+    add_block,
+    bin_terms,
+    finite,
+)
 from distill_kernels.divergences import head_threshold, resolve
 from distill_kernels.rows_torch import RowValues
 from distill_kernels.spec import DistillSpec
-
-BLOCK_V = 4096
-NUM_WARPS = 8
 
 
 def rows_triton_dense(
@@ -52,7 +56,7 @@ def rows_triton_dense(
         SMOOTH=spec.label_smoothing > 0,
         WITH_GRAD=with_grad,
         BLOCK_V=BLOCK_V,
-        num_warps=NUM_WARPS,
+        **LAUNCH,
     )
     return RowValues(*out_5C.unbind())
 
@@ -108,12 +112,8 @@ def _dense_rows_kernel(
         t_top = tl.where(tl.max(t, 0) > t_max, v0 + tl.argmax(t, 0), t_top)
         if SMOOTH:
             total_logit += tl.sum(tl.where(v < V, z, 0.0), 0)
-        z_max, z_sum, z_sum_s, z_sum1 = add_block(
-            z, z_max, z_sum, z_sum_s, z_sum1, inv_t, TEMPERED
-        )
-        t_max, t_sum, t_sum_s, t_sum1 = add_block(
-            t, t_max, t_sum, t_sum_s, t_sum1, inv_t, False
-        )
+        z_max, z_sum, z_sum_s, z_sum1 = add_block(z, z_max, z_sum, z_sum_s, z_sum1, inv_t, TEMPERED)
+        t_max, t_sum, t_sum_s, t_sum1 = add_block(t, t_max, t_sum, t_sum_s, t_sum1, inv_t, False)
     lse = z_max * inv_t + tl.log(z_sum)
     lse_t = finite(t_max) * inv_t + tl.log(t_sum)
     lse1 = lse

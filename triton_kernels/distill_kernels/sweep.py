@@ -66,9 +66,7 @@ def sweep(
     wants  which of `inputs` get a gradient; the weight's, the bias's and right's are fp32
     """
     hidden_ND, weight_VD, bias_V, left_NR, right_VR = inputs
-    check_values(
-        task.shard.whole_size(weight_VD.shape[0]), task.teacher, task.labels
-    )
+    check_values(task.shard.whole_size(weight_VD.shape[0]), task.teacher, task.labels)
     (num_rows, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
     new = dict(dtype=torch.float32, device=hidden_ND.device)
     grad_hidden, grad_weight, grad_bias, grad_left, grad_right = (
@@ -129,9 +127,7 @@ def _rows(
         return rows_triton(logits_CV, teacher, labels_C, task.spec, with_grad)
     _fill_teacher(teacher, scratch_CV)
     if task.backend == "torch":
-        return rows_torch_dense(
-            logits_CV, scratch_CV, labels_C, task.spec, with_grad, task.shard
-        )
+        return rows_torch_dense(logits_CV, scratch_CV, labels_C, task.spec, with_grad, task.shard)
     from distill_kernels.rows_triton_dense import rows_triton_dense
 
     return rows_triton_dense(logits_CV, scratch_CV, labels_C, task.spec, with_grad)

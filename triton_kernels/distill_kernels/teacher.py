@@ -1,6 +1,6 @@
 """The teacher's distribution: a few entries a row and what is known of the rest, or all of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -148,7 +148,7 @@ class DenseTeacher:
     hidden: Tensor
     weight: Tensor
     bias: Tensor | None = None
-    logit_transform: LogitTransform = LogitTransform()
+    logit_transform: LogitTransform = field(default_factory=LogitTransform)
 
     def __post_init__(self) -> None:
         hidden, weight = self.hidden, self.weight
