@@ -41,7 +41,8 @@ def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
         lift = _log_mix(ratio, mix, keep)
         blend = keep * q + mix * p
         if DIVERGENCE == 2:
-            value = kl_term(p, blend, ratio - lift) / keep + kl_term(q, blend, -lift) / mix
+            value = _kl_term_close(p, blend, ratio - lift) / keep
+            value += _kl_term_close(q, blend, -lift) / mix
             pull = -q * lift / mix
         elif DIVERGENCE == 3:
             value = kl_term(p, blend, ratio - lift)
@@ -54,9 +55,15 @@ def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
 
 @triton.jit
 def kl_term(a, b, r):
-    """b - a + a r with r = log(a/b), by a series where a and b are close."""
+    """b - a + a r with r = log(a/b), never negative."""
+    return tl.maximum(b - a + a * r, 0.0)
+
+
+@triton.jit
+def _kl_term_close(a, b, r):
+    """kl_term with all its digits where a and b are close, for those that are then divided."""
     near = 0.5 - r * (1.0 / 6 - r * (1.0 / 24 - r * (1.0 / 120 - r / 720)))
-    return tl.where(tl.abs(r) < 0.1, a * r * r * near, b - a + a * r)
+    return tl.where(tl.abs(r) < 0.1, a * r * r * near, kl_term(a, b, r))
 
 
 @triton.jit

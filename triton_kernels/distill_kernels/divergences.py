@@ -48,8 +48,8 @@ def divergence(
     mask: Tensor | None = None,
     has_tail: bool = False,
     shard: VocabShard = WHOLE,
-) -> tuple[Tensor, Tensor]:
-    """(D [C] in nats, dD/ds [C, B]) from logprobs of bins [C, B].
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(D [C] in nats, dD/ds [C, B], q [C, B]) from logprobs of bins [C, B].
 
     mask      bool [C, B]; False = no bin
     has_tail  the last bin is the rest of the vocabulary
@@ -63,7 +63,8 @@ def divergence(
     if mask is not None:
         p, q = p * mask, q * mask
     value, pull = bin_terms(p, q, log_p - log_q, spec, has_tail)
-    return shard.sum(value.sum(-1)), pull - q * shard.sum(pull.sum(-1, keepdim=True))
+    total = shard.sum(pull.sum(-1, keepdim=True))
+    return shard.sum(value.sum(-1)), torch.addcmul(pull, q, total, value=-1), q
 
 
 def bin_terms(
@@ -85,8 +86,8 @@ def bin_terms(
     lift = log_mix(ratio, mix)
     blend = (1 - mix) * q + mix * p
     if name == "jsd":
-        to_teacher = kl_term(p, blend, ratio - lift) / (1 - mix)
-        return to_teacher + kl_term(q, blend, -lift) / mix, -q * lift / mix
+        to_teacher = kl_term_close(p, blend, ratio - lift) / (1 - mix)
+        return to_teacher + kl_term_close(q, blend, -lift) / mix, -q * lift / mix
     if name == "skew_forward_kl":
         return kl_term(p, blend, ratio - lift), -(1 - mix) * p * (-lift).exp()
     return kl_term(q, blend, -lift), -q * (lift + (1 - mix) * (-lift).exp())
@@ -105,13 +106,21 @@ def resolve(spec: DistillSpec) -> tuple[str, float]:
 
 
 def kl_term(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
-    """b - a + a log(a/b): never negative, and its sum over bins is KL(a || b).
+    """b - a + a log(a/b), whose sum over bins is KL(a || b); never negative.
 
-    Where a and b are close, their difference is rounding; a series in log(a/b) is not.
+    No term is, but for rounding, so clamping each of them costs no more than rounding does.
+    """
+    return torch.addcmul(b - a, a, log_ratio).clamp_min_(0.0)
+
+
+def kl_term_close(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
+    """kl_term with all its digits where a and b are close, for those that are then divided.
+
+    There b - a is rounding, and a series in log(a/b) is not.
     """
     r = log_ratio
     near = 1 / 2 - r * (1 / 6 - r * (1 / 24 - r * (1 / 120 - r / 720)))
-    return torch.where(r.abs() < SMALL_RATIO, a * r * r * near, b - a + a * r)
+    return torch.where(r.abs() < SMALL_RATIO, a * r * r * near, kl_term(a, b, r))
 
 
 def log_mix(ratio: Tensor, share: float) -> Tensor:

@@ -42,14 +42,12 @@ def rows_torch(
     teacher: SparseTeacher,
     labels_C: Tensor,
     spec: DistillSpec,
-    with_grad: bool,
-    scratch_CV: Tensor,
+    scale_C: Tensor | None,
     shard: VocabShard = WHOLE,
 ) -> RowValues:
-    """fp32 logits_CV is overwritten: by d loss / d logits (sum reduction) when `with_grad`.
+    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given.
 
-    scratch_CV  what it holds counts neither before nor after
-    shard       V is the number of ids here; every process of the group gets the same values
+    shard  V is the number of ids here; every process of the group gets the same values
     """
     size, temperature = logits_CV.shape[1], spec.temperature
     mask = teacher.ids >= 0
@@ -71,7 +69,7 @@ def rows_torch(
     logits_CV.sub_(shift)
     if temperature != 1.0:
         logits_CV.div_(temperature)
-    exp_CV = torch.exp(logits_CV, out=scratch_CV)
+    exp_CV = logits_CV.exp()
     sum_exp = shard.sum(exp_CV.sum(-1))
     sum_exp_s = shard.sum(torch.linalg.vecdot(exp_CV, logits_CV))
     lse_rest = sum_exp.log()
@@ -100,10 +98,11 @@ def rows_torch(
         top1=(taught & (student_top == teacher_top1(teacher))).float(),
         entropy=(lse - mean_s) * labels.given,
     )
-    if not with_grad:
+    if scale_C is None:
         return values
 
-    kd_weight = spec.alpha * temperature * taught
+    kd_weight = spec.alpha * temperature * taught * scale_C
+    ce_weight = ce_weight * scale_C
     rest_scale = (kd_weight * slope_rest)[:, None]
     ce_scale = (ce_weight * (-lse1).exp())[:, None]
     if temperature != 1.0:
@@ -121,7 +120,7 @@ def rows_torch_dense(
     teacher_CV: Tensor,
     labels_C: Tensor,
     spec: DistillSpec,
-    with_grad: bool,
+    scale_C: Tensor | None,
     shard: VocabShard = WHOLE,
 ) -> RowValues:
     """As rows_torch, for the teacher's logits over the whole vocabulary; both are overwritten."""
@@ -129,13 +128,18 @@ def rows_torch_dense(
     labels = Labels(logits_CV, labels_C, spec, shard)
     best, top = shard.argmax(*logits_CV.max(-1))
     teacher_best, teacher_top = shard.argmax(*teacher_CV.max(-1))
-    logits_CV.sub_(best[:, None])
-    exp1_CV = torch.exp(logits_CV)
-    lse1 = shard.sum(exp1_CV.sum(-1)).log()
-    log_q = _log_softmax_(logits_CV, temperature, shard)
-    log_p = _log_softmax_(teacher_CV.sub_(teacher_best[:, None]), temperature, shard)
+    log_q = logits_CV.sub_(best[:, None])
+    lse1 = shard.sum(log_q.exp().sum(-1)).log()
+    if temperature == 1.0:
+        lse = lse1
+    else:
+        log_q.div_(temperature)
+        lse = shard.sum(log_q.exp().sum(-1)).log()
+    log_q.sub_(lse[:, None])
+    log_p = teacher_CV.sub_(teacher_best[:, None]).div_(temperature)
+    log_p.sub_(shard.sum(log_p.exp().sum(-1)).log()[:, None])
 
-    kd, slope_CV = divergence(log_p, log_q, spec, shard=shard)
+    kd, slope_CV, q_CV = divergence(log_p, log_q, spec, shard=shard)
     kd = kd * labels.given
     nll, ce = labels.cross_entropy(lse1 + best)
     ce_weight = (1.0 - spec.alpha) * labels.given
@@ -144,12 +148,19 @@ def rows_torch_dense(
         kd=kd,
         ce=nll,
         top1=(labels.given & (top == teacher_top)).float(),
-        entropy=-shard.sum((log_q.exp() * log_q).sum(-1)) * labels.given,
+        entropy=-shard.sum(torch.linalg.vecdot(q_CV, log_q)) * labels.given,
     )
-    if with_grad:
-        slope_CV.mul_((spec.alpha * temperature * labels.given)[:, None])
-        torch.addcmul(slope_CV, exp1_CV, (ce_weight * (-lse1).exp())[:, None], out=logits_CV)
-        labels.subtract_(logits_CV, ce_weight)
+    if scale_C is None:
+        return values
+    ce_weight = ce_weight * scale_C
+    kd_weight = (spec.alpha * temperature * labels.given * scale_C)[:, None]
+    if spec.alpha == 1.0:
+        torch.mul(slope_CV, kd_weight, out=logits_CV)
+        return values
+    # log_q T + lse T is the shifted logit again.
+    softmax_CV = log_q.add_(lse[:, None]).mul_(temperature).sub_(lse1[:, None]).exp_()
+    softmax_CV.mul_(ce_weight[:, None]).addcmul_(slope_CV, kd_weight)
+    labels.subtract_(logits_CV, ce_weight)
     return values
 
 
@@ -195,7 +206,7 @@ def _sparse(
     if spec.support == "renormalize":
         log_p = log_p - log_p.logsumexp(-1, keepdim=True)
         log_q = s_CK - s_CK.logsumexp(-1, keepdim=True)
-        kd, slope_CK = divergence(log_p, log_q, spec, mask=mask)
+        kd, slope_CK, _ = divergence(log_p, log_q, spec, mask=mask)
         return kd, slope_CK, torch.zeros_like(lse)
     log_q = s_CK - lse[:, None]
     if spec.support == "sampled":
@@ -204,7 +215,7 @@ def _sparse(
         if teacher.entropy is not None:
             kd = kd - teacher.entropy
         return kd, log_q.exp() - p, (-lse).exp()
-    kd, slope = divergence(
+    kd, slope, _ = divergence(
         torch.cat([log_p, teacher.tail_logprob.float()[:, None]], 1),
         torch.cat([log_q, (lse_rest - lse)[:, None]], 1),
         spec,
@@ -212,10 +223,3 @@ def _sparse(
         has_tail=True,
     )
     return kd, slope[:, :-1], torch.where(has_rest, slope[:, -1] * (-lse_rest).exp(), 0.0)
-
-
-def _log_softmax_(logits_CV: Tensor, temperature: float, shard: VocabShard) -> Tensor:
-    """log softmax(logits / T) in place; the row's largest logit is 0."""
-    if temperature != 1.0:
-        logits_CV.div_(temperature)
-    return logits_CV.sub_(shard.sum(logits_CV.exp().sum(-1)).log()[:, None])

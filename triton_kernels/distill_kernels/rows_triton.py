@@ -38,9 +38,9 @@ def rows_triton(
     teacher: SparseTeacher,
     labels_C: Tensor,
     spec: DistillSpec,
-    with_grad: bool,
+    scale_C: Tensor | None,
 ) -> RowValues:
-    """fp32 logits_CV is overwritten: by d loss / d logits (sum reduction) when `with_grad`."""
+    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given."""
     num_rows, vocab_size = logits_CV.shape
     num_entries = teacher.ids.shape[1]
     none = torch.zeros(1, device=logits_CV.device)
@@ -58,6 +58,7 @@ def rows_triton(
         labels_C.contiguous(),
         teacher_top1(teacher),
         aside_CK,
+        none if scale_C is None else scale_C.contiguous(),
         out_5C,
         num_rows,
         vocab_size,
@@ -72,7 +73,7 @@ def rows_triton(
         TEMPERED=spec.temperature != 1.0,
         SMOOTH=spec.label_smoothing > 0,
         HAS_ENTROPY=teacher.entropy is not None,
-        WITH_GRAD=with_grad,
+        WITH_GRAD=scale_C is not None,
         BLOCK_V=BLOCK_V,
         BLOCK_K=min(MAX_BLOCK_K, triton.next_power_of_2(num_entries)),
         **LAUNCH,
@@ -101,6 +102,7 @@ def _rows_kernel(
     label_ptr,  # [C] int64
     top_ptr,  # [C] int64, the teacher's likeliest token
     aside_ptr,  # [C, K] fp32 scratch
+    scale_ptr,  # [C] fp32, read when WITH_GRAD
     out_ptr,  # [5, C] fp32: loss, kd, ce, top1, the student's entropy
     num_rows,
     V,
@@ -277,6 +279,9 @@ def _rows_kernel(
 
     # Vocabulary: the gradient off the entries. Their own places hold -inf and get what all do.
     tl.debug_barrier()
+    scale = tl.load(scale_ptr + row)
+    kd_weight *= scale
+    ce_weight *= scale
     rest_scale = kd_weight * rest_scale
     ce_scale = ce_weight * tl.exp(rest_shift - lse1)
     even_slope = ce_weight * smoothing / V

@@ -26,13 +26,18 @@ from distill_kernels.spec import DistillSpec
 
 
 def rows_triton_dense(
-    logits_CV: Tensor, teacher_CV: Tensor, labels_C: Tensor, spec: DistillSpec, with_grad: bool
+    logits_CV: Tensor,
+    teacher_CV: Tensor,
+    labels_C: Tensor,
+    spec: DistillSpec,
+    scale_C: Tensor | None,
 ) -> RowValues:
-    """fp32 logits_CV is overwritten: by d loss / d logits (sum reduction) when `with_grad`."""
+    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given."""
     num_rows, vocab_size = logits_CV.shape
     out_5C = torch.empty(5, num_rows, device=logits_CV.device)
     name, mix = resolve(spec)
-    head_C = out_5C
+    none = out_5C
+    head_C = none
     if name == "adaptive_kl":
         p = (teacher_CV / spec.temperature).softmax(-1)
         head_C = teacher_CV.masked_fill(p < head_threshold(p, spec.akl_mu), torch.inf).amin(-1)
@@ -43,6 +48,7 @@ def rows_triton_dense(
         teacher_CV.stride(0),
         head_C,
         labels_C.contiguous(),
+        none if scale_C is None else scale_C.contiguous(),
         out_5C,
         num_rows,
         vocab_size,
@@ -54,7 +60,7 @@ def rows_triton_dense(
         DIVERGENCE=CODES[name],
         TEMPERED=spec.temperature != 1.0,
         SMOOTH=spec.label_smoothing > 0,
-        WITH_GRAD=with_grad,
+        WITH_GRAD=scale_C is not None,
         BLOCK_V=BLOCK_V,
         **LAUNCH,
     )
@@ -69,6 +75,7 @@ def _dense_rows_kernel(
     t_stride,
     head_ptr,  # [C] fp32, lowest teacher logit of the head, read for adaptive_kl
     label_ptr,  # [C] int64
+    scale_ptr,  # [C] fp32, read when WITH_GRAD
     out_ptr,  # [5, C] fp32: loss, kd, ce, top1, the student's entropy
     num_rows,
     V,
@@ -161,6 +168,9 @@ def _dense_rows_kernel(
         return
 
     tl.debug_barrier()
+    scale = tl.load(scale_ptr + row)
+    kd_weight *= scale
+    ce_weight *= scale
     for v0 in range(0, V, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
         z = tl.load(z_ptr + v, mask=v < V, other=0.0)

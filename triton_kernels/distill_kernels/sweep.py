@@ -15,10 +15,10 @@ from distill_kernels.spec import IGNORE, DistillSpec
 from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 from distill_kernels.transform import LogitTransform
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 640 << 20}
+BLOCK_BYTES = 2 << 20
+"""Logits that the row math of the torch backend sweeps at once on a CPU: they stay in its cache."""
 MIN_ROWS = 32
-DENSE_SHARE = 4
-"""A dense teacher needs its own logits and, in torch, temporaries beside the student's."""
 
 
 class Inputs(NamedTuple):
@@ -45,7 +45,7 @@ class Task:
 
 def chunk_rows(num_rows: int, vocab_size: int, device_type: str, dense: bool) -> int:
     """Rows of a chunk: as many fp32 logits as the budget holds, in chunks of about equal size."""
-    budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (DENSE_SHARE if dense else 1)
+    budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (2 if dense else 1)
     most = max(MIN_ROWS, budget // (4 * vocab_size))
     return max(1, math.ceil(num_rows / max(1, math.ceil(num_rows / most))))
 
@@ -76,7 +76,7 @@ def sweep(
     dense = not isinstance(task.teacher, SparseTeacher)
     size = chunk_rows(num_rows, vocab_size, hidden_ND.device.type, dense)
     logits = torch.empty(size, vocab_size, **new)
-    scratch = torch.empty_like(logits) if dense or task.backend == "torch" else logits
+    teacher_logits = torch.empty_like(logits) if dense else logits
     values = []
     for start in range(0, num_rows, size):
         chunk = slice(start, start + size)
@@ -88,11 +88,11 @@ def sweep(
         if bias_V is not None:
             logits_CV.add_(bias_V)
         slope_CV = task.transform.apply_(logits_CV)
-        values.append(_rows(logits_CV, scratch, chunk, task, any(wants)))
-        if not any(wants):
+        scale_C = None if not any(wants) else scale.expand(num_rows)[chunk]
+        values.append(_rows(logits_CV, teacher_logits, chunk, task, scale_C))
+        if scale_C is None:
             continue
         task.transform.backward_(logits_CV, slope_CV)
-        logits_CV.mul_(scale if scale.dim() == 0 else scale[chunk, None])
         if grad_hidden is not None:
             grad_hidden[chunk] = task.shard.sum(back_to_hidden(logits_CV, weight_VD))
         if grad_weight is not None:
@@ -113,24 +113,40 @@ def _accumulator(x: Tensor, *, rows: bool) -> Tensor:
 
 
 def _rows(
-    logits_CV: Tensor, scratch: Tensor, chunk: slice, task: Task, with_grad: bool
+    logits_CV: Tensor, teacher_logits: Tensor, chunk: slice, task: Task, scale_C: Tensor | None
 ) -> RowValues:
-    teacher, labels_C = task.teacher[chunk], task.labels[chunk]
-    scratch_CV = scratch[: logits_CV.shape[0]]
-    if isinstance(teacher, SparseTeacher):
-        if task.backend == "torch":
-            return rows_torch(
-                logits_CV, teacher, labels_C, task.spec, with_grad, scratch_CV, task.shard
-            )
+    teacher, labels_C, spec = task.teacher[chunk], task.labels[chunk], task.spec
+    sparse = isinstance(teacher, SparseTeacher)
+    if not sparse:
+        teacher_logits = teacher_logits[: logits_CV.shape[0]]
+        _fill_teacher(teacher, teacher_logits)
+    if task.backend == "triton" and sparse:
         from distill_kernels.rows_triton import rows_triton
 
-        return rows_triton(logits_CV, teacher, labels_C, task.spec, with_grad)
-    _fill_teacher(teacher, scratch_CV)
-    if task.backend == "torch":
-        return rows_torch_dense(logits_CV, scratch_CV, labels_C, task.spec, with_grad, task.shard)
-    from distill_kernels.rows_triton_dense import rows_triton_dense
+        return rows_triton(logits_CV, teacher, labels_C, spec, scale_C)
+    if task.backend == "triton":
+        from distill_kernels.rows_triton_dense import rows_triton_dense
 
-    return rows_triton_dense(logits_CV, scratch_CV, labels_C, task.spec, with_grad)
+        return rows_triton_dense(logits_CV, teacher_logits, labels_C, spec, scale_C)
+    values = []
+    for at in _blocks(logits_CV):
+        scale = None if scale_C is None else scale_C[at]
+        if sparse:
+            row = rows_torch(logits_CV[at], teacher[at], labels_C[at], spec, scale, task.shard)
+        else:
+            row = rows_torch_dense(
+                logits_CV[at], teacher_logits[at], labels_C[at], spec, scale, task.shard
+            )
+        values.append(row)
+    return _concatenate(values)
+
+
+def _blocks(logits_CV: Tensor) -> list[slice]:
+    rows, size = logits_CV.shape
+    step = rows
+    if logits_CV.device.type == "cpu":
+        step = max(1, BLOCK_BYTES // (4 * size))
+    return [slice(at, at + step) for at in range(0, rows, step)]
 
 
 def _fill_teacher(teacher: DenseLogits | DenseTeacher, out_CV: Tensor) -> None:
