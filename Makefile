@@ -10,7 +10,7 @@ CONFIG := example_configs/smollm2-cpu.yml
 TRAIN := $(BIN)/accelerate launch --cpu --num_processes 1 -m axolotl.cli.train
 RUN := $(BIN)/python demo/run.py
 
-.PHONY: setup models demo test test-slow lint clean
+.PHONY: setup models demo test test-slow test-gpu benchmark-kernels lint clean
 setup: .venv/.ready
 
 # torch is installed first, at a version whose PyPI wheel also comes as a CPU build; axolotl would
@@ -38,11 +38,25 @@ demo: models
 test: setup models
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: setup models
+test-slow: setup models .cache/deepspeed
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 test-gpu: setup models
 	$(BIN)/python -m pytest -m gpu
+
+# For the test of ZeRO-3; without its compiled operators, which a CPU does not need.
+.cache/deepspeed: .venv/.ready
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-deps --no-build-isolation --target $@ \
+	  deepspeed==0.19.8 hjson py-cpuinfo msgpack ninja einops
+
+# What the kernels are measured against, beside what Axolotl brings; apart, for trl is another one.
+.cache/peers: .venv/.ready
+	$(BIN)/pip install --quiet --no-deps --target $@ \
+	  orda-kernel==0.1.0 cut-cross-entropy==25.1.1 trl==1.16.0
+
+benchmark-kernels: setup .cache/peers
+	$(BIN)/python triton_kernels/benchmarks/compile_ahead.py
+	$(BIN)/python triton_kernels/benchmarks/sweep.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

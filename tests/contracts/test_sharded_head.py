@@ -1,52 +1,20 @@
-"""Fault 3 of test_peer_faults.py: a head that FSDP2 shards as a unit of its own."""
+"""Fault 3 of test_peer_faults.py: a head that FSDP2 or ZeRO-3 shards."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing
-from distill_kernels import DistillSpec
 from support.kernel_cases import relative_error
+from support.sharded import attach, batch, student
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
-
-VOCAB = 300
-
-
-def student() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return LlamaForCausalLM(config)
-
-
-def batch(rank: int) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(rank)
-    tokens = torch.randint(0, VOCAB, (2, 9 + rank), generator=g)
-    entries = torch.randint(0, 2**22, (*tokens.shape, 1), generator=g, dtype=torch.int32)
-    ids = torch.randint(0, VOCAB, (*tokens.shape, 1), generator=g, dtype=torch.int32)
-    tail = torch.randint(-2000, 2000, tokens.shape, generator=g, dtype=torch.int16)
-    return {
-        "input_ids": tokens,
-        "labels": tokens.clone(),
-        # ids of 300 tokens take 9 bits, so 23 are the value's
-        "teacher_entries": (ids << 23) | entries,
-        "teacher_tail": tail,
-        "num_items_in_batch": 16 + 18,
-    }
-
-
-def attach(model: LlamaForCausalLM) -> None:
-    spec = DistillSpec(temperature=2.0, alpha=0.7, reduction="sum")
-    attach_distill_forward(model, LossSettings(spec, "torch", VOCAB, sampled=False))
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def process(rank: int, meeting: str, own_unit: bool) -> None:
@@ -79,3 +47,28 @@ def process(rank: int, meeting: str, own_unit: bool) -> None:
 def test_03_a_sharded_head_is_gathered_where_its_forward_would_be(tmp_path, own_unit):
     arguments = (str(tmp_path / "meeting"), own_unit)
     torch.multiprocessing.spawn(process, args=arguments, nprocs=2)
+
+
+@pytest.mark.slow
+def test_03_a_head_partitioned_by_zero3(tmp_path):
+    """Needs DeepSpeed, which `make test-slow` puts into .cache/deepspeed."""
+    packages = ROOT / ".cache/deepspeed"
+    assert packages.is_dir(), "run `make test-slow`, which installs DeepSpeed there"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT / 'tests'}:{packages}",
+        "PATH": f"{packages / 'bin'}:{os.environ['PATH']}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    run = subprocess.run(
+        [*torchrun, "--nproc_per_node", "2", str(ROOT / "tests/support/zero3_process.py")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "rank 0 agrees" in run.stdout and "rank 1 agrees" in run.stdout

@@ -1,10 +1,19 @@
 """The Triton kernel on a CUDA device against the float64 formula."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
-from distill_kernels import DistillSpec, LogitTransform, SparseTeacher, fused_linear_distill
+from distill_kernels import (
+    DenseTeacher,
+    DistillSpec,
+    LogitTransform,
+    LowRank,
+    SparseTeacher,
+    fused_linear_distill,
+)
+from distill_kernels.spec import Divergence
 from support.kernel_cases import make_case, oracle, relative_error
 
 pytestmark = [
@@ -56,3 +65,80 @@ def test_formula(backend, support, temperature, vocab, k, dtype):
         if dtype == torch.bfloat16:
             allowed = 2 * relative_error(expected.to(dtype), expected)
         assert relative_error(seen, expected) < allowed
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+@pytest.mark.parametrize("teacher", ["tail_bucket", "renormalize", "dense"])
+@pytest.mark.parametrize("vocab", [101, 49_152])
+def test_divergences(backend, divergence, teacher, vocab):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    case = make_case(rows=19, dim=32, vocab=vocab, k=40, temperature=2.0, bias=True)
+    if teacher == "dense":
+        case.teacher = DenseTeacher(torch.randn(19, 24), torch.randn(vocab, 24))
+        on_device = DenseTeacher(case.teacher.hidden.cuda(), case.teacher.weight.cuda())
+    else:
+        on_device = on_cuda(case.teacher)
+    spec = DistillSpec(
+        divergence=divergence,
+        temperature=2.0,
+        alpha=0.7,
+        beta=0.3,
+        label_smoothing=0.1,
+        support="renormalize" if teacher == "renormalize" else "tail_bucket",
+    )
+    loss, grads = oracle(case, spec)
+    leaves = [x.cuda().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
+    out = fused_linear_distill(
+        leaves[0],
+        leaves[1],
+        on_device,
+        case.labels.cuda(),
+        spec=spec,
+        bias=leaves[2],
+        backend=backend,
+    )
+    out.loss.backward()
+    # The fast exponentials and logarithms of the device are good to a few times 1e-7.
+    assert relative_error(out.loss.detach(), loss) < 2e-5
+    for seen, expected in zip(leaves, grads, strict=True):
+        assert relative_error(seen.grad, expected) < 2e-5
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_by_inductor(reduction):
+    case = make_case(rows=40, dim=32, vocab=1000, k=16, temperature=2.0)
+    teacher, labels = on_cuda(case.teacher), case.labels.cuda()
+    spec = DistillSpec(temperature=2.0, alpha=0.7, reduction=reduction)
+    down, up = torch.randn(4, 32).cuda(), torch.randn(1000, 4).cuda()
+
+    def loss(hidden, weight):
+        low_rank = LowRank(hidden @ down.t(), up)
+        out = fused_linear_distill(hidden, weight, teacher, labels, spec=spec, low_rank=low_rank)
+        return out.loss.sum()
+
+    results = []
+    for call in (loss, torch.compile(loss, fullgraph=True)):
+        hidden, weight = (x.cuda().requires_grad_() for x in (case.hidden, case.weight))
+        call(hidden, weight).backward()
+        results.append((hidden.grad, weight.grad))
+    for eager, compiled in zip(*results, strict=True):
+        assert relative_error(compiled, eager) < 1e-5
+
+
+def test_peak_memory_does_not_grow_with_the_vocabulary():
+    """Beyond inputs and gradients: a chunk of logits and its copy in the weight's type."""
+    peaks = []
+    for vocab in (32_000, 151_936):
+        hidden = torch.randn(8192, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        weight = torch.randn(vocab, 256, device="cuda", dtype=torch.bfloat16)
+        ids = torch.arange(64, device="cuda").expand(8192, 64).contiguous()
+        logprobs = torch.full((8192, 64), 1 / 128, device="cuda").log()
+        teacher = SparseTeacher(ids, logprobs, torch.full((8192,), 0.5, device="cuda").log())
+        labels = torch.zeros(8192, dtype=torch.int64, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = fused_linear_distill(hidden, weight, teacher, labels, spec=DistillSpec())
+        out.loss.backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert max(peaks) < 1 << 30

@@ -11,6 +11,14 @@ from support.stores import capture_rows, random_rows
 
 PACKED = {"sample_packing": True, "attn_implementation": "sdpa", "micro_batch_size": 1}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+LORA_HEAD = {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "lm_head"]}
+JSD = {
+    "alpha": 0.7,
+    "temperature": 2.0,
+    "divergence": "jsd",
+    "beta": 0.3,
+    "label_smoothing": 0.1,
+}
 SPYING = ["axolotl_distill", "support.spy_plugin.SpyPlugin"]
 METRICS = ("distill/kl", "distill/ce", "distill/teacher_mass", "distill/top1_agreement")
 
@@ -35,8 +43,9 @@ def learns(run):
         ("lora", LORA),
         ("qlora", {**LORA, "adapter": "qlora", "load_in_4bit": True, "plugins": SPYING}),
         ("packed_sdpa", PACKED),
-        ("packed_eager_lora", {**PACKED, **LORA, "attn_implementation": "eager"}),
-        ("checkpointing", {"gradient_checkpointing": True}),
+        ("packed_eager_lora", {**PACKED, **LORA_HEAD, "attn_implementation": "eager"}),
+        ("checkpointing", {"gradient_checkpointing": True, "distill": JSD}),
+        ("compiled", {"torch_compile": True}),
         ("streaming", {"streaming": True, "micro_batch_size": 4}),
         ("streaming_packed", {**PACKED, "streaming": True, "micro_batch_size": 4}),
         ("bf16", {"bf16": True}),
@@ -52,6 +61,7 @@ def test_trains(tmp_path, config, name, extra):
     if name == "qlora":
         # Seven projections in each of two layers, and the head left alone.
         assert "spy: 4-bit layers 14" in run.log
+    assert "own logits" not in run.log
     if name == "lora":
         assert (run.output / "adapter_model.safetensors").exists()
 

@@ -177,6 +177,39 @@ def test_full_support_is_trl():
     assert ours.loss.item() == pytest.approx(4.0 * theirs.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_no_tail_is_axolotls_own_kd(backend):
+    """A teacher that is renormalised over its entries: the loss of Axolotl's KD plugin at T = 1."""
+    from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
+
+    case = make_case(rows=16, ragged=False, seed=12)
+    logprobs = case.teacher.logprobs.float().log_softmax(-1)
+    case.teacher = SparseTeacher(case.teacher.ids, logprobs, torch.full((16,), -torch.inf))
+    case.labels.clamp_min_(0)
+    out, grads = run(case, DistillSpec(reduction="sum"), backend)
+    hidden, weight, _ = case.leaves(torch.float32)
+    theirs = LigerFusedLinearKLTopKLogprobLoss(
+        weight_hard_loss=0.0,
+        weight_soft_loss=1.0,
+        temperature=1.0,
+        beta=0.0,
+        compiled=False,
+        compute_ce_loss=False,
+        normalize_topk=False,
+    )(
+        weight,
+        hidden[None],
+        case.teacher.ids[None],
+        logprobs[None],
+        torch.ones_like(case.teacher.ids)[None],
+        case.labels[None],
+    )
+    theirs.backward()
+    assert out.loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert relative_error(grads[0], hidden.grad) < 1e-5
+    assert relative_error(grads[1], weight.grad) < 1e-5
+
+
 def test_draws_are_unbiased():
     """The mean gradient over many draws is that of the KL over the whole vocabulary."""
     rows, vocab, draws, repeats = 2, 30, 8, 4000

@@ -124,16 +124,18 @@ def axolotl_kd(case: Case) -> None:
         beta=0.0,
         compiled=case.cuda,
         compute_ce_loss=False,
+        normalize_topk=False,
     )
     mask = torch.ones_like(case.sparse.ids)
-    loss(
+    value = loss(
         case.weight,
         case.hidden[None],
         case.sparse.ids[None],
         case.sparse.logprobs[None],
         mask[None],
         case.labels[None],
-    ).backward()
+    )
+    (value / case.labels.numel()).backward()
 
 
 def liger_chunked(case: Case) -> None:
@@ -177,7 +179,7 @@ def trl_chunked(case: Case) -> None:
     try:
         from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
     except ImportError as error:
-        raise Unavailable("needs trl 1.16: make peers") from error
+        raise Unavailable("needs trl 1.16: make benchmark-kernels") from error
     beta = BETA if case.task == "dense_jsd" else 0.0
     value, _ = ChunkedDivergenceFunction.apply(
         case.hidden,
@@ -199,7 +201,7 @@ def orda(case: Case) -> None:
     try:
         from orda_kernel import SeparateTeacher, distillation_loss
     except ImportError as error:
-        raise Unavailable("needs orda-kernel: make peers") from error
+        raise Unavailable("needs orda-kernel: make benchmark-kernels") from error
     distils = case.task == "dense_kl"
     distillation_loss(
         case.hidden,
@@ -223,7 +225,7 @@ def cut_cross_entropy(case: Case) -> None:
     try:
         from cut_cross_entropy import linear_cross_entropy
     except ImportError as error:
-        raise Unavailable("needs cut-cross-entropy: make peers") from error
+        raise Unavailable("needs cut-cross-entropy: make benchmark-kernels") from error
     linear_cross_entropy(case.hidden, case.weight, case.labels).backward()
 
 

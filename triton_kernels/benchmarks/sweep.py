@@ -3,7 +3,8 @@
     python triton_kernels/benchmarks/sweep.py            sizes that fit the device
     python triton_kernels/benchmarks/sweep.py --quick    one size, every loss
 
-`make peers` installs the peers that Axolotl does not bring. For each loss and shape:
+`make benchmark-kernels` installs the peers that Axolotl does not bring, and runs this. For each
+loss and shape:
 
     floor        the matrix products alone, measured in the same run: hidden @ W.T and dz @ W, and
                  dz.T @ hidden where the head is trained; the same two of them again, or one, for a
@@ -182,7 +183,7 @@ def shapes(device: str, quick: bool) -> list[dict]:
         size = dict(rows=8192, dim=4096, k=64)
         vocabularies = [32_000, 49_152, 128_256, 151_936, 262_144]
     else:
-        size = dict(rows=256, dim=512, k=64)
+        size = dict(rows=256, dim=1024, k=64)
         vocabularies = [32_000, 49_152, 128_256, 151_936]
     chosen = [151_936 if device == "cuda" else 49_152] if quick else vocabularies
     plans = [
@@ -200,7 +201,7 @@ def shapes(device: str, quick: bool) -> list[dict]:
     ]
     if quick:
         return plans
-    base = dict(task="tail_kl", vocab=49_152, trained=True)
+    base = dict(task="tail_kl", vocab=49_152, trained=False)
     for change in ({"rows": size["rows"] // 4}, {"dim": size["dim"] // 4}, {"k": 8}, {"k": 256}):
         plans.append({**base, **size, **change})
     return plans
@@ -231,7 +232,42 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"sweep_{kind}{'_quick' if options.quick else ''}.json"
     path.write_text(json.dumps(about, indent=1) + "\n")
-    print(f"kept in {path.relative_to(ROOT)}")
+    plot(results, about["device"], path.with_suffix(".png"))
+    print(f"kept in {path.relative_to(ROOT)}, with a plot beside it")
+
+
+def plot(results: list[dict], device: str, path: Path) -> None:
+    """Time over the floor against V, a panel for each loss."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = list(dict.fromkeys((result["task"], result["trained"]) for result in results))
+    usual = {key: results[0][key] for key in ("rows", "dim", "k")}
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7), sharey=True)
+    for axis, (task, trained) in zip(axes.flat, panels, strict=False):
+        points: dict[str, list[tuple[int, float]]] = {}
+        for result in results:
+            if (result["task"], result["trained"]) != (task, trained):
+                continue
+            if {key: result[key] for key in usual} != usual:
+                continue
+            for row in result["contenders"]:
+                if "over_floor" in row:
+                    points.setdefault(row["contender"], []).append(
+                        (result["vocab"], row["over_floor"])
+                    )
+        for name, found in points.items():
+            axis.plot(*zip(*sorted(found), strict=True), marker="o", label=name)
+        axis.set_title(f"{task}, head {'trained' if trained else 'frozen'}")
+        axis.set_xlabel("vocabulary")
+        axis.axhline(1.0, color="grey", linewidth=0.8)
+        axis.legend(fontsize=7)
+    axes[0, 0].set_ylabel("time over the matrix products")
+    figure.suptitle(f"{device}; {', '.join(f'{key} {value}' for key, value in usual.items())}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def _line(row: dict) -> str:
