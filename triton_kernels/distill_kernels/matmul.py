@@ -37,30 +37,38 @@ def project(hidden_CD: Tensor, weight_VD: Weight, out_CV: Tensor) -> None:
     elif isinstance(weight_VD, Tensor) and hidden_CD.is_cuda and hidden_CD.dtype == weight_VD.dtype:
         torch.mm(hidden_CD, weight_VD.t(), out_dtype=torch.float32, out=out_CV)
     else:
-        hidden_CD = hidden_CD.float()
         for at, tile in _tiles(weight_VD):
-            out_CV[:, at] = hidden_CD @ tile.float().t()
+            out_CV[:, at] = _wide_product(hidden_CD, tile.t())
+
+
+def lowered(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient in the type that the products below take: `dtype` for CUDA's tensor cores."""
+    return grad_CV.to(dtype) if grad_CV.is_cuda else grad_CV
 
 
 def back_to_hidden(grad_CV: Tensor, weight_VD: Weight) -> Tensor:
-    """grad @ weight, [C, D]; fp32, or on CUDA the weight's type for tensor cores."""
-    if isinstance(weight_VD, Tensor) and weight_VD.dtype == torch.float32:
+    """grad @ weight, [C, D]; in grad's type."""
+    if isinstance(weight_VD, Tensor) and weight_VD.dtype == grad_CV.dtype:
         return grad_CV @ weight_VD
-    if isinstance(weight_VD, Tensor) and grad_CV.is_cuda:
-        return grad_CV.to(weight_VD.dtype) @ weight_VD
-    grad_CD = grad_CV.new_zeros(grad_CV.shape[0], weight_VD.shape[1])
+    grad_CD = grad_CV.new_zeros(grad_CV.shape[0], weight_VD.shape[1], dtype=torch.float32)
     for at, tile in _tiles(weight_VD):
-        grad_CD.addmm_(grad_CV[:, at], tile.float())
+        grad_CD += _wide_product(grad_CV[:, at], tile)
     return grad_CD
 
 
 def add_to_weight(grad_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
     """grad_weight += grad.T @ hidden, accumulated in fp32 over all chunks."""
-    if hidden_CD.dtype != torch.float32 and hidden_CD.is_cuda:
-        low = grad_CV.to(hidden_CD.dtype)
-        torch.addmm(grad_VD, low.t(), hidden_CD, out_dtype=torch.float32, out=grad_VD)
-    else:
+    if grad_CV.dtype == torch.float32:
         grad_VD.addmm_(grad_CV.t(), hidden_CD.float())
+    else:
+        torch.addmm(grad_VD, grad_CV.t(), hidden_CD, out_dtype=torch.float32, out=grad_VD)
+
+
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in fp32; on CUDA, b is brought to a's type if that is a low one."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b.to(a.dtype), out_dtype=torch.float32)
+    return a.float() @ b.float()
 
 
 def _tiles(weight_VD: Weight) -> Iterator[tuple[slice, Tensor]]:

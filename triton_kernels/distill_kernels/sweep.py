@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill_kernels.checks import check_values
-from distill_kernels.matmul import Weight, add_to_weight, back_to_hidden, project
+from distill_kernels.matmul import Weight, add_to_weight, back_to_hidden, lowered, project
 from distill_kernels.rows_torch import RowValues, rows_torch, rows_torch_dense
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import IGNORE, DistillSpec
@@ -93,10 +93,11 @@ def sweep(
         if scale_C is None:
             continue
         task.transform.backward_(logits_CV, slope_CV)
+        low_CV = lowered(logits_CV, hidden_CD.dtype)
         if grad_hidden is not None:
-            grad_hidden[chunk] = task.shard.sum(back_to_hidden(logits_CV, weight_VD))
+            grad_hidden[chunk] = task.shard.sum(back_to_hidden(low_CV, weight_VD))
         if grad_weight is not None:
-            add_to_weight(grad_weight, logits_CV, hidden_CD)
+            add_to_weight(grad_weight, low_CV, hidden_CD)
         if grad_bias is not None:
             grad_bias += logits_CV.sum(0)
         if grad_left is not None:
