@@ -251,3 +251,31 @@ def test_shards_refuse_what_they_cannot_do():
         fused_linear_distill(
             *args, dense, case.labels, spec=DistillSpec(divergence="adaptive_kl"), shard=shard
         )
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("vocab", [101, 9001])
+def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
+    """As on CUDA with low-precision inputs. fp16, for the interpreter truncates to bf16."""
+    from distill_kernels.rows_triton import rows_triton
+    from distill_kernels.rows_triton_dense import rows_triton_dense
+
+    case = make_case(vocab=vocab, temperature=2.0, seed=10)
+    spec = DistillSpec(divergence="jsd", temperature=2.0, alpha=0.5, label_smoothing=0.1)
+    logits = case.hidden @ case.weight.t()
+    teacher = torch.randn(13, vocab)
+    scale = torch.full((13,), 64.0)
+
+    def run(destination):
+        mine = logits.clone()
+        grad = destination(mine)
+        if dense:
+            rows_triton_dense(mine, grad, teacher.clone(), case.labels, spec, scale)
+        else:
+            rows_triton(mine, grad, case.teacher, case.labels, spec, scale)
+        return grad
+
+    wide = run(lambda mine: mine)
+    narrow = run(lambda mine: sweep.narrow_view(mine, torch.float16))
+    assert narrow.dtype == torch.float16
+    assert relative_error(narrow, wide) < 2 * relative_error(wide.half(), wide)

@@ -19,8 +19,8 @@ from triton.compiler import ASTSource
 
 RESULTS = Path(__file__).parent / "results"
 INT64 = ("ids_ptr", "label_ptr", "top_ptr")
-INT32 = ("z_stride", "t_stride", "num_rows", "V", "K")
-DIVISIBLE = ("V", "z_stride", "t_stride")
+INT32 = ("z_stride", "t_stride", "grad_stride", "num_rows", "V", "K")
+DIVISIBLE = ("V", "z_stride", "t_stride", "grad_stride")
 MOST_SHARED = 227 * 1024
 
 
@@ -30,6 +30,8 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[st
     def type_of(name: str) -> str:
         if name in constants:
             return "constexpr"
+        if name == "grad_ptr":
+            return "*bf16"
         if name.endswith("_ptr"):
             return "*i64" if name in INT64 else "*fp32"
         return "i32" if name in INT32 else "fp32"

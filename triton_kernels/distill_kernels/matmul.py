@@ -41,11 +41,6 @@ def project(hidden_CD: Tensor, weight_VD: Weight, out_CV: Tensor) -> None:
             out_CV[:, at] = _wide_product(hidden_CD, tile.t())
 
 
-def lowered(grad_CV: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient in the type that the products below take: `dtype` for CUDA's tensor cores."""
-    return grad_CV.to(dtype) if grad_CV.is_cuda else grad_CV
-
-
 def back_to_hidden(grad_CV: Tensor, weight_VD: Weight) -> Tensor:
     """grad @ weight, [C, D]; in grad's type."""
     if isinstance(weight_VD, Tensor) and weight_VD.dtype == grad_CV.dtype:
@@ -61,7 +56,8 @@ def add_to_weight(grad_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
     if grad_CV.dtype == torch.float32:
         grad_VD.addmm_(grad_CV.t(), hidden_CD.float())
     else:
-        torch.addmm(grad_VD, grad_CV.t(), hidden_CD, out_dtype=torch.float32, out=grad_VD)
+        low_CD = hidden_CD.to(grad_CV.dtype)
+        torch.addmm(grad_VD, grad_CV.t(), low_CD, out_dtype=torch.float32, out=grad_VD)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:

@@ -35,12 +35,17 @@ MAX_BLOCK_K = 256
 
 def rows_triton(
     logits_CV: Tensor,
+    grad_CV: Tensor,
     teacher: SparseTeacher,
     labels_C: Tensor,
     spec: DistillSpec,
     scale_C: Tensor | None,
 ) -> RowValues:
-    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given."""
+    """Writes scale times d loss / d logits into grad_CV where a scale is given.
+
+    fp32 logits_CV is destroyed. grad_CV is it, or its `narrow_view`: half as many bytes to write,
+    and no copy to make for the products that follow.
+    """
     num_rows, vocab_size = logits_CV.shape
     num_entries = teacher.ids.shape[1]
     none = torch.zeros(1, device=logits_CV.device)
@@ -50,6 +55,8 @@ def rows_triton(
     _rows_kernel[(num_rows,)](
         logits_CV,
         logits_CV.stride(0),
+        grad_CV,
+        grad_CV.stride(0),
         teacher.ids.contiguous(),
         teacher.logprobs.float().contiguous(),
         none if teacher.tail_logprob is None else teacher.tail_logprob.float().contiguous(),
@@ -94,6 +101,8 @@ def _head_logprob(teacher: SparseTeacher, spec: DistillSpec) -> Tensor:
 def _rows_kernel(
     z_ptr,  # [C, V] fp32, overwritten
     z_stride,
+    grad_ptr,  # [C, V], in the memory of z
+    grad_stride,
     ids_ptr,  # [C, K] int64, -1 = no entry
     logp_ptr,  # [C, K] fp32
     tail_ptr,  # [C] fp32, read for tail_bucket
@@ -123,6 +132,7 @@ def _rows_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * z_stride
+    grad_ptr += row * grad_stride
     ids_ptr += row * K
     logp_ptr += row * K
     aside_ptr += row * K
@@ -278,13 +288,14 @@ def _rows_kernel(
         return
 
     # Vocabulary: the gradient off the entries. Their own places hold -inf and get what all do.
-    tl.debug_barrier()
+    # A block is written at or below where it was read, so all of it must be read before.
     scale = tl.load(scale_ptr + row)
     kd_weight *= scale
     ce_weight *= scale
     rest_scale = kd_weight * rest_scale
     ce_scale = ce_weight * tl.exp(rest_shift - lse1)
     even_slope = ce_weight * smoothing / V
+    label_slope = ce_weight * (1.0 - smoothing)
     if not TEMPERED:
         rest_scale += ce_scale
     for v0 in range(0, V, BLOCK_V):
@@ -295,7 +306,9 @@ def _rows_kernel(
             grad += ce_scale * tl.exp(z)
         if SMOOTH:
             grad -= even_slope
-        tl.store(z_ptr + v, grad, mask=v < V)
+        grad -= tl.where(v == label, label_slope, 0.0)
+        tl.debug_barrier()
+        tl.store(grad_ptr + v, grad, mask=v < V)
     tl.debug_barrier()
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
@@ -311,8 +324,5 @@ def _rows_kernel(
         grad = kd_weight * (pulls - tl.exp(log_q) * pull) + ce_weight * tl.exp(z - lse1)
         if SMOOTH:
             grad -= even_slope
-        tl.store(z_ptr + ids, grad, mask=valid)
-    tl.debug_barrier()
-    at_label = tl.load(z_ptr + label)
-    tl.debug_barrier()
-    tl.store(z_ptr + label, at_label - ce_weight * (1.0 - smoothing))
+        grad -= tl.where(ids == label, label_slope, 0.0)
+        tl.store(grad_ptr + ids, grad, mask=valid)

@@ -27,12 +27,13 @@ from distill_kernels.spec import DistillSpec
 
 def rows_triton_dense(
     logits_CV: Tensor,
+    grad_CV: Tensor,
     teacher_CV: Tensor,
     labels_C: Tensor,
     spec: DistillSpec,
     scale_C: Tensor | None,
 ) -> RowValues:
-    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given."""
+    """As rows_triton, for the teacher's logits over the whole vocabulary."""
     num_rows, vocab_size = logits_CV.shape
     out_5C = torch.empty(5, num_rows, device=logits_CV.device)
     name, mix = resolve(spec)
@@ -44,6 +45,8 @@ def rows_triton_dense(
     _dense_rows_kernel[(num_rows,)](
         logits_CV,
         logits_CV.stride(0),
+        grad_CV,
+        grad_CV.stride(0),
         teacher_CV,
         teacher_CV.stride(0),
         head_C,
@@ -71,6 +74,8 @@ def rows_triton_dense(
 def _dense_rows_kernel(
     z_ptr,  # [C, V] fp32, the student's logits, overwritten
     z_stride,
+    grad_ptr,  # [C, V], in the memory of z
+    grad_stride,
     t_ptr,  # [C, V] fp32, the teacher's; -inf where it has no such id
     t_stride,
     head_ptr,  # [C] fp32, lowest teacher logit of the head, read for adaptive_kl
@@ -92,6 +97,7 @@ def _dense_rows_kernel(
 ):
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * z_stride
+    grad_ptr += row * grad_stride
     t_ptr += row * t_stride
     inv_t = 1.0 / temperature
     neg_inf = -float("inf")
@@ -167,7 +173,7 @@ def _dense_rows_kernel(
     if not WITH_GRAD:
         return
 
-    tl.debug_barrier()
+    # A block is written at or below where it was read, so all of it must be read before.
     scale = tl.load(scale_ptr + row)
     kd_weight *= scale
     ce_weight *= scale
@@ -180,8 +186,6 @@ def _dense_rows_kernel(
         grad = kd_weight * (pulls - tl.exp(log_q) * pull) + ce_weight * tl.exp(z - lse1)
         if SMOOTH:
             grad -= ce_weight * smoothing / V
-        tl.store(z_ptr + v, grad, mask=v < V)
-    tl.debug_barrier()
-    at_label = tl.load(z_ptr + label)
-    tl.debug_barrier()
-    tl.store(z_ptr + label, at_label - ce_weight * (1.0 - smoothing))
+        grad -= tl.where(v == label, ce_weight * (1.0 - smoothing), 0.0)
+        tl.debug_barrier()
+        tl.store(grad_ptr + v, grad, mask=v < V)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from distill_kernels.checks import check_values
-from distill_kernels.matmul import Weight, add_to_weight, back_to_hidden, lowered, project
+from distill_kernels.matmul import Weight, add_to_weight, back_to_hidden, project
 from distill_kernels.rows_torch import RowValues, rows_torch, rows_torch_dense
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import IGNORE, DistillSpec
 from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 from distill_kernels.transform import LogitTransform
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 640 << 20}
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 960 << 20}
 BLOCK_BYTES = 2 << 20
 """Logits that the row math of the torch backend sweeps at once on a CPU: they stay in its cache."""
 MIN_ROWS = 32
@@ -43,10 +43,13 @@ class Task:
     shard: VocabShard = WHOLE
 
 
-def chunk_rows(num_rows: int, vocab_size: int, device_type: str, dense: bool) -> int:
-    """Rows of a chunk: as many fp32 logits as the budget holds, in chunks of about equal size."""
-    budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (2 if dense else 1)
-    most = max(MIN_ROWS, budget // (4 * vocab_size))
+def chunk_rows(num_rows: int, vocab_size: int, device_type: str, logit_bytes: int = 4) -> int:
+    """Rows of a chunk: as many as the budget holds, in chunks of about equal size.
+
+    logit_bytes  what is held at once for every row and id: logits, the teacher's, a lowered copy
+    """
+    budget = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"])
+    most = max(MIN_ROWS, budget // (logit_bytes * vocab_size))
     return max(1, math.ceil(num_rows / max(1, math.ceil(num_rows / most))))
 
 
@@ -74,7 +77,11 @@ def sweep(
         for i, (x, wanted) in enumerate(zip(inputs, wants, strict=True))
     )
     dense = not isinstance(task.teacher, SparseTeacher)
-    size = chunk_rows(num_rows, vocab_size, hidden_ND.device.type, dense)
+    low = hidden_ND.is_cuda and hidden_ND.dtype != torch.float32
+    # The Triton kernels write a low gradient over the logits; a transform's slope needs it wide.
+    in_place = low and task.backend == "triton" and task.transform.is_identity
+    logit_bytes = 4 + 4 * dense + 2 * (low and not in_place)
+    size = chunk_rows(num_rows, vocab_size, hidden_ND.device.type, logit_bytes)
     logits = torch.empty(size, vocab_size, **new)
     teacher_logits = torch.empty_like(logits) if dense else logits
     values = []
@@ -89,21 +96,23 @@ def sweep(
             logits_CV.add_(bias_V)
         slope_CV = task.transform.apply_(logits_CV)
         scale_C = None if not any(wants) else scale.expand(num_rows)[chunk]
-        values.append(_rows(logits_CV, teacher_logits, chunk, task, scale_C))
+        grad_CV = narrow_view(logits_CV, hidden_CD.dtype) if in_place else logits_CV
+        values.append(_rows(logits_CV, teacher_logits, grad_CV, chunk, task, scale_C))
         if scale_C is None:
             continue
-        task.transform.backward_(logits_CV, slope_CV)
-        low_CV = lowered(logits_CV, hidden_CD.dtype)
+        task.transform.backward_(grad_CV, slope_CV)
+        if low:
+            grad_CV = grad_CV.to(hidden_CD.dtype)
         if grad_hidden is not None:
-            grad_hidden[chunk] = task.shard.sum(back_to_hidden(low_CV, weight_VD))
+            grad_hidden[chunk] = task.shard.sum(back_to_hidden(grad_CV, weight_VD))
         if grad_weight is not None:
-            add_to_weight(grad_weight, low_CV, hidden_CD)
+            add_to_weight(grad_weight, grad_CV, hidden_CD)
         if grad_bias is not None:
-            grad_bias += logits_CV.sum(0)
+            grad_bias += grad_CV.sum(0, dtype=torch.float32)
         if grad_left is not None:
-            grad_left[chunk] = task.shard.sum(logits_CV @ right_VR.float())
+            grad_left[chunk] = task.shard.sum(back_to_hidden(grad_CV, right_VR))
         if grad_right is not None:
-            grad_right.addmm_(logits_CV.t(), left_NR[chunk].float())
+            add_to_weight(grad_right, grad_CV, left_NR[chunk])
     grads = [grad_hidden, grad_weight, grad_bias, grad_left, grad_right]
     return _concatenate(values), grads
 
@@ -113,8 +122,18 @@ def _accumulator(x: Tensor, *, rows: bool) -> Tensor:
     return torch.empty_like(x) if rows else torch.zeros_like(x, dtype=torch.float32)
 
 
+def narrow_view(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
+    """[C, V] of a 2-byte type in the first half of each row of 4-byte logits."""
+    return logits_CV.view(dtype)[:, : logits_CV.shape[1]]
+
+
 def _rows(
-    logits_CV: Tensor, teacher_logits: Tensor, chunk: slice, task: Task, scale_C: Tensor | None
+    logits_CV: Tensor,
+    teacher_logits: Tensor,
+    grad_CV: Tensor,
+    chunk: slice,
+    task: Task,
+    scale_C: Tensor | None,
 ) -> RowValues:
     teacher, labels_C, spec = task.teacher[chunk], task.labels[chunk], task.spec
     sparse = isinstance(teacher, SparseTeacher)
@@ -124,11 +143,11 @@ def _rows(
     if task.backend == "triton" and sparse:
         from distill_kernels.rows_triton import rows_triton
 
-        return rows_triton(logits_CV, teacher, labels_C, spec, scale_C)
+        return rows_triton(logits_CV, grad_CV, teacher, labels_C, spec, scale_C)
     if task.backend == "triton":
         from distill_kernels.rows_triton_dense import rows_triton_dense
 
-        return rows_triton_dense(logits_CV, teacher_logits, labels_C, spec, scale_C)
+        return rows_triton_dense(logits_CV, grad_CV, teacher_logits, labels_C, spec, scale_C)
     values = []
     for at in _blocks(logits_CV):
         scale = None if scale_C is None else scale_C[at]
