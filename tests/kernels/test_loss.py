@@ -1,5 +1,7 @@
 """Every backend against the formula in float64, and against implementations that are not ours."""
 
+from typing import get_args
+
 import pytest
 import torch
 from distill_kernels import (
@@ -10,6 +12,7 @@ from distill_kernels import (
     fused_linear_distill,
     sweep,
 )
+from distill_kernels.spec import Divergence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import Case, make_case, oracle, relative_error
@@ -310,11 +313,12 @@ def test_no_gradient_work_under_no_grad():
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_bf16_costs_no_more_than_its_own_rounding(temperature):
+@pytest.mark.parametrize("divergence", get_args(Divergence))
+def test_bf16_costs_no_more_than_its_own_rounding(temperature, divergence):
     """Against a float64 run on the same bf16 inputs whose results are rounded once to bf16."""
     case = make_case(rows=64, dim=64, vocab=1000, k=16, temperature=temperature, seed=6)
     case.hidden, case.weight = case.hidden.bfloat16(), case.weight.bfloat16()
-    spec = DistillSpec(temperature=temperature, alpha=0.7)
+    spec = DistillSpec(temperature=temperature, alpha=0.7, divergence=divergence)
     _, exact = oracle(case, spec)
     _, found = run(case, spec, "torch", dtype=torch.bfloat16)
     for seen, expected in zip(found[:2], exact[:2], strict=True):

@@ -183,7 +183,7 @@ def shapes(device: str, quick: bool) -> list[dict]:
         vocabularies = [32_000, 49_152, 128_256, 151_936, 262_144]
     else:
         size = dict(rows=256, dim=1024, k=64)
-        vocabularies = [32_000, 49_152, 128_256, 151_936]
+        vocabularies = [32_000, 49_152, 151_936]
     chosen = [151_936 if device == "cuda" else 49_152] if quick else vocabularies
     plans = [
         dict(task=task, vocab=vocab, trained=trained, **size)

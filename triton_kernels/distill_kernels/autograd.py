@@ -55,7 +55,17 @@ class _Sweep(torch.autograd.Function):
                     "place. Call it again instead of using retain_graph."
                 )
             ctx.spent = True
-            grads = [g if g is None else g.mul_(grad_loss) for g in ctx.saved_tensors]
+            return None, *(
+                g if g is None else _scaled_(g, grad_loss, dtype)
+                for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            )
         return None, *(
             g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)
         )
+
+
+def _scaled_(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad * factor as `dtype`, in one pass over what may be the largest tensor there is."""
+    if grad.dtype == dtype:
+        return grad.mul_(factor)
+    return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))

@@ -36,6 +36,7 @@ MIN_LOGPROB = -100.0
 """Teacher logprobs below are taken as this, so that a reverse KL is finite where p is 0."""
 LARGE_RATIO = 60.0
 SMALL_RATIO = 0.1
+NEAR_END = 0.01
 LIMIT = 1e-9
 """Shares of a mixture nearer to 0 or 1 are taken as these: fp32 cannot tell the difference."""
 
@@ -86,8 +87,9 @@ def bin_terms(
     lift = log_mix(ratio, mix)
     blend = (1 - mix) * q + mix * p
     if name == "jsd":
-        to_teacher = kl_term_close(p, blend, ratio - lift) / (1 - mix)
-        return to_teacher + kl_term_close(q, blend, -lift) / mix, -q * lift / mix
+        term = kl_term_close if min(mix, 1 - mix) < NEAR_END else kl_term
+        to_teacher = term(p, blend, ratio - lift) / (1 - mix)
+        return to_teacher + term(q, blend, -lift) / mix, -q * lift / mix
     if name == "skew_forward_kl":
         return kl_term(p, blend, ratio - lift), -(1 - mix) * p * (-lift).exp()
     return kl_term(q, blend, -lift), -q * (lift + (1 - mix) * (-lift).exp())

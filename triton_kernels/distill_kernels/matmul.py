@@ -51,13 +51,14 @@ def back_to_hidden(grad_CV: Tensor, weight_VD: Weight) -> Tensor:
     return grad_CD
 
 
-def add_to_weight(grad_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor) -> None:
-    """grad_weight += grad.T @ hidden, accumulated in fp32 over all chunks."""
+def add_to_weight(grad_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, *, first: bool) -> None:
+    """grad_weight (+)= grad.T @ hidden in fp32; the first chunk writes, the others add."""
+    beta = 0 if first else 1
     if grad_CV.dtype == torch.float32:
-        grad_VD.addmm_(grad_CV.t(), hidden_CD.float())
+        grad_VD.addmm_(grad_CV.t(), hidden_CD.float(), beta=beta)
     else:
         low_CD = hidden_CD.to(grad_CV.dtype)
-        torch.addmm(grad_VD, grad_CV.t(), low_CD, out_dtype=torch.float32, out=grad_VD)
+        torch.addmm(grad_VD, grad_CV.t(), low_CD, out_dtype=torch.float32, beta=beta, out=grad_VD)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:

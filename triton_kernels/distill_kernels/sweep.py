@@ -15,7 +15,7 @@ from distill_kernels.spec import IGNORE, DistillSpec
 from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 from distill_kernels.transform import LogitTransform
 
-CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 960 << 20}
+CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 960 << 20}
 BLOCK_BYTES = 2 << 20
 """Logits that the row math of the torch backend sweeps at once on a CPU: they stay in its cache."""
 MIN_ROWS = 32
@@ -29,6 +29,10 @@ class Inputs(NamedTuple):
     bias: Tensor | None
     left: Tensor | None
     right: Tensor | None
+
+
+ROWS = (0, 3)
+"""Which of them have a row for every token; the gradients of the others are sums over tokens."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def sweep(
     (num_rows, _), vocab_size = hidden_ND.shape, weight_VD.shape[0]
     new = dict(dtype=torch.float32, device=hidden_ND.device)
     grad_hidden, grad_weight, grad_bias, grad_left, grad_right = (
-        _accumulator(x, rows=i in (0, 3)) if wanted else None
+        torch.empty_like(x, dtype=x.dtype if i in ROWS else torch.float32) if wanted else None
         for i, (x, wanted) in enumerate(zip(inputs, wants, strict=True))
     )
     dense = not isinstance(task.teacher, SparseTeacher)
@@ -106,20 +110,16 @@ def sweep(
         if grad_hidden is not None:
             grad_hidden[chunk] = task.shard.sum(back_to_hidden(grad_CV, weight_VD))
         if grad_weight is not None:
-            add_to_weight(grad_weight, grad_CV, hidden_CD)
+            add_to_weight(grad_weight, grad_CV, hidden_CD, first=start == 0)
         if grad_bias is not None:
-            grad_bias += grad_CV.sum(0, dtype=torch.float32)
+            of_chunk = grad_CV.sum(0, dtype=torch.float32)
+            grad_bias.copy_(of_chunk if start == 0 else grad_bias + of_chunk)
         if grad_left is not None:
             grad_left[chunk] = task.shard.sum(back_to_hidden(grad_CV, right_VR))
         if grad_right is not None:
-            add_to_weight(grad_right, grad_CV, left_NR[chunk])
+            add_to_weight(grad_right, grad_CV, left_NR[chunk], first=start == 0)
     grads = [grad_hidden, grad_weight, grad_bias, grad_left, grad_right]
     return _concatenate(values), grads
-
-
-def _accumulator(x: Tensor, *, rows: bool) -> Tensor:
-    """Room for a gradient: rows are written once, the rest is summed over chunks in fp32."""
-    return torch.empty_like(x) if rows else torch.zeros_like(x, dtype=torch.float32)
 
 
 def narrow_view(logits_CV: Tensor, dtype: torch.dtype) -> Tensor:
