@@ -111,6 +111,17 @@ def test_nothing_to_learn(backend, support):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_no_rows_at_all(backend):
+    hidden, weight = torch.randn(0, 8, requires_grad=True), torch.randn(50, 8, requires_grad=True)
+    teacher = SparseTeacher(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3), torch.zeros(0))
+    labels = torch.zeros(0, dtype=torch.int64)
+    out = fused_linear_distill(hidden, weight, teacher, labels, spec=DistillSpec(), backend=backend)
+    out.loss.backward()
+    assert out.loss.item() == 0.0 and out.num_tokens.item() == 0
+    assert weight.grad.abs().sum().item() == 0.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_without_entries_are_plain_cross_entropy(backend):
     case = make_case(k=3, seed=5)
     case.teacher.ids.fill_(-1)

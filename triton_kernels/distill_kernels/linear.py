@@ -79,7 +79,9 @@ def fused_linear_distill(
         weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
     left, right = (None, None) if low_rank is None else (low_rank.left, low_rank.right)
     with torch.autocast(hidden.device.type, enabled=False):
-        if backend == "reference":
+        # Of no rows there is nothing to fuse.
+        empty = hidden.shape[0] == 0 and isinstance(weight, Tensor)
+        if backend == "reference" or empty:
             wide = torch.promote_types(hidden.dtype, torch.float32)
             head = F.linear(hidden.to(wide), weight.to(wide))
             if left is not None:
