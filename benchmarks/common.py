@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).resolve().parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
 
 
 def device_name() -> str:
@@ -42,9 +43,9 @@ def alternate(
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def keep(name: str, results: Any) -> None:
-    """Write benchmarks/results/NAME.json with device, versions and time of day."""
-    RESULTS.mkdir(exist_ok=True)
+def keep(name: str, results: Any, folder: Path = RESULTS) -> Path:
+    """Write FOLDER/NAME.json with device, versions and time of day."""
+    folder.mkdir(exist_ok=True)
     about = {
         "device": device_name(),
         "torch": torch.__version__,
@@ -52,6 +53,7 @@ def keep(name: str, results: Any) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "results": results,
     }
-    path = RESULTS / f"{name}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(about, indent=1) + "\n")
-    print(f"kept in {path.relative_to(RESULTS.parent.parent)}")
+    print(f"kept in {path.relative_to(ROOT)}")
+    return path

@@ -16,13 +16,10 @@ loss and shape:
 
 import argparse
 import gc
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -34,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 sys.path.insert(0, str(ROOT / ".cache/peers"))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from common import device_name  # noqa: E402
+from common import device_name, keep  # noqa: E402
 from contenders import BETA, CONTENDERS, SPECS, Case, Unavailable  # noqa: E402
 
 TEMPERATURES = {"topk_kl": 1.0, "dense_jsd": 1.0}
@@ -221,18 +218,8 @@ def main() -> None:
         for row in rows:
             print("   " + _line(row), flush=True)
     kind = "h100" if "H100" in device_name() else device
-    about = {
-        "device": device_name(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "results": results,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"sweep_{kind}{'_quick' if options.quick else ''}.json"
-    path.write_text(json.dumps(about, indent=1) + "\n")
-    plot(results, about["device"], path.with_suffix(".png"))
-    print(f"kept in {path.relative_to(ROOT)}, with a plot beside it")
+    path = keep(f"sweep_{kind}{'_quick' if options.quick else ''}", results, RESULTS)
+    plot(results, device_name(), path.with_suffix(".png"))
 
 
 def plot(results: list[dict], device: str, path: Path) -> None:

@@ -67,5 +67,6 @@ class _Sweep(torch.autograd.Function):
 def _scaled_(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """grad * factor as `dtype`, in one pass over what may be the largest tensor there is."""
     if grad.dtype == dtype:
-        return grad.mul_(factor)
+        # Whether the factor is 1 costs nothing to ask on a CPU, and a wait on any other device.
+        return grad if factor.device.type == "cpu" and factor == 1 else grad.mul_(factor)
     return torch.mul(grad, factor, out=torch.empty_like(grad, dtype=dtype))
