@@ -11,6 +11,7 @@ from distill_kernels import (
     LogitTransform,
     LowRank,
     SparseTeacher,
+    distill_loss,
     fused_linear_distill,
 )
 from distill_kernels.spec import Divergence
@@ -142,3 +143,25 @@ def test_peak_memory_does_not_grow_with_the_vocabulary():
         out.loss.backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert max(peaks) < 1 << 30
+
+
+def test_more_logits_than_an_int32_counts():
+    rows, vocab = 16_384, 151_936
+    assert rows * vocab > 2**31
+    hidden = torch.randn(rows, 64, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(vocab, 64, device="cuda", dtype=torch.bfloat16)
+    ids = torch.randint(0, vocab, (rows, 1), device="cuda")
+    log_half = torch.full((rows,), 0.5, device="cuda").log()
+    teacher = SparseTeacher(ids, log_half[:, None], log_half)
+    labels = torch.randint(0, vocab, (rows,), device="cuda")
+    spec = DistillSpec(alpha=0.5, reduction="sum")
+    whole = fused_linear_distill(hidden, weight, teacher, labels, spec=spec)
+    last = slice(rows - 100, rows)
+    parts = [
+        fused_linear_distill(hidden[at], weight, teacher[at], labels[at], spec=spec).loss.item()
+        for at in (slice(0, rows - 100), last)
+    ]
+    assert whole.loss.item() == pytest.approx(sum(parts), rel=1e-5)
+    logits = hidden[last].double() @ weight.double().t()
+    exact = distill_loss(logits, teacher[last], labels[last], spec=spec)
+    assert parts[1] == pytest.approx(exact.loss.item(), rel=1e-4)

@@ -178,6 +178,28 @@ def test_entries_in_any_order(backend):
     assert second.top1_agreement.item() == first.top1_agreement.item()
 
 
+@pytest.mark.slow
+def test_more_logits_than_an_int32_counts():
+    rows, vocab = 16_384, 151_936
+    assert rows * vocab > 2**31
+    hidden, weight = torch.randn(rows, 2), torch.randn(vocab, 2)
+    log_half = torch.full((rows,), 0.5).log()
+    teacher = SparseTeacher(torch.randint(0, vocab, (rows, 1)), log_half[:, None], log_half)
+    labels = torch.randint(0, vocab, (rows,))
+    spec = DistillSpec(alpha=0.5, reduction="none")
+    hidden.requires_grad_()
+    out = fused_linear_distill(hidden, weight, teacher, labels, spec=spec, backend="torch")
+    out.loss.sum().backward()
+    last = slice(rows - 50, rows)
+    exact = hidden.detach()[last].double().requires_grad_()
+    logits = exact @ weight.double().t()
+    expected = distill_loss(logits, teacher[last], labels[last], spec=spec).loss
+    expected.sum().backward()
+    assert relative_error(out.loss.detach()[last], expected.detach()) < 1e-5
+    # A sum over 151,936 slopes of either sign in fp32.
+    assert relative_error(hidden.grad[last], exact.grad) < 1e-3
+
+
 SHARD_CASES = [
     ("forward_kl", "tail_bucket", 1.0, 0.0),
     ("jsd", "tail_bucket", 2.0, 0.1),

@@ -19,6 +19,8 @@ CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 960 << 20}
 BLOCK_BYTES = 2 << 20
 """Logits that the row math of the torch backend sweeps at once on a CPU: they stay in its cache."""
 MIN_ROWS = 32
+SPARSE_TEMPORARIES, DENSE_TEMPORARIES = 4, 32
+"""Bytes a logit that the torch backend holds for a moment where it does not work in blocks."""
 
 
 class Inputs(NamedTuple):
@@ -85,6 +87,8 @@ def sweep(
     # The Triton kernels write a low gradient over the logits; a transform's slope needs it wide.
     in_place = low and task.backend == "triton" and task.transform.is_identity
     logit_bytes = 4 + 4 * dense + 2 * (low and not in_place)
+    if task.backend == "torch" and hidden_ND.device.type != "cpu":
+        logit_bytes += DENSE_TEMPORARIES if dense else SPARSE_TEMPORARIES
     size = chunk_rows(num_rows, vocab_size, hidden_ND.device.type, logit_bytes)
     logits = torch.empty(size, vocab_size, **new)
     teacher_logits = torch.empty_like(logits) if dense else logits
