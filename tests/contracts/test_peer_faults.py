@@ -1,12 +1,9 @@
 """Faults seen in Axolotl's built-in KD plugin, each as a test of what this project does instead.
 
 The numbers are those of the list the faults were collected in. Absent ones (4, 10, 14) concern
-teachers behind servers; 3 is in test_sharded_head.py.
+teachers behind servers; 3 is in test_sharded_head.py, 17 to 20 are in test_peer_faults_heads.py.
 """
 
-import logging
-
-import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
@@ -18,10 +15,9 @@ from distill_kernels import (
     SparseTeacher,
     distill_loss,
     fused_linear_distill,
-    matmul,
 )
-from peft import LoraConfig, get_peft_model
 from support.kernel_cases import make_case, oracle, relative_error
+from support.losses import agree, batch_of, from_own_logits, losses_and_gradients, settings
 from support.stores import capture_rows, random_rows, store_features
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -33,73 +29,7 @@ from axolotl_distill.data.types import follow_content
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.plugin import DistillPlugin
 from axolotl_distill.store import open_store
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory, tiny_model):
-    """A teacher that is not the student, over four rows."""
-    rows = random_rows(tiny_model().tokenizer, [30, 12, 41, 7])
-    path = tmp_path_factory.mktemp("contracts") / "store"
-    return capture_rows(path, lambda: tiny_model(seed=1), rows, k=6)
-
-
-def batch_of(store, tokenizer, temperature=2.0, side="right"):
-    tokenizer.padding_side = side
-    collate = TeacherCollator(
-        tokenizer,
-        base_cls=DataCollatorForSeq2Seq,
-        packed=False,
-        stores=[open_store(store)],
-        temperature=temperature,
-        return_tensors="pt",
-    )
-    return collate(store_features(tokenizer, store))
-
-
-def settings(tokenizer, temperature=2.0, alpha=0.7):
-    spec = DistillSpec(temperature=temperature, alpha=alpha, reduction="sum")
-    return LossSettings(spec, "torch", len(tokenizer), sampled=False)
-
-
-def from_own_logits(model, batch, how):
-    """The loss from the logits that the untouched model gives: what fusing must reproduce."""
-    keys = ("input_ids", "attention_mask")
-    logits = model(**{k: batch[k] for k in keys}, use_cache=False).logits[:, :-1].flatten(0, 1)
-    targets = batch["labels"][:, 1:].flatten()
-    teacher = SparseTeacher.from_entries(
-        batch["teacher_entries"][:, :-1].flatten(0, 1),
-        vocab_size=how.vocab_size,
-        sampled=False,
-        temperature=how.spec.temperature,
-        tail=batch["teacher_tail"][:, :-1].flatten(),
-    )
-    mean = DistillSpec(temperature=how.spec.temperature, alpha=how.spec.alpha)
-    return distill_loss(logits, teacher, targets, spec=mean).loss
-
-
-def losses_and_gradients(model, base, batch, how):
-    """Own logits first, then with the distillation forward attached."""
-    results = []
-    for attach in (False, True):
-        if attach:
-            attach_distill_forward(base, how)
-            loss = model(**batch).loss
-        else:
-            loss = from_own_logits(model, batch, how)
-        model.zero_grad()
-        loss.backward()
-        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        results.append((loss.item(), grads))
-    return results
-
-
-def agree(results, tolerance=1e-4):
-    (expected, expected_grads), (seen, grads) = results
-    assert seen == pytest.approx(expected, rel=tolerance)
-    assert set(grads) == set(expected_grads)
-    for name, gradient in expected_grads.items():
-        assert relative_error(grads[name], gradient) < 1e-3, name
+from axolotl_distill.train.forward import attach_distill_forward
 
 
 def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
@@ -244,110 +174,6 @@ def test_15_and_16_unpacked_batches_carry_the_teacher(store, tokenizer, side):
     batch = batch_of(store, tokenizer, side=side)
     supervised = torch.nn.functional.pad(batch["labels"], (0, 1), value=-100)[:, 1:] != -100
     assert torch.equal(batch["teacher_entries"][..., 0] != -1, supervised)
-
-
-@pytest.mark.parametrize(
-    "family, extra",
-    [
-        ("llama", {}),
-        ("gemma2", {"final_logit_softcapping": 10.0}),
-        ("cohere", {"logit_scale": 0.25}),
-        ("granite", {"logits_scaling": 3.0}),
-        ("phi", {}),
-        ("qwen2", {"tie_word_embeddings": True}),
-    ],
-)
-def test_17_logits_are_made_as_the_model_makes_them(
-    store, tokenizer, tiny_model, caplog, family, extra
-):
-    model = tiny_model(family, **extra).eval()
-    head = model.get_output_embeddings()
-    if head.bias is not None:
-        torch.nn.init.normal_(head.bias)
-    with caplog.at_level(logging.WARNING):
-        agree(losses_and_gradients(model, model, batch_of(store, tokenizer), settings(tokenizer)))
-    assert "own logits" not in caplog.text
-
-
-def test_17_an_unknown_transform_is_not_fused(store, tokenizer, tiny_model):
-    """A model that does what its config does not say is left to its own forward."""
-    model = tiny_model().eval()
-    model.lm_head.register_forward_hook(lambda module, args, out: out * 1.1 + 0.2)
-    agree(losses_and_gradients(model, model, batch_of(store, tokenizer), settings(tokenizer)))
-
-
-@pytest.mark.parametrize("where", ["target_modules", "modules_to_save"])
-def test_18_an_adapter_on_the_head_learns(store, tokenizer, tiny_model, caplog, where):
-    base = tiny_model()
-    adapter = {
-        "target_modules": {"target_modules": ["q_proj", "lm_head"]},
-        "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-    }[where]
-    torch.manual_seed(0)
-    model = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **adapter)).eval()
-    results = losses_and_gradients(
-        model, model.get_base_model(), batch_of(store, tokenizer), settings(tokenizer)
-    )
-    agree(results)
-    of_head = [g for n, g in results[1][1].items() if "lm_head" in n]
-    assert of_head and all(g.abs().sum() > 0 for g in of_head)
-    assert "own logits" not in caplog.text
-
-
-def test_18_an_adapter_with_more_than_two_matrices_is_left_to_the_model(
-    store, tokenizer, tiny_model, caplog
-):
-    adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["lm_head"], use_dora=True)
-    model = get_peft_model(tiny_model(), adapter).eval()
-    batch, how = batch_of(store, tokenizer), settings(tokenizer)
-    agree(losses_and_gradients(model, model.get_base_model(), batch, how))
-    assert "more than a product of two matrices" in caplog.text
-
-
-@pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("nested", [False, True])
-def test_19_a_four_bit_head_is_read_as_the_floats_it_stands_for(
-    store, tokenizer, tiny_model, caplog, monkeypatch, adapted, nested
-):
-    monkeypatch.setattr(matmul, "TILE", 5000)
-    model = tiny_model()
-    vocab, dim = model.lm_head.weight.shape
-    head = bnb.nn.Linear4bit(
-        dim,
-        vocab,
-        bias=False,
-        quant_type="nf4",
-        compress_statistics=nested,
-        compute_dtype=torch.float32,
-    )
-    head.load_state_dict({"weight": model.lm_head.weight.data})
-    model.lm_head = head.to("cpu")
-    assert model.lm_head.weight.dtype == torch.uint8
-    model.requires_grad_(False)
-    model.model.norm.weight.requires_grad_(True)
-    if adapted:
-        adapter = LoraConfig(r=4, init_lora_weights=False, target_modules=["lm_head"])
-        model = get_peft_model(model, adapter)
-    causal_lm = model.get_base_model() if adapted else model
-    causal_lm.model.norm.weight.requires_grad_(True)
-    agree(
-        losses_and_gradients(model, causal_lm, batch_of(store, tokenizer), settings(tokenizer)),
-        tolerance=1e-4,
-    )
-    assert "own logits" not in caplog.text
-
-
-def test_20_a_frozen_head_gets_no_gradient_buffer(store, tokenizer, tiny_model, monkeypatch):
-    from distill_kernels import sweep
-
-    made = []
-    monkeypatch.setattr(sweep, "add_to_weight", lambda *args: made.append(args))
-    model = tiny_model()
-    model.lm_head.weight.requires_grad_(False)
-    attach_distill_forward(model, settings(tokenizer))
-    model(**batch_of(store, tokenizer)).loss.backward()
-    assert not made and model.lm_head.weight.grad is None
-    assert model.model.norm.weight.grad is not None
 
 
 def test_21_bf16_loses_no_more_than_bf16_must():

@@ -242,14 +242,16 @@ def plot(results: list[dict], device: str, path: Path) -> None:
             for row in result["contenders"]:
                 if "over_floor" in row:
                     points.setdefault(row["contender"], []).append(
-                        (result["vocab"], row["over_floor"])
+                        (result["vocab"] / 1000, row["over_floor"])
                     )
         for name, found in points.items():
             axis.plot(*zip(*sorted(found), strict=True), marker="o", label=name)
         axis.set_title(f"{task}, head {'trained' if trained else 'frozen'}")
-        axis.set_xlabel("vocabulary")
+        axis.set_xlabel("vocabulary, thousands")
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.legend(fontsize=7)
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
     axes[0, 0].set_ylabel("time over the matrix products")
     figure.suptitle(f"{device}; {', '.join(f'{key} {value}' for key, value in usual.items())}")
     figure.tight_layout()

@@ -1,0 +1,69 @@
+"""The distillation loss of a model two ways: from its own logits, and with our forward attached."""
+
+import pytest
+from axolotl.utils.collators import DataCollatorForSeq2Seq
+from distill_kernels import DistillSpec, SparseTeacher, distill_loss
+from support.kernel_cases import relative_error
+from support.stores import store_features
+
+from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.store import open_store
+from axolotl_distill.train.forward import LossSettings, attach_distill_forward
+
+
+def batch_of(store, tokenizer, temperature=2.0, side="right"):
+    tokenizer.padding_side = side
+    collate = TeacherCollator(
+        tokenizer,
+        base_cls=DataCollatorForSeq2Seq,
+        packed=False,
+        stores=[open_store(store)],
+        temperature=temperature,
+        return_tensors="pt",
+    )
+    return collate(store_features(tokenizer, store))
+
+
+def settings(tokenizer, temperature=2.0, alpha=0.7):
+    spec = DistillSpec(temperature=temperature, alpha=alpha, reduction="sum")
+    return LossSettings(spec, "torch", len(tokenizer), sampled=False)
+
+
+def from_own_logits(model, batch, how):
+    """The loss from the logits that the untouched model gives: what fusing must reproduce."""
+    keys = ("input_ids", "attention_mask")
+    logits = model(**{k: batch[k] for k in keys}, use_cache=False).logits[:, :-1].flatten(0, 1)
+    targets = batch["labels"][:, 1:].flatten()
+    teacher = SparseTeacher.from_entries(
+        batch["teacher_entries"][:, :-1].flatten(0, 1),
+        vocab_size=how.vocab_size,
+        sampled=False,
+        temperature=how.spec.temperature,
+        tail=batch["teacher_tail"][:, :-1].flatten(),
+    )
+    mean = DistillSpec(temperature=how.spec.temperature, alpha=how.spec.alpha)
+    return distill_loss(logits, teacher, targets, spec=mean).loss
+
+
+def losses_and_gradients(model, base, batch, how):
+    """Own logits first, then with the distillation forward attached."""
+    results = []
+    for attach in (False, True):
+        if attach:
+            attach_distill_forward(base, how)
+            loss = model(**batch).loss
+        else:
+            loss = from_own_logits(model, batch, how)
+        model.zero_grad()
+        loss.backward()
+        grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        results.append((loss.item(), grads))
+    return results
+
+
+def agree(results, tolerance=1e-4):
+    (expected, expected_grads), (seen, grads) = results
+    assert seen == pytest.approx(expected, rel=tolerance)
+    assert set(grads) == set(expected_grads)
+    for name, gradient in expected_grads.items():
+        assert relative_error(grads[name], gradient) < 1e-3, name
