@@ -1,4 +1,7 @@
-"""Shared fixtures: the real SmolLM2, its real tokenizer, and tiny models that speak it."""
+"""Shared fixtures: the real SmolLM2, its real tokenizer, and tiny models that speak it.
+
+transformers is imported where it is used, for the kernels' tests need nothing but torch.
+"""
 
 import importlib.util
 import os
@@ -13,7 +16,6 @@ if not Path("/dev/nvidia0").exists():
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -39,12 +41,15 @@ def student_dir(smollm2_dir: Path) -> Path:
 
 @pytest.fixture
 def tokenizer(smollm2_dir: Path):
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(smollm2_dir)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(smollm2_dir: Path):
     """Make a tiny random model of a family, with SmolLM2's vocabulary, always the same one."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     def make(model_type: str = "llama", seed: int = 0, **overrides):
         tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)

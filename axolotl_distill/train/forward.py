@@ -168,16 +168,17 @@ def _fused_loss(
 
 
 def _supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows [M], targets [M]): the flat positions that predict a supervised token, and that token.
+    """(rows [M + 1], targets [M + 1]): an ignored row, then the flat positions that predict a
+    supervised token, and that token.
 
-    A batch with none keeps one ignored row, so that every parameter still gets its (zero)
-    gradient, which DDP waits for.
+    With the ignored row a batch that supervises nothing still gives every parameter its (zero)
+    gradient, which DDP waits for, and nothing branches on how many there are.
     """
     targets = F.pad(labels_BS, (0, 1), value=IGNORE)[:, 1:].flatten()
-    rows = torch.nonzero(targets != IGNORE).squeeze(1)
-    if rows.numel() == 0:
-        rows = rows.new_zeros(1)
-    return rows, targets[rows]
+    rows = F.pad(torch.nonzero(targets != IGNORE).squeeze(1), (1, 0))
+    targets = targets[rows]
+    targets[0] = IGNORE
+    return rows, targets
 
 
 def _teacher_of_rows(
