@@ -26,12 +26,12 @@ class _Sweep(torch.autograd.Function):
     def forward(ctx: Any, task: Task, *tensors: Any) -> tuple[Tensor, ...]:
         inputs = Inputs(*tensors)
         wants = ctx.needs_input_grad[1:]
-        ctx.task, ctx.spent = task, False
+        ctx.again, ctx.spent = None, False
         ctx.dtypes = [None if x is None else x.dtype for x in inputs]
         if task.spec.reduction == "none":
             values, _ = sweep(inputs, task, None, (False,) * len(inputs))
             loss = values.loss
-            ctx.weight = inputs.weight
+            ctx.again = (task, None if isinstance(inputs.weight, Tensor) else inputs.weight)
             ctx.save_for_backward(*(x if isinstance(x, Tensor) else None for x in inputs))
         else:
             scale = row_scale(task.labels, task.spec)
@@ -44,11 +44,7 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.task.spec.reduction == "none":
-            hidden, weight, *rest = ctx.saved_tensors
-            inputs = Inputs(hidden, ctx.weight if weight is None else weight, *rest)
-            _, grads = sweep(inputs, ctx.task, grad_loss.float(), ctx.needs_input_grad[1:])
-        else:
+        if ctx.again is None:
             if ctx.spent:
                 raise RuntimeError(
                     "fused_linear_distill can be differentiated once: its gradients are scaled in "
@@ -59,6 +55,10 @@ class _Sweep(torch.autograd.Function):
                 g if g is None else _scaled_(g, grad_loss, dtype)
                 for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
             )
+        task, tiled = ctx.again
+        hidden, weight, *rest = ctx.saved_tensors
+        inputs = Inputs(hidden, tiled if weight is None else weight, *rest)
+        _, grads = sweep(inputs, task, grad_loss.float(), ctx.needs_input_grad[1:])
         return None, *(
             g if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True)
         )
