@@ -4,6 +4,8 @@ The numbers are those of the list the faults were collected in. Absent ones (4, 
 teachers behind servers; 3 is in test_sharded_head.py, 17 to 20 are in test_peer_faults_heads.py.
 """
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from distill_kernels import (
     SparseTeacher,
     distill_loss,
     fused_linear_distill,
+    spec,
 )
 from support.kernel_cases import make_case, oracle, relative_error
 from support.losses import agree, batch_of, from_own_logits, losses_and_gradients, settings
@@ -22,6 +25,7 @@ from support.stores import capture_rows, random_rows, store_features
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from axolotl_distill import args
 from axolotl_distill.args import parse_distill
 from axolotl_distill.data.collator import TeacherCollator
 from axolotl_distill.data.store import teacher_positions
@@ -158,6 +162,7 @@ def test_12_both_sides_are_distributions_over_the_same_bins(support):
 
 def test_13_only_divergences_with_a_definition_are_accepted():
     """That the jsd is continuous at its ends is held by tests/kernels/test_divergences.py."""
+    assert get_args(args.Divergence) == get_args(spec.Divergence)
     assert parse_distill({"divergence": "jsd", "beta": 0.0}).beta == 0.0
     for block, message in (
         ({"divergence": "kl"}, r"distill\.divergence.*forward_kl"),

@@ -66,6 +66,15 @@ def test_trains(tmp_path, config, name, extra):
         assert (run.output / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "divergence", ["reverse_kl", "skew_forward_kl", "skew_reverse_kl", "tvd", "adaptive_kl"]
+)
+def test_other_divergences_train(tmp_path, config, divergence):
+    distill = {"alpha": 0.7, "temperature": 2.0, "divergence": divergence}
+    learns(run_axolotl(tmp_path, {**config, "distill": distill, "max_steps": 5}))
+
+
 def test_own_store_has_no_divergence(tmp_path, config, own_store):
     """Through Axolotl's packing, too: the first step's KL to itself is zero."""
     config["datasets"] = [{"path": str(own_store), "type": "axolotl_distill.store"}]

@@ -16,7 +16,7 @@ from distill_kernels import (
 from distill_kernels.spec import Divergence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_cases import Case, make_case, oracle, relative_error
+from support.kernel_cases import Case, check, make_case, oracle, relative_error
 
 BACKENDS = ["reference", "torch", "triton"]
 DIVERGENCES = list(get_args(Divergence))
@@ -37,27 +37,6 @@ def case_for(teacher: str, *, teacher_vocab: int | None = None, **kwargs) -> Cas
         hidden, weight = torch.randn(rows, 9, generator=g), torch.randn(size, 9, generator=g)
         case.teacher = DenseTeacher(hidden, weight, logit_transform=LogitTransform(softcap=15.0))
     return case
-
-
-def check(case: Case, spec: DistillSpec, backend: str, tolerance: float = 5e-6) -> None:
-    loss, grads = oracle(case, spec)
-    hidden, weight, bias = case.leaves(torch.float32)
-    out = fused_linear_distill(
-        hidden,
-        weight,
-        case.teacher,
-        case.labels,
-        spec=spec,
-        bias=bias,
-        logit_transform=case.transform,
-        backend=backend,
-    )
-    out.loss.backward()
-    assert relative_error(out.loss.detach(), loss) < tolerance
-    for seen, expected in zip((hidden, weight, bias), grads, strict=True):
-        if seen is not None:
-            assert torch.isfinite(seen.grad).all()
-            assert relative_error(seen.grad, expected) < tolerance
 
 
 def support_of(teacher: str) -> str:

@@ -14,38 +14,11 @@ from distill_kernels import (
 from distill_kernels.spec import Divergence
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.kernel_cases import Case, make_case, oracle, relative_error
+from support.kernel_cases import check, make_case, oracle, relative_error, run
 from torch.nn import functional as F
 
 BACKENDS = ["reference", "torch", "triton"]
 SUPPORTS = ["tail_bucket", "renormalize", "sampled"]
-
-
-def run(case: Case, spec: DistillSpec, backend: str, dtype=torch.float32):
-    hidden, weight, bias = case.leaves(dtype)
-    out = fused_linear_distill(
-        hidden,
-        weight,
-        case.teacher,
-        case.labels,
-        spec=spec,
-        bias=bias,
-        logit_transform=case.transform,
-        backend=backend,
-    )
-    out.loss.backward()
-    return out, [x if x is None else x.grad for x in (hidden, weight, bias)]
-
-
-def check(case: Case, spec: DistillSpec, backend: str, tolerance: float = 3e-6) -> None:
-    loss, grads = oracle(case, spec)
-    out, found = run(case, spec, backend)
-    assert relative_error(out.loss, loss) < tolerance
-    for seen, expected in zip(found, grads, strict=True):
-        assert (seen is None) == (expected is None)
-        if seen is not None:
-            assert torch.isfinite(seen).all()
-            assert relative_error(seen, expected) < tolerance
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -4,7 +4,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from distill_kernels import DenseLogits, DenseTeacher, DistillSpec, LogitTransform, SparseTeacher
+from distill_kernels import (
+    DenseLogits,
+    DenseTeacher,
+    DistillOutput,
+    DistillSpec,
+    LogitTransform,
+    SparseTeacher,
+    fused_linear_distill,
+)
 from torch import Tensor
 
 IGNORE = -100
@@ -192,3 +200,34 @@ def relative_error(seen: Tensor, expected: Tensor) -> float:
     difference = (seen.double().cpu() - expected.double().cpu()).norm().item()
     size = expected.double().norm().item()
     return difference / size if size else difference
+
+
+def run(
+    case: Case, spec: DistillSpec, backend: str, dtype: torch.dtype = torch.float32
+) -> tuple[DistillOutput, list[Tensor | None]]:
+    """The fused loss and the gradients of hidden, weight and bias."""
+    hidden, weight, bias = case.leaves(dtype)
+    out = fused_linear_distill(
+        hidden,
+        weight,
+        case.teacher,
+        case.labels,
+        spec=spec,
+        bias=bias,
+        logit_transform=case.transform,
+        backend=backend,
+    )
+    out.loss.backward()
+    return out, [x if x is None else x.grad for x in (hidden, weight, bias)]
+
+
+def check(case: Case, spec: DistillSpec, backend: str, tolerance: float = 5e-6) -> None:
+    """Hold value and gradients to the oracle's."""
+    loss, grads = oracle(case, spec)
+    out, found = run(case, spec, backend)
+    assert relative_error(out.loss.detach(), loss) < tolerance
+    for seen, expected in zip(found, grads, strict=True):
+        assert (seen is None) == (expected is None)
+        if seen is not None:
+            assert torch.isfinite(seen).all()
+            assert relative_error(seen, expected) < tolerance
