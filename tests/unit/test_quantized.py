@@ -30,7 +30,9 @@ def test_eight_bits_before_and_after_the_first_forward():
     head.load_state_dict({"weight": original})
     head = head.to("cpu")
     before = whole(tiled_weight(head))
-    assert (before - original).abs().max() <= original.abs().amax(1).max() / 127 / 2 + 1e-6
+    # bitsandbytes rounds in half precision, so an entry may be off by more than half a step.
+    step = original.abs().amax(1, keepdim=True) / 127
+    assert ((before - original).abs() <= 0.75 * step).all()
     x = torch.randn(5, 128)
     output = head(x)
     assert torch.equal(whole(tiled_weight(head)), before)
