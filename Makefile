@@ -54,9 +54,10 @@ test-gpu: setup models
 	$(BIN)/pip install --quiet --no-deps --target $@ \
 	  orda-kernel==0.1.0 cut-cross-entropy==25.1.1 trl==1.16.0
 
-benchmark-kernels: setup .cache/peers
+benchmark-kernels: models .cache/peers
 	$(BIN)/python triton_kernels/benchmarks/compile_ahead.py
 	$(BIN)/python triton_kernels/benchmarks/sweep.py
+	$(BIN)/python triton_kernels/benchmarks/tile_sparsity.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

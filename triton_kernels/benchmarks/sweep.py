@@ -36,6 +36,7 @@ from contenders import BETA, CONTENDERS, SPECS, Case, Unavailable  # noqa: E402
 
 TEMPERATURES = {"topk_kl": 1.0, "dense_jsd": 1.0}
 CHECKED_ROWS = 64
+VOCABULARIES = [32_000, 49_152, 128_256, 151_936, 262_144]
 
 
 def make_case(
@@ -180,11 +181,9 @@ def measure(case: Case, device: str, repeats: int) -> list[dict]:
 def shapes(device: str, quick: bool) -> list[dict]:
     if device == "cuda":
         size = dict(rows=8192, dim=4096, k=64)
-        vocabularies = [32_000, 49_152, 128_256, 151_936, 262_144]
     else:
         size = dict(rows=256, dim=1024, k=64)
-        vocabularies = [32_000, 49_152, 151_936]
-    chosen = [151_936 if device == "cuda" else 49_152] if quick else vocabularies
+    chosen = [151_936 if device == "cuda" else 49_152] if quick else VOCABULARIES
     plans = [
         dict(task=task, vocab=vocab, trained=trained, **size)
         for vocab in chosen
