@@ -81,9 +81,7 @@ def main() -> None:
                 chosen = teacher_logits.topk(TOP).indices
                 entries = torch.zeros_like(grad, dtype=torch.bool).scatter_(1, chosen, True)
             kept = kept_tiles(grad, entries)
-            kept_sorted = kept_tiles(
-                grad[:, order], None if entries is None else entries[:, order]
-            )
+            kept_sorted = kept_tiles(grad[:, order], None if entries is None else entries[:, order])
             exact = grad.t() @ hidden
             mask = kept_sorted.repeat_interleave(TILE, 0).repeat_interleave(TILE, 1)
             skipped = torch.zeros_like(exact)
