@@ -3,12 +3,11 @@
 Imports nothing heavy: the block is checked before torch, transformers or a model are touched.
 """
 
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from axolotl_distill.errors import ConfigError
+from axolotl_distill.block import Block, parse_block
 
 Divergence = Literal[
     "forward_kl",
@@ -28,32 +27,13 @@ Support = Literal["tail_bucket", "renormalize", "sampled"]
 Method = Literal["topk", "nucleus", "sampled"]
 
 
-class _Block(BaseModel):
-    """A YAML mapping that refuses unknown keys and names the nearest right one."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_unknown_keys(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        for key in values:
-            if key not in cls.model_fields:
-                near = get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"did you mean `{near[0]}`?" if near else "remove it."
-                known = ", ".join(f"`{name}`" for name in cls.model_fields)
-                raise ValueError(f"unknown key `{key}`; {hint} Known keys here: {known}")
-        return values
-
-
-class TeacherArgs(_Block):
+class TeacherArgs(Block):
     """Where the training signal comes from."""
 
     type: Literal["store"] = "store"
 
 
-class CaptureTeacherArgs(_Block):
+class CaptureTeacherArgs(Block):
     """The model whose distributions `axolotl distill capture` stores."""
 
     type: Literal["model"] = "model"
@@ -63,7 +43,7 @@ class CaptureTeacherArgs(_Block):
     trust_remote_code: bool = False
 
 
-class CaptureArgs(_Block):
+class CaptureArgs(Block):
     """What `axolotl distill capture` reads, and how it writes the teacher store."""
 
     teacher: CaptureTeacherArgs
@@ -100,7 +80,7 @@ class CaptureArgs(_Block):
         return sorted({1.0, *values})
 
 
-class DistillArgs(_Block):
+class DistillArgs(Block):
     """How the student learns. The loss of one supervised token is
 
     (1 − alpha)·CE(student, label) + alpha·T²·D(teacher_T ‖ student_T)      [nats]
@@ -152,16 +132,4 @@ def parse_distill(block: Any) -> DistillArgs:
 
     Raises ConfigError with one line a fault: the full key, what was seen and what was expected.
     """
-    if block is None:
-        block = {}
-    try:
-        return DistillArgs.model_validate(block)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            key = ".".join(["distill", *(str(part) for part in fault["loc"])])
-            message = fault["msg"].removeprefix("Value error, ")
-            seen = fault["input"]
-            shown = "" if isinstance(seen, dict) else f" (got {seen!r})"
-            lines.append(f"`{key}`: {message}{shown}")
-        raise ConfigError("\n".join(lines)) from None
+    return parse_block(DistillArgs, {} if block is None else block, "distill")

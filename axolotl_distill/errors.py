@@ -31,3 +31,23 @@ class TokenizerMismatchError(StoreError):
 
 class CaptureError(DistillError, RuntimeError):
     """Capturing a teacher's distributions cannot go on."""
+
+
+class ServerError(DistillError, ConnectionError):
+    """A model server refuses, or does not answer usably however often it is asked."""
+
+
+class TermsError(DistillError, PermissionError):
+    """The teacher's licence or terms do not allow its output to train a model."""
+
+
+class TrajectoryError(DistillError, ValueError):
+    """A trajectory file, or a row of it, cannot serve what is asked of it."""
+
+
+class GenerateError(DistillError, RuntimeError):
+    """Generating trajectories cannot go on."""
+
+
+class FilterError(DistillError, RuntimeError):
+    """Filtering trajectories cannot go on."""

@@ -15,7 +15,7 @@ from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.run import length_batches
 from axolotl_distill.store import StoreWriter, new_manifest
-from axolotl_distill.teachers import HFTeacher
+from axolotl_distill.teachers.hf import HFTeacher
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, BATCH_TOKENS = 24, 2048

@@ -30,6 +30,35 @@ def distill() -> None:
 
 
 @distill.command()
+@click.argument("recipe", type=click.Path())
+@click.option("--limit", type=int, help="Only the first N prompts.")
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@reports_errors
+def generate(recipe: str, limit: int | None, engine: str) -> None:
+    """Ask the teacher of RECIPE every prompt and keep what it writes.
+
+    Can be stopped at any moment; the same command goes on and asks for nothing twice.
+    """
+    from axolotl_distill.cli.generate import run
+
+    run(recipe, limit=limit, engine=engine)
+
+
+@distill.command("filter")
+@click.argument("recipe", type=click.Path())
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@reports_errors
+def filter_(recipe: str, engine: str) -> None:
+    """Verify, deduplicate, score and split RECIPE's trajectories into a dataset.
+
+    Says what each step dropped and why, and keeps what was dropped beside the dataset.
+    """
+    from axolotl_distill.cli.filter import run
+
+    run(recipe, engine=engine)
+
+
+@distill.command()
 @click.argument("config", type=click.Path())
 @click.option("--teacher", help="Model to capture, instead of distill.capture.teacher.")
 @click.option("--output", help="Folder of the store, instead of distill.capture.output.")
@@ -43,6 +72,19 @@ def capture(config: str, teacher: str | None, output: str | None, limit: int | N
     from axolotl_distill.cli.capture import run
 
     run(config, teacher=teacher, output=output, limit=limit)
+
+
+@distill.command("import")
+@click.argument("config", type=click.Path())
+@click.argument("source", type=click.Path())
+@click.option("--layout", help="What SOURCE is; default: found out from its first row.")
+@click.option("--output", required=True, help="Folder of the store.")
+@reports_errors
+def import_(config: str, source: str, layout: str | None, output: str) -> None:
+    """Turn log-probabilities collected elsewhere (SOURCE) into a teacher store for CONFIG."""
+    from axolotl_distill.cli.import_ import run
+
+    run(config, source, layout=layout, output=output)
 
 
 @distill.command()

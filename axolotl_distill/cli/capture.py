@@ -8,7 +8,7 @@ from axolotl_distill.capture.run import source_fingerprint
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
-from axolotl_distill.teachers import HFTeacher
+from axolotl_distill.teachers.hf import HFTeacher
 
 
 def run(config: str, *, teacher: str | None, output: str | None, limit: int | None) -> None:

@@ -1,5 +1,2 @@
-"""Sources of teacher signal: models that say what they think of every token."""
-
-from axolotl_distill.teachers.hf import HFTeacher
-
-__all__ = ["HFTeacher"]
+"""Sources of teacher signal: a local model (hf), an HTTP server (client). Import what you need:
+one loads torch, the other does not."""

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.teachers import HFTeacher
+from axolotl_distill.teachers.hf import HFTeacher
 
 
 @pytest.mark.parametrize("keeps", [True, False])

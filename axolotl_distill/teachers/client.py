@@ -1,0 +1,108 @@
+"""One way to talk to a model server: bounded, retried, and with errors a user can act on."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+from axolotl_distill.errors import ServerError
+from axolotl_distill.recipe.server import ServerArgs
+
+Answer = dict[str, Any]
+FATAL = {
+    401: "Set the key in the environment variable that `api_key_env` names.",
+    403: "The key has no right to this model; use another key or model.",
+    404: "Check `base_url` (it ends in /v1 for most servers) and the model's name.",
+}
+
+
+class RequestRefusedError(ServerError):
+    """The server refused this one request (400, 413, 422); another one may well pass."""
+
+
+class ServerClient:
+    """Posts JSON to an OpenAI-compatible server.
+
+    At most `server.concurrency` requests are under way. 408, 409, 429, 5xx, lost connections and
+    time-outs are retried by the openai client with exponential backoff, which heeds Retry-After;
+    an answer that is cut, no JSON, or that `check` finds wanting is asked for again as often.
+    """
+
+    def __init__(self, server: ServerArgs):
+        self.server = server
+        self._slots = asyncio.Semaphore(server.concurrency)
+        self._client = openai.AsyncOpenAI(
+            base_url=server.base_url,
+            api_key=os.environ.get(server.api_key_env) or "none",
+            max_retries=server.retries,
+            timeout=server.timeout,
+        )
+
+    @property
+    def root(self) -> str:
+        """scheme://host:port, where vLLM and SGLang have what is not OpenAI's."""
+        parts = urlsplit(self.server.base_url)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    async def post(
+        self,
+        path: str,
+        body: dict[str, Any],
+        *,
+        check: Callable[[Answer], None] = lambda answer: None,
+        key: str | None = None,
+    ) -> Answer:
+        """The JSON object answered to a POST of `body`.
+
+        path    below base_url ("/completions"), or a whole URL
+        check   raises ValueError for an answer that cannot be used
+        key     sent as Idempotency-Key: a server that knows it bills a repeated request once
+
+        Raises RequestRefusedError when this request is refused, ServerError for anything that no
+        other request would survive either, or when all tries are used up.
+        """
+        headers = {"Idempotency-Key": key} if key else {}
+        fault: Exception | None = None
+        async with self._slots:
+            for tried in range(self.server.retries + 1):
+                if tried:
+                    await asyncio.sleep(min(8.0, 0.5 * 2.0 ** (tried - 1)))
+                try:
+                    answer = await self._client.post(
+                        path, cast_to=object, body=body, options={"headers": headers}
+                    )
+                    if not isinstance(answer, dict):
+                        raise ValueError(f"it is a {type(answer).__name__}, not a JSON object")
+                    check(answer)
+                    return answer
+                except (ValueError, openai.APIResponseValidationError) as error:
+                    fault = error
+                except openai.APIStatusError as error:
+                    raise self._refusal(path, error) from None
+                except openai.APIConnectionError as error:
+                    raise ServerError(
+                        f"{self._at(path)} does not answer after {self.server.retries + 1} tries: "
+                        f"{error.__cause__ or error}. Is the server up, and `base_url` right? What "
+                        "was received is kept; run the same command again."
+                    ) from error
+        raise ServerError(
+            f"{self._at(path)} gave {self.server.retries + 1} answers that cannot be used; the "
+            f"last: {fault}"
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def _at(self, path: str) -> str:
+        return path if "://" in path else self.server.base_url + path
+
+    def _refusal(self, path: str, error: openai.APIStatusError) -> ServerError:
+        said = error.response.text[:500]
+        message = f"{self._at(path)} answered {error.status_code}: {said}"
+        if error.status_code in (400, 413, 422):
+            return RequestRefusedError(message)
+        hint = FATAL.get(error.status_code, "What was received is kept; run the command again.")
+        return ServerError(f"{message} {hint}")
