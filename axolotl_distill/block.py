@@ -1,4 +1,4 @@
-"""What every YAML block of ours is: a pydantic model that names the right key when given a wrong one.
+"""What every YAML block of ours is: a pydantic model that, given a wrong key, names the right one.
 
 Imports nothing heavy: a block is checked before torch, transformers or a model are touched.
 """

@@ -12,7 +12,7 @@ A folder of `*.jsonl` files, each only ever appended to, one row a completion:
     usage              {"prompt_tokens", "completion_tokens"}
     logprobs           the server's `logprobs.content` list where asked for, else null
     teacher            the model's name
-    meta               every other column of the prompt's row: the reference answer, tests, source, …
+    meta               the other columns of the prompt's row: reference answer, tests, source, …
 """
 
 from axolotl_distill.trajectories.journal import Journal, read_trajectories
