@@ -22,7 +22,7 @@ class RecipeTeacher(Block):
     terms: str | None = Field(
         None,
         description="Your own words on why you may train on this model's output; needed where its "
-        "terms forbid it. They are kept in the dataset card.",
+        "terms forbid it, or allow research only. They are kept in the dataset card.",
     )
 
     @model_validator(mode="before")
