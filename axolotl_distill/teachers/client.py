@@ -1,6 +1,7 @@
 """One way to talk to a model server: bounded, retried, and with errors a user can act on."""
 
 import asyncio
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from axolotl_distill.errors import ServerError
 from axolotl_distill.recipe.server import ServerArgs
 
 Answer = dict[str, Any]
+# Makes the client hand over the answer itself, with the number of tries it took.
+RAW = "X-Stainless-Raw-Response"
 FATAL = {
     401: "Set the key in the environment variable that `api_key_env` names.",
     403: "The key has no right to this model; use another key or model.",
@@ -28,7 +31,8 @@ class ServerClient:
 
     At most `server.concurrency` requests are under way. 408, 409, 429, 5xx, lost connections and
     time-outs are retried by the openai client with exponential backoff, which heeds Retry-After;
-    an answer that is cut, no JSON, or that `check` finds wanting is asked for again as often.
+    an answer that is no JSON, or that `check` finds wanting, is asked for again. Both kinds of
+    tries together are at most 1 + `server.retries`.
     """
 
     def __init__(self, server: ServerArgs):
@@ -38,7 +42,8 @@ class ServerClient:
             base_url=server.base_url,
             api_key=os.environ.get(server.api_key_env) or "none",
             max_retries=server.retries,
-            timeout=server.timeout,
+            # A host that is not there shows soon; `concurrency` may exceed the pool's connections.
+            timeout=openai.Timeout(server.timeout, connect=min(30.0, server.timeout), pool=None),
         )
 
     @property
@@ -64,33 +69,42 @@ class ServerClient:
         Raises RequestRefusedError when this request is refused, ServerError for anything that no
         other request would survive either, or when all tries are used up.
         """
-        headers = {"Idempotency-Key": key} if key else {}
+        headers = {RAW: "true", **({"Idempotency-Key": key} if key else {})}
+        tries, broken = self.server.retries + 1, 0
         fault: Exception | None = None
         async with self._slots:
-            for tried in range(self.server.retries + 1):
-                if tried:
-                    await asyncio.sleep(min(8.0, 0.5 * 2.0 ** (tried - 1)))
+            while tries > 0:
+                if broken:
+                    await asyncio.sleep(min(8.0, 0.5 * 2.0 ** (broken - 1)))
                 try:
-                    answer = await self._client.post(
-                        path, cast_to=object, body=body, options={"headers": headers}
+                    raw = await self._client.post(
+                        path,
+                        cast_to=object,
+                        body=body,
+                        options={"headers": headers, "max_retries": tries - 1},
                     )
-                    if not isinstance(answer, dict):
-                        raise ValueError(f"it is a {type(answer).__name__}, not a JSON object")
-                    check(answer)
-                    return answer
-                except (ValueError, openai.APIResponseValidationError) as error:
-                    fault = error
                 except openai.APIStatusError as error:
                     raise self._refusal(path, error) from None
                 except openai.APIConnectionError as error:
                     raise ServerError(
-                        f"{self._at(path)} does not answer after {self.server.retries + 1} tries: "
-                        f"{error.__cause__ or error}. Is the server up, and `base_url` right? What "
-                        "was received is kept; run the same command again."
+                        f"{self._at(path)} does not answer, however often it is asked (`retries: "
+                        f"{self.server.retries}`): {error.__cause__ or error}. Is the server up, "
+                        "and `base_url` right? What was received is kept; run the same command "
+                        "again."
                     ) from error
+                try:
+                    answer = json.loads(raw.content)
+                    if not isinstance(answer, dict):
+                        raise ValueError(f"it is a {type(answer).__name__}, not a JSON object")
+                    check(answer)
+                    return answer
+                except ValueError as error:
+                    fault = error
+                    broken += 1
+                    tries -= raw.retries_taken + 1
         raise ServerError(
-            f"{self._at(path)} gave {self.server.retries + 1} answers that cannot be used; the "
-            f"last: {fault}"
+            f"{self._at(path)} gave {broken} answers that cannot be used; the last: {fault}. What "
+            "was received is kept; run the same command again."
         )
 
     async def close(self) -> None:

@@ -19,15 +19,24 @@ class Journal:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
+        self._file = self.path.open("a+b", buffering=0)
         self._cut_torn_line()
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Returns when the rows are on the disk: one write and one fsync for all of them."""
+        """Returns when the rows are on the disk: one write and one fsync for all of them.
+
+        Raises OSError when the disk takes them not; then none of them is in the file.
+        """
         lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
-        self._file.write("".join(line + "\n" for line in lines).encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        left = memoryview(_utf8("".join(line + "\n" for line in lines)))
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         self._file.close()
@@ -52,6 +61,14 @@ class Journal:
         if position != end:
             self._file.truncate(position)
         self._file.seek(0, os.SEEK_END)
+
+
+def _utf8(text: str) -> bytes:
+    """Half an emoji, where a token limit cut it, becomes U+FFFD: UTF-8 has no halves."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
 
 
 def read_trajectories(path: str | Path) -> Iterator[Row]:

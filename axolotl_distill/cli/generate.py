@@ -1,0 +1,120 @@
+"""`axolotl distill generate`."""
+
+import asyncio
+import dataclasses
+import os
+import sys
+
+import click
+
+from axolotl_distill.errors import ConfigError, GenerateError, ServerError
+from axolotl_distill.generate.backend import Backend, make_backend
+from axolotl_distill.generate.folder import GenerationFolder, settings_of
+from axolotl_distill.generate.meter import Meter
+from axolotl_distill.generate.plan import plan
+from axolotl_distill.generate.progress import Progress
+from axolotl_distill.generate.prompts import read_prompts
+from axolotl_distill.generate.request import Request
+from axolotl_distill.generate.run import run_requests
+from axolotl_distill.recipe import Recipe, load_recipe
+from axolotl_distill.terms import check_terms
+
+INTERRUPTED = 130
+
+
+def run(path: str, *, limit: int | None, engine: str) -> None:
+    """Ask for what is not there yet, and say what came of it."""
+    recipe = load_recipe(path)
+    args = recipe.generate
+    terms = check_terms(recipe.teacher.name, recipe.teacher.terms)
+    click.echo(terms.summary())
+    _check_key(recipe)
+    prompts = read_prompts(args.prompts, args.system, limit)
+    if not prompts:
+        raise ConfigError("`generate.prompts`: there is not one row in them.")
+    about = {
+        "prompts": [source.model_dump(exclude_none=True) for source in args.prompts],
+        "n": args.n,
+        "terms": dataclasses.asdict(terms),
+    }
+    with GenerationFolder.open(args.output, settings_of(recipe), about) as folder:
+        todo = plan(prompts, args.n, folder.done)
+        total = len(prompts) * args.n
+        if not todo:
+            click.echo(f"{args.output} is complete: {total} completions. Nothing to do.")
+            return
+        meter = Meter(args, folder.earlier)
+        backend = make_backend(recipe.teacher, args, folder.uid) if engine == "local" else None
+        progress = Progress(total, len(todo), folder.earlier, args)
+        try:
+            if backend is None:
+                from axolotl_distill.generate import ray_engine
+
+                ray_engine.run(recipe, folder, todo, meter, progress)
+            else:
+                _ask(backend, recipe.teacher.name, folder, todo, meter, progress)
+        except (ServerError, GenerateError) as error:
+            raise GenerateError(f"{error}\n{_kept(args.output, total, todo, progress)}") from error
+        except KeyboardInterrupt:
+            progress.close()
+            click.echo(f"stopped. {_kept(args.output, total, todo, progress)}", err=True)
+            sys.exit(INTERRUPTED)
+        finally:
+            progress.close()
+    _report(recipe, total, todo, meter, progress)
+
+
+def _ask(
+    backend: Backend,
+    teacher: str,
+    folder: GenerationFolder,
+    todo: list[Request],
+    meter: Meter,
+    progress: Progress,
+) -> None:
+    async def ask() -> None:
+        try:
+            await run_requests(todo, backend, teacher, journal, refusals, meter, progress)
+        finally:
+            await backend.close()
+
+    with folder.journal() as journal, folder.refusals() as refusals:
+        asyncio.run(ask())
+
+
+def _report(
+    recipe: Recipe, total: int, todo: list[Request], meter: Meter, progress: Progress
+) -> None:
+    output = recipe.generate.output
+    click.echo(progress.summary())
+    if progress.now.refused:
+        where = f"{output}/failed"
+        click.echo(f"{progress.now.refused} requests were refused; reasons are in {where}.")
+        if progress.nothing_but_refusals:
+            raise GenerateError(f"The teacher refused every request; see {where}.")
+    if meter.stopped:
+        click.echo(
+            "The budget is used up: what is left of it does not cover another request of up to "
+            f"{recipe.generate.most_tokens} tokens. Raise `generate.budget`, and the same command "
+            "goes on."
+        )
+    click.echo(_kept(output, total, todo, progress))
+
+
+def _kept(output: str, total: int, todo: list[Request], progress: Progress) -> str:
+    left = len(todo) - progress.now.completions
+    done = f"{output}: {total - left} of {total} completions are there."
+    return f"{done} The same command asks for the rest." if left else done
+
+
+def _check_key(recipe: Recipe) -> None:
+    """A vendor's API without a key fails on its first request; this says so before."""
+    server = recipe.teacher.server
+    if server is None or not server.base_url.startswith("https://"):
+        return
+    if not os.environ.get(server.api_key_env):
+        click.echo(
+            f"note: {server.api_key_env} is not set; {server.base_url} may ask for a key "
+            "(`teacher.server.api_key_env` names the variable).",
+            err=True,
+        )

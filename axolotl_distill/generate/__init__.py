@@ -1,0 +1,14 @@
+"""Prompts to trajectories; stops and goes on at any moment.
+
+    prompts.py         files -> prompts with ids
+    request.py         what is asked once (Request), what comes back (Completion, Refused)
+    plan.py            prompts × n, less what is there already -> requests
+    backend.py         who answers: server_backend.py, or model_backend.py (draws: sampling.py)
+    run.py             requests -> backend -> journal (writer.py), many at once
+    ray_engine.py      the same loop in the workers of a cluster
+    meter.py           what was spent, and whether another request fits the budget
+    folder.py          the folder: settings, lock, what is there
+    progress.py        the bar and the summary, over counts (tally.py)
+
+Imports neither torch nor openai; a backend's module does.
+"""

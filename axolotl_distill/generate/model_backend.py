@@ -1,0 +1,190 @@
+"""Completions from a Hugging Face model in this process."""
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_distill.errors import ConfigError, GenerateError
+from axolotl_distill.generate.request import Completion, Refused, Request
+from axolotl_distill.generate.sampling import Draws, sampled
+from axolotl_distill.recipe import RecipeTeacher
+from axolotl_distill.recipe.generate import GenerateArgs
+
+# Requests sorted by length at a time, in batches: little padding, bounded memory.
+WINDOW_BATCHES = 32
+
+
+class ModelBackend:
+    """Batches of `batch_size`, padded on the left, through transformers' `generate`.
+
+    What is drawn for a request follows from its seed alone, not from the batch it is in. The
+    model's own generation_config holds for whatever the recipe leaves open; transformers' default
+    of top_k 50 does not.
+    """
+
+    concurrency = 1
+
+    def __init__(self, teacher: RecipeTeacher, args: GenerateArgs):
+        if args.max_tokens is None:
+            raise ConfigError("`generate.max_tokens` is needed for a teacher of `type: model`.")
+        self._args = args
+        trust = {"trust_remote_code": teacher.trust_remote_code}
+        dtype = teacher.dtype if teacher.dtype == "auto" else getattr(torch, teacher.dtype)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                teacher.name, padding_side="left", **trust
+            )
+            model = AutoModelForCausalLM.from_pretrained(teacher.name, dtype=dtype, **trust)
+        except (OSError, ValueError) as error:
+            raise GenerateError(
+                f"The teacher `{teacher.name}` (`teacher.name`) cannot be loaded: {error}"
+            ) from error
+        if not self._tokenizer.chat_template:
+            raise GenerateError(
+                f"The tokenizer of `{teacher.name}` has no chat template, so there is no telling "
+                "how to ask it. Use an instruction-tuned model, or serve it with a template."
+            )
+        self._model = model.to(_device(teacher.device)).eval()
+        text_config = self._model.config.get_text_config()
+        self._positions = getattr(text_config, "max_position_embeddings", None)
+        self._eos = self._eos_ids()
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.convert_ids_to_tokens(self._eos[0])
+        extra = dict(args.extra)
+        self._template = extra.pop("chat_template_kwargs", {})
+        self._settings = self._generation_settings(extra)
+        self._stop = threading.Event()
+
+    def batches(self, todo: Iterable[Request]) -> Iterator[list[Request]]:
+        todo = iter(todo)
+        size = self._args.batch_size
+        while window := list(islice(todo, WINDOW_BATCHES * size)):
+            lengths = {r.id: len(ids) for r, ids in zip(window, self._encode(window), strict=True)}
+            window.sort(key=lambda request: lengths[request.id])
+            yield from (window[at : at + size] for at in range(0, len(window), size))
+
+    async def complete(self, batch: list[Request]) -> list[Completion | Refused]:
+        try:
+            return await asyncio.to_thread(self._complete, batch)
+        except asyncio.CancelledError:
+            self._stop.set()
+            raise
+
+    async def close(self) -> None:
+        self._stop.set()
+
+    def _complete(self, batch: list[Request]) -> list[Completion | Refused]:
+        prompts = self._encode(batch)
+        answers: list[Completion | Refused] = [self._refusal(len(ids)) for ids in prompts]
+        asked = [index for index, refused in enumerate(answers) if refused is None]
+        if asked:
+            written = self._generate([batch[i] for i in asked], [prompts[i] for i in asked])
+            for index, completion in zip(asked, written, strict=True):
+                answers[index] = completion
+        return answers
+
+    def _encode(self, requests: list[Request]) -> list[list[int]]:
+        texts = [
+            self._tokenizer.apply_chat_template(
+                request.prompt.messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                **self._template,
+            )
+            for request in requests
+        ]
+        # The template has written the special tokens already.
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _refusal(self, prompt_tokens: int) -> Refused | None:
+        most = self._args.max_tokens
+        if self._positions is None or prompt_tokens + most <= self._positions:
+            return None
+        return Refused(
+            f"the prompt's {prompt_tokens} tokens and `max_tokens: {most}` exceed the model's "
+            f"{self._positions} positions"
+        )
+
+    @torch.inference_mode()
+    def _generate(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
+        inputs = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        inputs = inputs.to(self._model.device)
+        seeds = [request.seed(self._args.seed) for request in requests]
+        draws = Draws(seeds, self._args.max_tokens, self._args.logprobs)
+        ids_BS = self._model.generate(
+            **inputs,
+            **self._settings,
+            custom_generate=sampled(draws),
+            stopping_criteria=[lambda ids, scores, **_: self._stopped(ids)],
+            tokenizer=self._tokenizer,
+        )
+        new_BT = ids_BS[:, inputs["input_ids"].shape[1] :].tolist()
+        return [
+            self._completion(len(prompt), new, draws.logprobs(row))
+            for row, (prompt, new) in enumerate(zip(prompts, new_BT, strict=True))
+        ]
+
+    def _completion(
+        self, prompt_tokens: int, new: list[int], logprobs: list[dict[str, Any]] | None
+    ) -> Completion:
+        end = next((at for at, token in enumerate(new) if token in self._eos), None)
+        written = new if end is None else new[: end + 1]
+        return Completion(
+            content=self._tokenizer.decode(
+                written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            ),
+            finish_reason="length" if end is None else "stop",
+            usage={"prompt_tokens": prompt_tokens, "completion_tokens": len(written)},
+            logprobs=None if logprobs is None else logprobs[: len(written)],
+        )
+
+    def _stopped(self, ids_BS: Tensor) -> Tensor:
+        return torch.full((len(ids_BS),), self._stop.is_set(), device=ids_BS.device)
+
+    def _eos_ids(self) -> list[int]:
+        named = self._model.generation_config.eos_token_id
+        named = named if isinstance(named, list) else [named]
+        found = [i for i in (*named, self._tokenizer.eos_token_id) if i is not None]
+        if not found:
+            raise GenerateError(
+                "Neither the teacher's generation_config nor its tokenizer names an end-of-text "
+                "token, so its completions would never end. Set eos_token_id in one of them."
+            )
+        return list(dict.fromkeys(found))
+
+    def _generation_settings(self, extra: dict[str, Any]) -> dict[str, Any]:
+        own = self._model.generation_config
+        temperature = self._args.temperature
+        if temperature is None:
+            temperature = own.temperature if own.temperature is not None else 1.0
+        settings = {
+            "max_new_tokens": self._args.max_tokens,
+            "eos_token_id": self._eos,
+            "pad_token_id": self._tokenizer.pad_token_id,
+            "do_sample": temperature > 0,
+        }
+        if temperature > 0:
+            settings |= {"temperature": temperature, "top_k": own.top_k or 0}
+            if self._args.top_p is not None:
+                settings["top_p"] = self._args.top_p
+        known = {*vars(own), *inspect.signature(self._model.generate).parameters}
+        if unknown := sorted(extra.keys() - known):
+            raise ConfigError(
+                f"`generate.extra` has {', '.join(f'`{key}`' for key in unknown)}, which "
+                "transformers' `generate` does not take."
+            )
+        return settings | extra
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found is not None else "cpu"

@@ -1,0 +1,393 @@
+"""The generate command against a real server on loopback that fails in every way it can."""
+
+import fcntl
+import json
+import random
+import threading
+import time
+from collections import Counter
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from support.faulty_server import KINDS, FaultyServer
+
+from axolotl_distill.cli import distill
+from axolotl_distill.trajectories import read_trajectories, split_thinking
+
+CHAT = "/v1/chat/completions"
+
+
+def say(body, **message):
+    """An answer that shows which request it belongs to."""
+    told = f"{body['messages'][-1]['content']} / {body['seed']}"
+    return {
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": told, **message},
+            }
+        ],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 30, "total_tokens": 40},
+    }
+
+
+class Recipe:
+    """A recipe over `count` prompts, and its command in this process."""
+
+    def __init__(self, folder, url, count, *, server=None, teacher=None, **generate):
+        self.folder = folder
+        self.output = folder / "out"
+        self.values = {
+            "teacher": {
+                "name": "Qwen/Qwen3-8B",
+                "server": {"base_url": url, "concurrency": 8, "timeout": 5.0, **(server or {})},
+                **(teacher or {}),
+            },
+            "generate": {"output": str(self.output), "prompts": [], **generate},
+        }
+        self.prompts(count)
+
+    def prompts(self, count):
+        path = self.folder / "prompts.jsonl"
+        rows = [{"prompt": f"question {i}", "answer": i} for i in range(count)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.values["generate"]["prompts"] = [{"path": str(path)}]
+
+    def run(self, *options):
+        path = self.folder / "recipe.yml"
+        path.write_text(yaml.safe_dump(self.values))
+        return CliRunner().invoke(distill, ["generate", str(path), *options])
+
+    def rows(self):
+        return list(read_trajectories(self.output))
+
+    def failed(self):
+        return list(read_trajectories(self.output / "failed"))
+
+
+def test_nothing_is_lost_doubled_or_misattributed(tmp_path):
+    """Every kind of fault on the first tries of a request; answers in another order than asked."""
+    rng = random.Random(5)
+    tries = Counter()
+    seen = Counter()
+
+    def faults(number, path, body):
+        tries[body["seed"]] += 1
+        if tries[body["seed"]] > 2 or rng.random() > 0.35:
+            return None
+        kind = rng.choice(KINDS)
+        seen[kind] += 1
+        return kind
+
+    def chat(body):
+        time.sleep(rng.random() * 0.05)
+        return say(body)
+
+    with FaultyServer({CHAT: chat}, faults) as server:
+        recipe = Recipe(tmp_path, server.url, 40, server={"timeout": 1.5, "concurrency": 16}, n=3)
+        done = recipe.run()
+        assert done.exit_code == 0, done.output
+        asked = [(request.headers["idempotency-key"], request.body) for request in server.requests]
+    assert set(seen) == set(KINDS)
+    rows = recipe.rows()
+    assert len(rows) == len({row["id"] for row in rows}) == 120
+    assert {(row["meta"]["answer"], row["sample"]) for row in rows} == {
+        (i, sample) for i in range(40) for sample in range(3)
+    }
+    keys = {}
+    for key, body in asked:
+        assert keys.setdefault(key, body) == body
+    assert len(keys) == 120
+    assert [row["id"] for row in rows] != sorted(row["id"] for row in rows)
+    for row in rows:
+        body = next(body for key, body in keys.items() if key.endswith("-" + row["id"]))
+        assert row["messages"] == [{"role": "user", "content": f"question {row['meta']['answer']}"}]
+        assert body["messages"] == row["messages"]
+        assert row["content"] == f"question {row['meta']['answer']} / {body['seed']}"
+        assert row["usage"] == {"prompt_tokens": 10, "completion_tokens": 30}
+        assert (row["finish_reason"], row["teacher"]) == ("stop", "Qwen/Qwen3-8B")
+    # What arrived in full was never asked for again.
+    assert len(server.answered) == 120
+    assert "120 of 120 completions" in done.output
+
+
+def test_requests_under_way_are_bounded(tmp_path):
+    lock, now, most = threading.Lock(), 0, 0
+
+    def chat(body):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.03)
+        with lock:
+            now -= 1
+        return say(body)
+
+    with FaultyServer({CHAT: chat}) as server:
+        assert Recipe(tmp_path, server.url, 30, server={"concurrency": 5}).run().exit_code == 0
+    assert most == 5
+
+
+def test_what_is_asked(tmp_path):
+    """The recipe's settings reach the server, and what it says reaches the row."""
+    logprobs = {"content": [{"token": "token_id:7", "logprob": -0.5, "top_logprobs": []}]}
+
+    def chat(body):
+        kind = int(body["messages"][-1]["content"].split()[-1])
+        answer = say(
+            body,
+            **[
+                {"content": "<think>\nhm\n</think>\n\n4"},
+                {"content": "4", "reasoning_content": "hm"},
+                {"content": "4", "reasoning": "hm", "reasoning_content": None},
+                {"content": None, "reasoning": "hm"},
+                {"content": "half an emoji \ud83d"},
+            ][kind],
+        )
+        answer["choices"][0]["logprobs"] = logprobs
+        if kind == 4:
+            del answer["usage"]
+        return answer
+
+    with FaultyServer({CHAT: chat}) as server:
+        recipe = Recipe(
+            tmp_path,
+            server.url,
+            5,
+            server={"engine": "vllm"},
+            temperature=0.7,
+            top_p=0.9,
+            max_tokens=64,
+            system="Be brief.",
+            seed=3,
+            logprobs=4,
+            extra={"top_k": 20, "chat_template_kwargs": {"enable_thinking": True}},
+        )
+        done = recipe.run()
+        assert done.exit_code == 0, done.output
+        body = server.requests[0].body
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    del body["messages"], body["seed"]
+    assert body == {
+        "model": "Qwen/Qwen3-8B",
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "logprobs": True,
+        "top_logprobs": 4,
+        "return_tokens_as_token_ids": True,
+        "top_k": 20,
+        "chat_template_kwargs": {"enable_thinking": True},
+    }
+    rows = {row["meta"]["answer"]: row for row in recipe.rows()}
+    assert all(row["logprobs"] == logprobs["content"] for row in rows.values())
+    said = [(rows[i]["reasoning_content"], rows[i]["content"]) for i in range(5)]
+    assert said == [
+        (None, "<think>\nhm\n</think>\n\n4"),
+        ("hm", "4"),
+        ("hm", "4"),
+        ("hm", ""),
+        (None, "half an emoji \ufffd"),
+    ]
+    assert [split_thinking(content, thinking) for thinking, content in said[:3]] == [
+        ("hm", "4")
+    ] * 3
+    assert rows[4]["usage"] is None and "1 came without a count" in done.output
+
+
+def test_a_server_without_logprobs_is_not_paid_on(tmp_path):
+    with FaultyServer({CHAT: say}) as server:
+        recipe = Recipe(tmp_path, server.url, 40, server={"concurrency": 1}, logprobs=2)
+        done = recipe.run()
+        assert done.exit_code == 1 and "without log-probabilities" in done.output
+        assert len(server.requests) == 1
+
+
+def test_a_fatal_answer_stops_the_run_and_keeps_what_came(tmp_path):
+    state = {"key": True}
+
+    def chat(body):
+        # Slow enough that others are under way when the refusal comes.
+        time.sleep(0.05)
+        return say(body)
+
+    def faults(number, path, body):
+        return "401" if number == 20 and not state["key"] else None
+
+    with FaultyServer({CHAT: chat}, faults) as server:
+        recipe = Recipe(tmp_path, server.url, 60)
+        state["key"] = False
+        done = recipe.run()
+        assert done.exit_code == 1
+        assert "answered 401" in done.output and "api_key_env" in done.output
+        kept = {row["id"] for row in recipe.rows()}
+        # 20 before it, and what was under way: seven others, and no more were begun.
+        assert 20 <= len(kept) == len(server.answered) <= 27
+        assert f"{len(kept)} of 60 completions are there. The same command" in done.output
+        state["key"] = True
+        assert recipe.run().exit_code == 0
+        assert len(server.answered) == 60
+    assert len({row["id"] for row in recipe.rows()}) == 60
+
+
+def test_a_server_that_hangs_is_given_up(tmp_path):
+    with FaultyServer({CHAT: say}, lambda number, path, body: "hang") as server:
+        recipe = Recipe(tmp_path, server.url, 3, server={"timeout": 0.3, "retries": 1})
+        start = time.monotonic()
+        done = recipe.run()
+        assert time.monotonic() - start < 5.0
+        assert done.exit_code == 1 and "does not answer" in done.output
+        assert len(server.requests) <= 6
+        server.faults = lambda number, path, body: None
+        assert recipe.run().exit_code == 0
+    assert len(recipe.rows()) == 3
+
+
+def test_a_refused_request_is_kept_apart_and_tried_again(tmp_path):
+    state = {"limit": 5}
+
+    def chat(body):
+        if int(body["messages"][-1]["content"].split()[-1]) >= state["limit"]:
+            return 400, {"error": {"message": "the prompt is too long"}}
+        return say(body)
+
+    with FaultyServer({CHAT: chat}) as server:
+        recipe = Recipe(tmp_path, server.url, 8, n=2)
+        done = recipe.run()
+        assert done.exit_code == 0, done.output
+        assert "6 requests were refused" in done.output and "10 of 16" in done.output
+        assert {row["meta"]["answer"] for row in recipe.failed()} == {5, 6, 7}
+        assert all("too long" in row["reason"] for row in recipe.failed())
+        assert len(recipe.rows()) == 10
+        state["limit"] = 99
+        assert recipe.run().exit_code == 0
+        assert len(server.answered) == 16
+    assert len({row["id"] for row in recipe.rows()}) == 16
+    assert not (recipe.output / "failed").exists()
+
+
+def test_a_server_that_refuses_everything_is_not_asked_everything(tmp_path):
+    no = {CHAT: lambda body: (400, {"error": {"message": "top_logprobs must be at most 20"}})}
+    with FaultyServer(no) as server:
+        done = Recipe(tmp_path, server.url, 500, logprobs=64).run()
+        assert done.exit_code == 1 and "at most 20" in done.output
+        assert len(server.requests) < 60
+        few = Recipe(tmp_path, server.url, 3, logprobs=64).run()
+        assert few.exit_code == 1 and "refused every request" in few.output
+
+
+@pytest.mark.parametrize(
+    ("budget", "price"),
+    [({"tokens": 2000}, None), ({"usd": 0.004}, {"input": 1.0, "output": 2.0})],
+)
+def test_the_budget_is_never_exceeded(tmp_path, budget, price):
+    """Over all runs, with answers of every length, and with what was under way kept."""
+    rng = random.Random(2)
+
+    def chat(body):
+        time.sleep(rng.random() * 0.02)
+        answer = say(body)
+        answer["usage"] = {"prompt_tokens": 9, "completion_tokens": rng.randint(1, 100)}
+        return answer
+
+    def spent():
+        usage = [row["usage"] for row in recipe.rows()]
+        prompt, completion = (
+            sum(u[name] for u in usage) for name in ("prompt_tokens", "completion_tokens")
+        )
+        return prompt + completion if price is None else (prompt + 2 * completion) / 1e6
+
+    limit = next(iter(budget.values()))
+    with FaultyServer({CHAT: chat}) as server:
+        recipe = Recipe(tmp_path, server.url, 400, max_tokens=100, budget=budget, price=price)
+        for factor in (1, 1.5):
+            recipe.values["generate"]["budget"] = {
+                name: type(value)(value * factor) for name, value in budget.items()
+            }
+            done = recipe.run()
+            assert done.exit_code == 0, done.output
+            assert "budget is used up" in done.output and "the same command goes on" in done.output
+            assert len(recipe.rows()) == len(server.answered)
+            # What is left does not cover one more request: 100 tokens and the prompt's bytes.
+            assert 0.6 * limit * factor < spent() <= limit * factor
+        asked = len(server.requests)
+        assert recipe.run().exit_code == 0 and len(server.requests) == asked
+        del recipe.values["generate"]["budget"]
+        recipe.prompts(80)
+        assert recipe.run().exit_code == 0
+    assert len({row["id"] for row in recipe.rows()}) == 80
+
+
+def test_no_budget_without_usage(tmp_path):
+    def chat(body):
+        return {**say(body), "usage": None}
+
+    with FaultyServer({CHAT: chat}) as server:
+        recipe = Recipe(
+            tmp_path, server.url, 50, server={"concurrency": 2}, budget={"tokens": 1_000_000}
+        )
+        done = recipe.run()
+        assert done.exit_code == 1 and "gives no `usage`" in done.output
+        assert len(recipe.rows()) == len(server.answered) <= 4
+        again = recipe.run()
+        assert again.exit_code == 1 and "came without `usage`" in again.output
+        assert len(server.answered) <= 4
+        del recipe.values["generate"]["budget"]
+        assert recipe.run().exit_code == 0
+    assert len(recipe.rows()) == 50
+
+
+def test_settings_that_matter_may_not_change(tmp_path):
+    with FaultyServer({CHAT: say}) as server:
+        recipe = Recipe(tmp_path, server.url, 4)
+        assert recipe.run("--limit", "3").exit_code == 0
+        assert len(recipe.rows()) == 3
+        recipe.values["generate"] |= {"temperature": 1.0, "system": "Be brief."}
+        done = recipe.run()
+        assert done.exit_code == 1
+        assert "temperature: 0.6 before, 1.0 now" in done.output
+        assert "system: None before" in done.output and "max_tokens" not in done.output
+        recipe.values["generate"] |= {"temperature": 0.6, "system": None, "n": 2}
+        recipe.values["teacher"]["server"]["concurrency"] = 2
+        recipe.prompts(6)
+        assert recipe.run().exit_code == 0
+        assert len(server.answered) == len({row["id"] for row in recipe.rows()}) == 12
+        done = recipe.run()
+        assert "complete: 12 completions" in done.output and len(server.requests) == 12
+        # A server that knows the keys must not answer another generation with this one's text.
+        other = Recipe(tmp_path, server.url, 6, output=str(tmp_path / "other"), temperature=1.0)
+        assert other.run().exit_code == 0
+        assert len({request.headers["idempotency-key"] for request in server.requests}) == 18
+    about = json.loads((recipe.output / "generation.json").read_text())
+    assert about["n"] == 2 and about["terms"]["verdict"] == "permitted"
+
+
+def test_one_writer_a_folder(tmp_path):
+    with FaultyServer({CHAT: say}) as server:
+        recipe = Recipe(tmp_path, server.url, 2)
+        assert recipe.run().exit_code == 0
+        with (recipe.output / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            recipe.prompts(3)
+            done = recipe.run()
+            assert done.exit_code == 1 and "another process" in done.output
+        assert recipe.run().exit_code == 0
+        strange = Recipe(tmp_path, server.url, 2, output=str(tmp_path))
+        done = strange.run()
+        assert done.exit_code == 1 and "holds something else" in done.output
+
+
+def test_terms_come_before_anything_is_asked(tmp_path):
+    with FaultyServer({CHAT: say}) as server:
+        recipe = Recipe(tmp_path, server.url, 2, teacher={"name": "gpt-4o"})
+        done = recipe.run()
+        assert done.exit_code == 1 and "teacher.terms" in done.output
+        assert not server.requests and not recipe.output.exists()
+        recipe.values["teacher"]["terms"] = "Our contract of May 2026 allows it."
+        done = recipe.run()
+        assert done.exit_code == 0 and "Our contract of May 2026" in done.output
+    about = json.loads((recipe.output / "generation.json").read_text())
+    assert about["terms"]["agreement"] == "Our contract of May 2026 allows it."
