@@ -1,0 +1,180 @@
+"""The sandbox against hostile code: a verdict in time, and nothing left behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from axolotl_distill.filter import sandbox
+from axolotl_distill.filter.sandbox import MARK, Limits, run_python
+
+DAEMON = """
+import os, sys, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        {act}
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+print("started")
+"""
+FORK_BOMB = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
+UNMARKED = "os.execve(sys.executable, [sys.executable, '-c', 'import time; time.sleep(1000)'], {})"
+HOSTILE = {
+    "infinite loop": ("while True: pass", "timed out"),
+    "sleep that ignores signals": (
+        "import signal, time\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\ntime.sleep(1000)",
+        "timed out",
+    ),
+    "endless output": ("while True: print('x' * 100_000)", "failed"),
+    "memory": ("x = bytearray(1 << 40)", "failed"),
+    "memory in steps": ("x = []\nwhile True: x.append(bytearray(1 << 20))", "failed"),
+    "fork bomb": (FORK_BOMB, "timed out"),
+    "daemon": (DAEMON.format(act="pass"), "ok"),
+    "daemon without the mark": (DAEMON.format(act=UNMARKED), "ok"),
+    "daemon that is a fork bomb": (DAEMON.format(act="while True: os.fork()"), "ok"),
+    "threads": (
+        "import threading, time\n"
+        "for _ in range(1000): threading.Thread(target=time.sleep, args=(1000,)).start()",
+        "timed out",
+    ),
+    "its own group": ("import os; os.killpg(0, 9)", "killed"),
+    "core and crash": ("import os; os.abort()", "killed"),
+}
+
+
+def left_behind():
+    """Processes with the mark, and those under users that the sandbox makes up."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if MARK in process.environ() or 61_184 <= process.uids().real < 65_280:
+                found.append(process)
+        except psutil.Error:
+            pass
+    return [p for p in found if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_code_gets_its_verdict_and_leaves_nothing(name):
+    code, status = HOSTILE[name]
+    started = time.monotonic()
+    outcome = run_python(code, limits=Limits(seconds=1.5, memory_mb=256))
+    assert outcome.status == status, outcome
+    assert time.monotonic() - started < 12
+    assert left_behind() == []
+
+
+def test_the_supervisor_cannot_be_killed_by_root_s_code_and_its_loss_is_seen_otherwise():
+    outcome = run_python("import os; os.kill(os.getppid(), 9); import time; time.sleep(1000)")
+    assert outcome.status == ("failed" if os.geteuid() == 0 else "lost")
+    assert left_behind() == []
+
+
+def test_output_and_input_and_exit_codes():
+    outcome = run_python("import sys; print(input()[::-1]); print('é', file=sys.stderr)", "abç\n")
+    assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "çba\n", "é\n")
+    assert run_python("raise SystemExit(3)").status == "failed"
+    assert "ZeroDivisionError" in run_python("1 / 0").stderr
+
+
+def test_output_is_cut_and_files_are_small():
+    limits = Limits(output=1000, file_mb=1)
+    assert run_python("print('x' * 5000)", limits=limits).stdout == "x" * 1000
+    outcome = run_python("open('big', 'wb').write(bytes(2 << 20))", limits=limits)
+    assert outcome.status == "failed" and "File too large" in outcome.stderr
+
+
+def test_no_secrets_no_caller_s_folder_nothing_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.chdir(tmp_path)
+    outcome = run_python(
+        "import os, json\nopen('kept', 'w').write('x')\n"
+        "print(json.dumps([os.getcwd(), dict(os.environ), sorted(os.listdir('.'))]))"
+    )
+    folder, environment, files = json.loads(outcome.stdout)
+    assert "sk-secret" not in json.dumps(environment)
+    assert files == ["kept", "main.py"]
+    assert not Path(folder).exists() and folder != str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_started_by_root_the_code_is_nobody(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("not root")
+    target = tmp_path / "target"
+    tmp_path.chmod(0o755)
+    outcome = run_python(f"import os; print(os.getuid()); open({str(target)!r}, 'w')")
+    assert int(outcome.stdout) >= 61_184
+    assert "PermissionError" in outcome.stderr and not target.exists()
+
+
+def test_two_at_once_do_not_share_their_number_of_processes():
+    """The bomb's forks must not be counted against its neighbour's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give each a user of its own")
+    fork = "import os, time\nfor _ in range(20):\n    if os.fork() == 0: time.sleep(1); os._exit(0)"
+    script = (
+        f"from axolotl_distill.filter.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as bomb:
+        while not left_behind():
+            time.sleep(0.02)
+        assert run_python(fork, limits=Limits(seconds=8)).status == "ok"
+        assert bomb.poll() is None
+    assert left_behind() == []
+
+
+def test_a_killed_caller_leaves_nothing(tmp_path):
+    script = (
+        "from axolotl_distill.filter.sandbox import *\n"
+        f"run_python({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600))"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment) as caller:
+        while len(left_behind()) < 2:
+            time.sleep(0.02)
+        os.kill(caller.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while (left_behind() or list(tmp_path.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left_behind() == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, to become somebody else"
+)
+@pytest.mark.parametrize("kills_supervisor", [False, True])
+def test_the_same_without_root(tmp_path, kills_supervisor):
+    """As an ordinary user: a bomb and a daemon end all the same, and a killed supervisor's too."""
+    tmp_path.chmod(0o777)
+    act = "os.kill(os.getppid(), 9)" if kills_supervisor else "pass"
+    codes = [DAEMON.format(act="pass") + act, FORK_BOMB + (f"\n    {act}" if act != "pass" else "")]
+    script = (
+        "import sys; sys.path[:0] = [sys.argv[1]]\n"
+        "from sandbox import *\n"
+        f"for code in {codes!r}: print(run_python(code, '', Limits(2, 256)).status)"
+    )
+    done = subprocess.run(
+        [
+            *("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups"),
+            *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+            *(sys.executable, "-c", script, str(Path(sandbox.__file__).parent)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    first, second = done.stdout.split("\n")[:2]
+    assert first == ("lost" if kills_supervisor else "ok"), done.stderr
+    assert second == ("lost" if kills_supervisor else "timed out"), done.stderr
+    assert left_behind() == []
