@@ -9,7 +9,7 @@ import click
 
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError
 from axolotl_distill.generate.backend import Backend, make_backend
-from axolotl_distill.generate.folder import GenerationFolder, settings_of
+from axolotl_distill.generate.folder import GenerationFolder, journals, settings_of
 from axolotl_distill.generate.meter import Meter
 from axolotl_distill.generate.plan import plan
 from axolotl_distill.generate.progress import Progress
@@ -78,7 +78,8 @@ def _ask(
         finally:
             await backend.close()
 
-    with folder.journal() as journal, folder.refusals() as refusals:
+    journal, refusals = journals(folder.path)
+    with journal, refusals:
         asyncio.run(ask())
 
 

@@ -25,7 +25,7 @@ VERSION = 1
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What decides how a completion reads. Where a server is, how many prompts, budgets are not."""
-    keys = ("temperature", "top_p", "max_tokens", "system", "seed", "logprobs", "extra")
+    keys = ("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra")
     chosen = recipe.generate.model_dump(mode="json")
     teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
     if recipe.teacher.type == "model":
@@ -81,13 +81,11 @@ class GenerationFolder:
             lock.close()
             raise
 
-    def journal(self, part: int = 0) -> Journal:
-        """Where the worker `part` keeps trajectories; one writer each."""
-        return Journal(self.path / f"part-{part:05d}.jsonl")
-
-    def refusals(self, part: int = 0) -> Journal:
-        """Where the worker `part` keeps what was refused."""
-        return Journal(self.path / "failed" / f"part-{part:05d}.jsonl")
+    @property
+    def next_part(self) -> int:
+        """The first part that is not there yet."""
+        parts = [int(file.stem.removeprefix("part-")) for file in self.path.glob("part-*.jsonl")]
+        return max(parts, default=-1) + 1
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +98,12 @@ class GenerationFolder:
         if failed.is_dir() and not any(failed.iterdir()):
             failed.rmdir()
         self._lock.close()
+
+
+def journals(path: Path, part: int = 0) -> tuple[Journal, Journal]:
+    """Where the worker `part` keeps trajectories, and what was refused; one writer each."""
+    name = f"part-{part:05d}.jsonl"
+    return Journal(path / name), Journal(path / "failed" / name)
 
 
 def _header(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Meter:
 
     def __init__(self, args: GenerateArgs, spent: Tally):
         self._budget, self._price, self._most = args.budget, args.price, args.most_tokens
+        self._examples_bytes = _bytes(args.examples)
         self._prompt, self._completion = spent.prompt_tokens, spent.completion_tokens
         self._under_way = self._under_way_prompt = 0
         self._changed = asyncio.Condition()
@@ -43,7 +44,7 @@ class Meter:
         """
         if self._budget is None:
             return True
-        prompt = sum(map(_most_prompt_tokens, requests))
+        prompt = self._most_prompt_tokens(requests)
         async with self._changed:
             while not self.stopped:
                 if self._fits(len(requests), prompt):
@@ -66,7 +67,7 @@ class Meter:
             return
         async with self._changed:
             self._under_way -= len(requests)
-            self._under_way_prompt -= sum(map(_most_prompt_tokens, requests))
+            self._under_way_prompt -= self._most_prompt_tokens(requests)
             for row in rows:
                 if row["usage"] is None:
                     raise GenerateError(
@@ -85,7 +86,12 @@ class Meter:
             dollars is None or usd(prompt, completion, self._price) <= dollars
         )
 
+    def _most_prompt_tokens(self, requests: Sequence[Request]) -> int:
+        return sum(
+            _bytes(request.prompt.messages) + self._examples_bytes + TEMPLATE_TOKENS
+            for request in requests
+        )
 
-def _most_prompt_tokens(request: Request) -> int:
-    text = json.dumps(request.prompt.messages, ensure_ascii=False)
-    return len(text.encode(errors="replace")) + TEMPLATE_TOKENS
+
+def _bytes(messages: list[dict[str, Any]]) -> int:
+    return len(json.dumps(messages, ensure_ascii=False).encode(errors="replace"))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.errors import ConfigError, GenerateError
+from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
 from axolotl_distill.recipe import RecipeTeacher
@@ -93,7 +94,7 @@ class ModelBackend:
     def _encode(self, requests: list[Request]) -> list[list[int]]:
         texts = [
             self._tokenizer.apply_chat_template(
-                request.prompt.messages,
+                with_examples(request.prompt.messages, self._args.examples),
                 tokenize=False,
                 add_generation_prompt=True,
                 **self._template,

@@ -44,6 +44,12 @@ def read_prompts(
     return list(islice(_prompts(sources, system), limit))
 
 
+def with_examples(messages: Messages, examples: Messages) -> Messages:
+    """What the teacher is asked: the examples stand before the prompt, after its system message."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    return [*system, *examples, *messages[len(system) :]]
+
+
 def _prompts(sources: list[PromptsArgs], system: str | None) -> Iterator[Prompt]:
     seen: Counter[str] = Counter()
     for source in sources:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from axolotl_distill.errors import ServerError
+from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import Completion, Refused, Request
 from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
@@ -20,6 +21,7 @@ class ServerBackend:
         self._client = ServerClient(teacher.server)
         self._logprobs = args.logprobs
         self._seed = args.seed
+        self._examples = args.examples
         self._uid = uid
         self.concurrency = teacher.server.concurrency
         wanted = {
@@ -45,7 +47,8 @@ class ServerBackend:
         await self._client.close()
 
     async def _ask(self, request: Request) -> Completion | Refused:
-        body = {**self._body, "messages": request.prompt.messages}
+        messages = with_examples(request.prompt.messages, self._examples)
+        body = {**self._body, "messages": messages}
         if self._seed is not None:
             body["seed"] = request.seed(self._seed)
         key = f"{self._uid}-{request.id}"

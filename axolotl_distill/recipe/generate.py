@@ -11,6 +11,7 @@ OWN_KEYS = {
     *("model", "messages", "n", "stream", "seed", "temperature"),
     *("top_p", "max_tokens", "logprobs", "top_logprobs"),
 }
+TURN = {"role", "content"}
 
 
 class PromptsArgs(Block):
@@ -66,6 +67,11 @@ class GenerateArgs(Block):
         4096, ge=1, description="Of one completion, thinking included. null: the server's limit."
     )
     system: str | None = Field(None, description="System prompt for prompts that have none.")
+    examples: list[dict[str, str]] = Field(
+        [],
+        description="Chat turns that the teacher sees before every prompt and the trajectory does "
+        "not hold: how a base model is told what is wanted.",
+    )
     seed: int | None = Field(
         0, description="Each request's seed follows from it. null: none is sent."
     )
@@ -89,6 +95,17 @@ class GenerateArgs(Block):
         if not isinstance(values, list):
             return values
         return [{"path": entry} if isinstance(entry, str) else entry for entry in values]
+
+    @field_validator("examples")
+    @classmethod
+    def _questions_with_answers(cls, value: list[dict[str, str]]) -> list[dict[str, str]]:
+        roles = ["user", "assistant"] * (len(value) // 2)
+        if [turn.get("role") for turn in value] != roles or any(set(t) != TURN for t in value):
+            raise ValueError(
+                "examples are turns of {role, content}: user and assistant by turns, a user's "
+                "first, an assistant's last."
+            )
+        return value
 
     @field_validator("extra")
     @classmethod

@@ -8,63 +8,10 @@ import time
 from collections import Counter
 
 import pytest
-import yaml
-from click.testing import CliRunner
 from support.faulty_server import KINDS, FaultyServer
+from support.recipes import CHAT, Recipe, say
 
-from axolotl_distill.cli import distill
-from axolotl_distill.trajectories import read_trajectories, split_thinking
-
-CHAT = "/v1/chat/completions"
-
-
-def say(body, **message):
-    """An answer that shows which request it belongs to."""
-    told = f"{body['messages'][-1]['content']} / {body['seed']}"
-    return {
-        "choices": [
-            {
-                "index": 0,
-                "finish_reason": "stop",
-                "message": {"role": "assistant", "content": told, **message},
-            }
-        ],
-        "usage": {"prompt_tokens": 10, "completion_tokens": 30, "total_tokens": 40},
-    }
-
-
-class Recipe:
-    """A recipe over `count` prompts, and its command in this process."""
-
-    def __init__(self, folder, url, count, *, server=None, teacher=None, **generate):
-        self.folder = folder
-        self.output = folder / "out"
-        self.values = {
-            "teacher": {
-                "name": "Qwen/Qwen3-8B",
-                "server": {"base_url": url, "concurrency": 8, "timeout": 5.0, **(server or {})},
-                **(teacher or {}),
-            },
-            "generate": {"output": str(self.output), "prompts": [], **generate},
-        }
-        self.prompts(count)
-
-    def prompts(self, count):
-        path = self.folder / "prompts.jsonl"
-        rows = [{"prompt": f"question {i}", "answer": i} for i in range(count)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.values["generate"]["prompts"] = [{"path": str(path)}]
-
-    def run(self, *options):
-        path = self.folder / "recipe.yml"
-        path.write_text(yaml.safe_dump(self.values))
-        return CliRunner().invoke(distill, ["generate", str(path), *options])
-
-    def rows(self):
-        return list(read_trajectories(self.output))
-
-    def failed(self):
-        return list(read_trajectories(self.output / "failed"))
+from axolotl_distill.trajectories import split_thinking
 
 
 def test_nothing_is_lost_doubled_or_misattributed(tmp_path):
@@ -391,3 +338,19 @@ def test_terms_come_before_anything_is_asked(tmp_path):
         assert done.exit_code == 0 and "Our contract of May 2026" in done.output
     about = json.loads((recipe.output / "generation.json").read_text())
     assert about["terms"]["agreement"] == "Our contract of May 2026 allows it."
+
+
+def test_examples_are_shown_and_not_kept(tmp_path):
+    examples = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+    with FaultyServer({CHAT: say}) as server:
+        recipe = Recipe(tmp_path, server.url, 3, system="Be brief.", examples=examples)
+        assert recipe.run().exit_code == 0
+        for request in server.requests:
+            roles = [message["role"] for message in request.body["messages"]]
+            assert roles == ["system", "user", "assistant", "user"]
+            assert request.body["messages"][1:3] == examples
+        for row in recipe.rows():
+            assert [message["role"] for message in row["messages"]] == ["system", "user"]
+        recipe.values["generate"]["examples"] = examples[:1]
+        refused = recipe.run()
+        assert refused.exit_code == 1 and "generate.examples" in refused.output

@@ -1,0 +1,66 @@
+"""Ray, where `--engine ray` asks for it: the cluster, and rows streamed through its workers."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from axolotl_distill.errors import ConfigError
+
+Row = dict[str, Any]
+
+
+def connect() -> int:
+    """Join the cluster of RAY_ADDRESS, or start one on this machine; returns its number of CPUs.
+
+    Raises ConfigError where Ray is not installed.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ConfigError(
+            "`--engine ray` needs Ray: pip install 'axolotl-distill[ray]', on every node."
+        ) from None
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        local = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def has_gpus() -> bool:
+    """Whether the connected cluster has any."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def stream(
+    items: list[Row],
+    worker: type,
+    arguments: tuple[Any, ...],
+    *,
+    workers: int,
+    batch_size: int,
+    gpus: float = 0.0,
+) -> Iterator[Row]:
+    """The rows that `worker(*arguments)(batch)` makes of `items`, in their order.
+
+    `worker` is built once in each of up to `workers` processes of the cluster and called with
+    batches, columns of lists.
+    """
+    import ray.data
+
+    ray.data.DataContext.get_current().execution_options.preserve_order = True
+    mapped = ray.data.from_items(
+        items, override_num_blocks=max(1, len(items) // batch_size)
+    ).map_batches(
+        worker,
+        fn_constructor_args=arguments,
+        batch_size=batch_size,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        num_gpus=gpus,
+    )
+    yield from mapped.iter_rows()
