@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from axolotl_distill.block import Block, parse_block
+from axolotl_distill.recipe.server import ServerArgs
 
 Divergence = Literal[
     "forward_kl",
@@ -25,22 +26,69 @@ READ_BY = {
 }
 Support = Literal["tail_bucket", "renormalize", "sampled"]
 Method = Literal["topk", "nucleus", "sampled"]
+SERVER_HINT = "`{name: …, server: {base_url: http://…/v1, engine: vllm}}`."
 
 
 class TeacherArgs(Block):
-    """Where the training signal comes from."""
+    """Where the training signal comes from: a store, or nothing but the text of the rows."""
 
-    type: Literal["store"] = "store"
+    type: Literal["store", "text"] = "store"
 
 
 class CaptureTeacherArgs(Block):
-    """The model whose distributions `axolotl distill capture` stores."""
+    """The model whose distributions `axolotl distill capture` stores: a Hugging Face model in this
+    process, or one behind a vLLM or SGLang server."""
 
-    type: Literal["model"] = "model"
-    path: str = Field(description="Hugging Face model: a local folder or a hub name.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, …")
-    trust_remote_code: bool = False
+    type: Literal["model", "server"] = "model"
+    path: str | None = Field(None, description="model: a local folder or a hub name.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="model.")
+    device: str = Field("auto", description="model: auto, cpu, cuda, cuda:1, mps, …")
+    trust_remote_code: bool = Field(False, description="model.")
+    name: str | None = Field(None, description="server: the model as the server names it.")
+    server: ServerArgs | None = Field(None, description="server: where it is; engine vllm, sglang.")
+    terms: str | None = Field(
+        None,
+        description="Your own words on why you may train on this model's output; needed where its "
+        "terms forbid it. They are kept in the store's card.",
+    )
+
+    @property
+    def model_name(self) -> str:
+        """What the model is called, wherever it runs."""
+        return self.name if self.type == "server" else self.path
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_follows_server(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "type" not in values and values.get("server"):
+            return {**values, "type": "server"}
+        return values
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> "CaptureTeacherArgs":
+        keys = {
+            "model": ("path", "dtype", "device", "trust_remote_code"),
+            "server": ("name", "server"),
+        }
+        for other, names in keys.items():
+            for key in names if other != self.type else ():
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"`{key}` is for `type: {other}`, and `type` is {self.type}. Remove it."
+                    )
+        for key in ("path",) if self.type == "model" else ("name", "server"):
+            if getattr(self, key) is None:
+                raise ValueError(
+                    f"`type: {self.type}` needs `{key}`: "
+                    + ("a local folder or a hub name." if self.type == "model" else SERVER_HINT)
+                )
+        if self.server is not None and self.server.engine == "openai":
+            raise ValueError(
+                "`server.engine` must be vllm or sglang: the OpenAI API has no log-probabilities "
+                "of a given text. What came with its generations can be had with `axolotl distill "
+                "import`."
+            )
+        return self
 
 
 class CaptureArgs(Block):
@@ -79,6 +127,16 @@ class CaptureArgs(Block):
             raise ValueError(f"temperatures must be positive, got {values}")
         return sorted({1.0, *values})
 
+    @model_validator(mode="after")
+    def _server_has_no_draws(self) -> "CaptureArgs":
+        if self.teacher.type == "server" and self.method == "sampled":
+            raise ValueError(
+                "`method: sampled` needs the teacher's whole distribution, and a server gives its "
+                "likeliest tokens only. Use `method: topk` or nucleus, or a teacher of `type: "
+                "model`."
+            )
+        return self
+
 
 class DistillArgs(Block):
     """How the student learns. The loss of one supervised token is
@@ -103,6 +161,25 @@ class DistillArgs(Block):
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     teacher: TeacherArgs = TeacherArgs()
     capture: CaptureArgs | None = None
+
+    @model_validator(mode="after")
+    def _text_has_no_distribution(self) -> "DistillArgs":
+        if self.teacher.type != "text":
+            return self
+        if self.alpha > 0 and "alpha" in self.model_fields_set:
+            raise ValueError(
+                f"`alpha: {self.alpha:g}` weighs a divergence from the teacher's distributions, "
+                "and `teacher.type: text` has none: the loss is the cross-entropy on what the "
+                "teacher wrote. Remove `alpha`, or train on a store."
+            )
+        self.alpha = 0.0
+        for key in ("temperature", "divergence", "support"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"`{key}: {getattr(self, key)}` is read with a teacher store only, and "
+                    f"`teacher.type` is text. Remove `{key}`, or train on a store."
+                )
+        return self
 
     @model_validator(mode="after")
     def _goes_together(self) -> "DistillArgs":

@@ -59,7 +59,7 @@ class DistillPlugin(BasePlugin):
             return None
         from axolotl_distill.data.axolotl_compat import base_collator
         from axolotl_distill.data.collator import TeacherCollator
-        from axolotl_distill.data.types import all_stores
+        from axolotl_distill.data.types import all_stores, weighs_thinking
 
         base_cls, packed = base_collator(cfg, is_eval)
         return TeacherCollator, {
@@ -67,6 +67,7 @@ class DistillPlugin(BasePlugin):
             "packed": packed,
             "stores": all_stores(cfg),
             "temperature": _args(cfg).temperature,
+            "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
         }
 
     def post_model_load(self, cfg: Any, model: Any) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from axolotl.loaders import load_tokenizer
+from axolotl.utils.logging import get_logger
 from transformers import AutoConfig
 
 from axolotl_distill.args import DistillArgs
-from axolotl_distill.data.types import CHAT_TYPE, STORE_TYPE, all_stores, open_stores
+from axolotl_distill.data.types import CHAT_TYPE, STORE_TYPE, all_stores, is_store, open_stores
 from axolotl_distill.errors import ConfigError, StoreError
 from axolotl_distill.store import TeacherStore, check_compatible
 
+LOG = get_logger(__name__)
 ANOTHER_LOSS = {
     "rl": "preference and reinforcement training has a loss of its own",
     "reward_model": "a reward model has no next-token distribution",
@@ -77,14 +79,24 @@ def _check_capture(args: DistillArgs) -> None:
 def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
     """Opens every store of the config and holds it against tokenizer, student and loss.
 
-    Raises ConfigError when there is none, StoreError and its children for a store that is
-    missing, damaged, empty, from another tokenizer or captured for other settings.
+    Raises ConfigError when there is none, unless the teacher is text alone, and when there is one
+    though it is; StoreError and its children for a store that is missing, damaged, empty, from
+    another tokenizer or captured for other settings.
     """
+    if args.teacher.type == "text":
+        for dataset in [*(cfg.datasets or []), *(cfg.test_datasets or [])]:
+            if is_store(dataset):
+                raise ConfigError(
+                    "`distill.teacher.type: text` learns from text alone, but the dataset "
+                    f"{dataset['path']} is a store. Set `distill.teacher.type: store` or remove it."
+                )
+        return []
     if not open_stores(cfg.datasets):
         raise ConfigError(
             f"`distill:` is set but no entry of `datasets` has `type: {STORE_TYPE}`. Capture one "
             "with `axolotl distill capture CONFIG.yml` and add it; for text without a teacher, "
-            f"beside a store, use `type: {CHAT_TYPE}`."
+            f"beside a store, use `type: {CHAT_TYPE}`; to learn from a teacher's text alone, set "
+            "`distill.teacher: {type: text}`."
         )
     stores = all_stores(cfg)
     for store in stores:
@@ -102,6 +114,16 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
         store.manifest, tokenizer=load_tokenizer(cfg), student_vocab_size=student.vocab_size
     )
     check_loss(store, args)
+    if (
+        args.temperature in store.manifest.tail_estimated
+        and resolve_support(store, args) == "tail_bucket"
+    ):
+        LOG.warning(
+            f"axolotl-distill: {store.path} came from a server, which gives the teacher at T=1; "
+            f"how much its tail holds at `distill.temperature: {args.temperature:g}` is estimated. "
+            "With 64 entries a record and up to T=2 that does little harm; a teacher of `type: "
+            "model` gives it exactly."
+        )
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> str:

@@ -1,4 +1,5 @@
-"""Pads a batch as Axolotl does, then looks up the teacher's record of every supervised token."""
+"""Pads a batch as Axolotl does, then looks up the teacher's record of every supervised token and
+its weight."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from axolotl_distill.data import TEACHER_POS
+from axolotl_distill.data import LOSS_WEIGHT, TEACHER_POS
 from axolotl_distill.errors import StoreError
 from axolotl_distill.store import TeacherStore, pointer_record, pointer_tag
 
@@ -24,6 +25,10 @@ class TeacherCollator:
         teacher_entries  int32 [B, S, K]   bits of the store's uint32 entries, -1 = none
         teacher_tail     int16 [B, S]      tail log-odds at `temperature`; absent when not stored
         teacher_entropy  int16 [B, S]      only for stores of draws
+        loss_weight      fp32 [B, S]       only when `weighted`: of a token as a label; 0 where it
+                                           is none, 1 in rows that bring no weights
+
+    and none of the teacher's without a store.
 
     Everything keeps the batch dimension first, so that accelerate can slice a batch over ranks.
     The first token of a document is never a label: no position of its own document predicts it.
@@ -37,10 +42,12 @@ class TeacherCollator:
         packed: bool,
         stores: Sequence[TeacherStore],
         temperature: float,
+        weighted: bool = False,
         **base_kwargs: Any,
     ):
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
+        self.weighted = weighted
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.int64(s.manifest.pointer_base))): s for s in stores}
         self.tail_column = {
@@ -59,16 +66,29 @@ class TeacherCollator:
             np.concatenate([self._pop_positions(document) for document in group])
             for group in documents
         ]
+        weights = [
+            np.concatenate(
+                [self._pop(document, LOSS_WEIGHT, 1.0, np.float32) for document in group]
+            )
+            for group in documents
+        ]
         batch = self.base(documents if self.packed else [group[0] for group in documents])
         if "position_ids" in batch:
             batch["labels"][batch["position_ids"] == 0] = IGNORE
 
+        batch = dict(batch)
         shape = tuple(batch["input_ids"].shape)
-        pointers_BS = np.full(shape, -1, dtype=np.int64)
-        for row, row_positions in zip(pointers_BS, positions, strict=True):
-            size = row_positions.size
-            row[slice(-size, None) if self.pad_left else slice(size)] = row_positions
-        return {**batch, **self._records(pointers_BS)}
+        if self.weighted:
+            weights_BS = torch.from_numpy(self._padded(weights, np.zeros(shape, np.float32)))
+            batch[LOSS_WEIGHT] = weights_BS.masked_fill(batch["labels"] == IGNORE, 0.0)
+        if self.stores:
+            batch |= self._records(self._padded(positions, np.full(shape, -1, dtype=np.int64)))
+        return batch
+
+    def _padded(self, rows: list[np.ndarray], out_BS: np.ndarray) -> np.ndarray:
+        for row, values in zip(out_BS, rows, strict=True):
+            row[slice(-values.size, None) if self.pad_left else slice(values.size)] = values
+        return out_BS
 
     def _document(self, feature: Feature) -> Feature:
         """A copy whose first label is masked."""
@@ -79,21 +99,25 @@ class TeacherCollator:
         return feature
 
     def _pop_positions(self, document: Feature) -> np.ndarray:
-        """Pointers int64 [S] of one document, as long as its tokens.
-
-        Axolotl truncates the columns it knows and leaves this one long, and its streaming packer
-        pads the columns it knows and leaves this one short. A column that a merged dataset does
-        not have arrives as None.
-        """
-        size = len(document["input_ids"])
-        given = document.pop(TEACHER_POS, None)
-        positions = np.full(size, -1, dtype=np.int64)
-        if given is None:
-            return positions
-        given = np.asarray(given, dtype=np.int64)[:size]
-        positions[slice(size - given.size, None) if self.pad_left else slice(given.size)] = given
+        """Pointers int64 [S] of one document; its last token predicts none of its own."""
+        positions = self._pop(document, TEACHER_POS, -1, np.int64)
         positions[-1:] = -1
         return positions
+
+    def _pop(self, document: Feature, name: str, missing: float, dtype: type) -> np.ndarray:
+        """A column of one document, [S], as long as its tokens.
+
+        Axolotl truncates the columns it knows and leaves ours long, and its streaming packer pads
+        the columns it knows and leaves ours short. A column that a merged dataset does not have
+        arrives as None.
+        """
+        size = len(document["input_ids"])
+        given = document.pop(name, None)
+        values = np.full(size, missing, dtype=dtype)
+        if given is not None:
+            given = np.asarray(given, dtype=dtype)[:size]
+            values[slice(size - given.size, None) if self.pad_left else slice(given.size)] = given
+        return values
 
     def _records(self, pointers_BS: np.ndarray) -> dict[str, torch.Tensor]:
         pointers = pointers_BS.reshape(-1)

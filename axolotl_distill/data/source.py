@@ -14,7 +14,13 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from axolotl_distill.args import CaptureArgs, DistillArgs, parse_distill
-from axolotl_distill.data.types import STORE_TYPE, is_store, resolve_types
+from axolotl_distill.data.types import (
+    STORE_TYPE,
+    follow_content,
+    is_store,
+    resolve_types,
+    weighs_thinking,
+)
 from axolotl_distill.errors import ConfigError
 
 
@@ -54,6 +60,11 @@ def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:
             "captured again; name the text it was made from."
         )
     resolve_types(entries)
+    if weighs_thinking(entries):
+        raise ConfigError(
+            "A store keeps labels, and no weights of tokens: the weight under `thinking` of a "
+            "dataset to capture would be lost. Use `thinking: train` or `mask` for it."
+        )
     return entries
 
 
@@ -67,6 +78,7 @@ def tokenised(cfg: DictDefault, entries: list[DictDefault]) -> Iterator[tuple[Da
     """
     with tempfile.TemporaryDirectory(prefix="axolotl-distill-") as prepared:
         source = DictDefault(cfg.to_dict())
+        follow_content(entries)
         source.datasets = entries
         source.test_datasets = None
         source.val_set_size = 0

@@ -9,15 +9,22 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.data.thinking import DROP, parse_thinking
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.store import TeacherStore, open_store
 
 STORE_TYPE = "axolotl_distill.store"
 CHAT_TYPE = "axolotl_distill.chat"
+TRAJECTORIES_TYPE = "axolotl_distill.trajectories"
 MODULES = {
     STORE_TYPE: "axolotl_distill.data.store",
     CHAT_TYPE: "axolotl_distill.data.chat",
+    TRAJECTORIES_TYPE: "axolotl_distill.data.trajectories",
 }
+THINKING = "thinking"
+CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
+"""Axolotl's schema drops the keys of a dataset that it does not know. This one it knows, reads
+nowhere, and counts into the key of its prepared-dataset cache."""
 
 
 def is_store(dataset: Any) -> bool:
@@ -25,11 +32,31 @@ def is_store(dataset: Any) -> bool:
     return dataset.get("type") in (STORE_TYPE, MODULES[STORE_TYPE])
 
 
+def is_trajectories(dataset: Any) -> bool:
+    return dataset.get("type") in (TRAJECTORIES_TYPE, MODULES[TRAJECTORIES_TYPE])
+
+
+def thinking_of(dataset: Any) -> float | str:
+    """What `thinking` says of a trajectories dataset; see `parse_thinking`."""
+    carried = dataset.get(CARRIER) or ""
+    return parse_thinking(carried.removeprefix(CARRIED) or None)
+
+
+def weighs_thinking(datasets: list[Any] | None) -> bool:
+    """Whether some of the datasets have tokens whose weight is neither 0 nor 1."""
+    return any(
+        is_trajectories(dataset) and thinking_of(dataset) not in (0.0, 1.0, DROP)
+        for dataset in datasets or []
+    )
+
+
 def resolve_types(datasets: list[Any] | None) -> None:
-    """Replace the public type names by their modules, in place.
+    """Replace the public type names by their modules, in place, and keep `thinking` from being
+    dropped by Axolotl's schema.
 
     A store has one split, `train`, also when it is used under `test_datasets`; it is filled in
-    where the user left it out.
+    where the user left it out. Raises ConfigError for a type of ours that does not exist, and for
+    an option of trajectories that is wrong, misspelt or given to another type.
     """
     for dataset in datasets or []:
         name = dataset.get("type")
@@ -41,8 +68,31 @@ def resolve_types(datasets: list[Any] | None) -> None:
                 f"Known types: {', '.join(MODULES)}."
             )
         dataset["type"] = MODULES.get(name, name)
+        _carry_thinking(dataset)
         if is_store(dataset) and not dataset.get("split"):
             dataset["split"] = "train"
+
+
+def _carry_thinking(dataset: Any) -> None:
+    if is_trajectories(dataset):
+        from axolotl.utils.schemas.datasets import SFTDataset
+
+        unknown = [key for key in dataset if key not in (*SFTDataset.model_fields, THINKING)]
+        if unknown:
+            raise ConfigError(
+                f"`datasets[].{unknown[0]}` is not a key of {TRAJECTORIES_TYPE}, which takes "
+                "`thinking` and the options of Axolotl's chat_template. Correct or remove it."
+            )
+    value = dataset.pop(THINKING, None)
+    if value is None:
+        return
+    if not is_trajectories(dataset):
+        raise ConfigError(
+            f"`datasets[].thinking` is an option of type {TRAJECTORIES_TYPE}, and this dataset's "
+            f"type is {dataset.get('type')}. Change the type, or remove `thinking`."
+        )
+    parse_thinking(value)
+    dataset[CARRIER] = f"{CARRIED}{value}"
 
 
 def open_stores(datasets: list[Any] | None) -> list[TeacherStore]:
@@ -57,7 +107,7 @@ def follow_content(datasets: list[Any] | None) -> None:
     Axolotl's prepared-dataset cache: its key covers a dataset's config but not its content, so a
     store captured again, or a JSONL edited, would silently train on the old rows. `revision` is
     part of that key and means nothing for a local path: it carries the store's uid, or the hash
-    of a local file.
+    of a local file or of a folder of trajectories.
 
     The cache of `datasets`: for a folder with a dataset card it is keyed by the folder's name
     (seen with datasets 4.8), for listed files by their time stamps too. So the files are listed.
@@ -70,8 +120,31 @@ def follow_content(datasets: list[Any] | None) -> None:
             dataset["ds_type"] = "parquet"
             dataset["data_files"] = [str(file.resolve()) for file in store.parquet_files]
         elif path.is_file() and not dataset.get("revision"):
-            with path.open("rb") as file:
-                dataset["revision"] = hashlib.file_digest(file, "sha256").hexdigest()
+            dataset["revision"] = _digest([path])
+        elif path.is_dir() and is_trajectories(dataset) and not dataset.get("data_files"):
+            _list_files(dataset, path)
+
+
+def _list_files(dataset: Any, folder: Path) -> None:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        # Dataset.save_to_disk wrote it, and it is read as it lies, without a cache.
+        dataset["revision"] = _digest(sorted(folder.rglob("*.arrow")))
+        return
+    from datasets import load_dataset_builder
+
+    builder = load_dataset_builder(str(folder), dataset.get("name"))
+    splits = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    dataset["ds_type"] = type(builder).__module__.rpartition(".")[2]
+    dataset["data_files"] = splits
+    dataset["revision"] = _digest([Path(file) for files in splits.values() for file in files])
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def all_stores(cfg: Any) -> list[TeacherStore]:

@@ -8,7 +8,7 @@ gathered as for any other loss.
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class LossSettings:
 
     spec        the loss, with reduction "sum"
     backend     of distill_kernels
-    vocab_size  of the store: it fixes how an entry's bits are split
+    vocab_size  of the store: it fixes how an entry's bits are split (1 without a store)
     sampled     whether the store's records are draws
     """
 
@@ -50,7 +50,18 @@ class LossSettings:
 
 
 def loss_settings(args: DistillArgs, stores: Sequence[TeacherStore]) -> LossSettings:
-    """The YAML's loss for records of these stores, which `check_stores` found to be alike."""
+    """The YAML's loss for records of these stores, which `check_stores` found to be alike.
+
+    Without a store it is the cross-entropy on the labels.
+    """
+    if not stores:
+        spec = DistillSpec(
+            alpha=0.0,
+            label_smoothing=args.label_smoothing,
+            support="renormalize",
+            reduction="sum",
+        )
+        return LossSettings(spec=spec, backend=args.backend, vocab_size=1, sampled=False)
     spec = DistillSpec(
         divergence=args.divergence,
         temperature=args.temperature,
@@ -83,9 +94,13 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
 
     Without labels (generation, other callers) it is the model's own forward. With labels, the
     batch may carry `teacher_entries`, `teacher_tail` and `teacher_entropy` as TeacherCollator
-    makes them; tokens without a record are trained with plain cross-entropy. The loss is the sum
-    over the batch's supervised tokens divided by `num_items_in_batch`, or by their number when
-    that is not given.
+    makes them; tokens without a record are trained with plain cross-entropy. With w_t the batch's
+    `loss_weight` (1 where there is none) and l_t the loss of a supervised token,
+
+        loss = sum_t w_t l_t / num_items_in_batch
+
+    The divisor is the Trainer's sum of w_t over the optimizer step; where it is not given, it is
+    that of the batch.
     """
     original = causal_lm.forward
     head: tuple[FusedHead | None, str] | None = None
@@ -98,6 +113,7 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         teacher_entries: Tensor | None = None,
         teacher_tail: Tensor | None = None,
         teacher_entropy: Tensor | None = None,
+        loss_weight: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         nonlocal head
@@ -118,27 +134,33 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         teacher = _teacher_of_rows(
             rows, settings, teacher_entries, teacher_tail, teacher_entropy, labels.device
         )
+        weights, spec = None, settings.spec
+        if loss_weight is not None:
+            weights = _of_next(loss_weight, 0.0)[rows]
+            spec = replace(spec, reduction="none")
         fused = head[0]
         if fused is None:
             outputs = original(*args, **kwargs)
             logits = outputs.logits.flatten(0, 1)[rows]
-            out = distill_loss(logits, teacher, targets, spec=settings.spec)
+            out = distill_loss(logits, teacher, targets, spec=spec)
             aux_loss = getattr(outputs, "aux_loss", None)
         else:
             wants_router = getattr(causal_lm.config, "output_router_logits", False)
             extra = {"output_router_logits": True} if wants_router else {}
             outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
-            out = _fused_loss(fused, outputs[0].flatten(0, 1)[rows], teacher, targets, settings)
+            hidden = outputs[0].flatten(0, 1)[rows]
+            out = _fused_loss(fused, hidden, teacher, targets, spec, settings.backend)
             aux_loss = _router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
 
-        denominator = out.num_tokens.clamp_min(1)
-        if num_items_in_batch is not None:
-            denominator = num_items_in_batch
-        loss = out.loss / denominator
+        total, items = out.loss, out.num_tokens
+        if weights is not None:
+            total, items = (out.loss * weights).sum(), weights.sum()
+        denominator = items.clamp_min(1e-9) if num_items_in_batch is None else num_items_in_batch
+        loss = total / denominator
         if aux_loss is not None:
-            share = out.num_tokens / denominator
+            share = items / denominator
             loss = loss + causal_lm.router_aux_loss_coef * aux_loss.to(loss.device) * share
-        return DistillModelOutput(loss=loss, sums=_sums(out))
+        return DistillModelOutput(loss=loss, sums=_sums(out, total, items))
 
     causal_lm.forward = forward
 
@@ -148,7 +170,8 @@ def _fused_loss(
     hidden_MD: Tensor,
     teacher: SparseTeacher,
     targets: Tensor,
-    settings: LossSettings,
+    spec: DistillSpec,
+    backend: str,
 ) -> DistillOutput:
     def loss(hidden_MD: Tensor) -> tuple[Tensor, ...]:
         out = fused_linear_distill(
@@ -156,11 +179,11 @@ def _fused_loss(
             head.weight(),
             teacher,
             targets,
-            spec=settings.spec,
+            spec=spec,
             bias=head.base.bias,
             low_rank=head.low_rank(hidden_MD),
             logit_transform=head.transform,
-            backend=settings.backend,
+            backend=backend,
         )
         return tuple(getattr(out, field.name) for field in fields(out))
 
@@ -174,11 +197,16 @@ def _supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
     With the ignored row a batch that supervises nothing still gives every parameter its (zero)
     gradient, which DDP waits for, and nothing branches on how many there are.
     """
-    targets = F.pad(labels_BS, (0, 1), value=IGNORE)[:, 1:].flatten()
+    targets = _of_next(labels_BS, IGNORE)
     rows = F.pad(torch.nonzero(targets != IGNORE).squeeze(1), (1, 0))
     targets = targets[rows]
     targets[0] = IGNORE
     return rows, targets
+
+
+def _of_next(values_BS: Tensor, last: float) -> Tensor:
+    """What belongs to the token that each position predicts, [B * S]."""
+    return F.pad(values_BS, (0, 1), value=last)[:, 1:].flatten()
 
 
 def _teacher_of_rows(
@@ -216,9 +244,10 @@ def _router_loss(
     )
 
 
-def _sums(out: DistillOutput) -> dict[str, Tensor]:
+def _sums(out: DistillOutput, total: Tensor, items: Tensor) -> dict[str, Tensor]:
     return {
-        "loss": out.loss.detach(),
+        "loss": total.detach(),
+        "weight": items,
         "tokens": out.num_tokens,
         "teacher_tokens": out.num_teacher_tokens,
         "kl": out.kd,

@@ -5,8 +5,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 PER_TEACHER_TOKEN = ("kl", "teacher_mass", "top1_agreement")
-PER_TOKEN = ("loss", "ce", "entropy")
-NAMES = (*PER_TOKEN, *PER_TEACHER_TOKEN, "tokens", "teacher_tokens")
+PER_TOKEN = ("ce", "entropy")
+NAMES = ("loss", "weight", *PER_TOKEN, *PER_TEACHER_TOKEN, "tokens", "teacher_tokens")
 
 
 class MetricSums:
@@ -23,9 +23,10 @@ class MetricSums:
     def means(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over every rank's supervised tokens since the last call; then starts anew.
 
-        `loss`, `ce` and `entropy` (the student's, at T) are per supervised token; `kl`,
-        `teacher_mass` and `top1_agreement` per token that has a teacher, and absent when there is
-        none. Nats where they are nats.
+        `loss` is per unit of the tokens' weights (their number where none is weighed); `ce` and
+        `entropy` (the student's, at T) are per supervised token; `kl`, `teacher_mass` and
+        `top1_agreement` per token that has a teacher, and absent when there is none. Nats where
+        they are nats.
         """
         if self.total is None:
             return {}
@@ -36,6 +37,7 @@ class MetricSums:
         means = {}
         if total["tokens"] > 0:
             means = {name: total[name] / total["tokens"] for name in PER_TOKEN}
+            means["loss"] = total["loss"] / total["weight"]
         if total["teacher_tokens"] > 0:
             means |= {name: total[name] / total["teacher_tokens"] for name in PER_TEACHER_TOKEN}
         return means

@@ -7,7 +7,7 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
-from axolotl_distill.data import TEACHER_POS
+from axolotl_distill.data import LOSS_WEIGHT, TEACHER_POS
 from axolotl_distill.train.metrics import MetricSums
 
 LOG = get_logger(__name__)
@@ -17,8 +17,9 @@ class DistillMixin:
     """Put before a Trainer class whose model went through `attach_distill_forward`.
 
     The loss of an optimizer step is a sum over supervised tokens divided by their number in the
-    whole step, over micro-batches and ranks. The Trainer counts them (`num_items_in_batch`) for
-    models that declare they use the count, which the patched forward does.
+    whole step, over micro-batches and ranks; with weights, the weighted sum by the weights' sum.
+    The Trainer counts (`num_items_in_batch`) for models that declare they use the count, which
+    the patched forward does.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -34,8 +35,19 @@ class DistillMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if TEACHER_POS not in self._signature_columns:
-            self._signature_columns = [*self._signature_columns, TEACHER_POS]
+        ours = [name for name in (TEACHER_POS, LOSS_WEIGHT) if name not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *ours]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """As the Trainer's count of supervised tokens, or the sum of their weights where a batch
+        carries them (then every batch does, on every rank: the collator sees to that)."""
+        if not batch_samples or LOSS_WEIGHT not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(batch[LOSS_WEIGHT].sum() for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        return total / parallelism.non_data_parallel_size if parallelism else total
 
     def compute_loss(
         self,

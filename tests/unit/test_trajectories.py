@@ -1,0 +1,281 @@
+"""Rows that think: which tokens are labels and what they weigh, template by template.
+
+Axolotl's own templates are rendered with SmolLM2's tokenizer; QWEN3 is how Qwen3's own differs from
+the copy that Axolotl brings: its generation prompt does not open the thinking.
+"""
+
+import json
+import re
+
+import datasets
+import pytest
+from axolotl.utils.config import validate_config
+from axolotl.utils.data.shared import generate_dataset_hash_from_config, load_dataset_with_config
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
+from transformers import AutoTokenizer
+
+from axolotl_distill.args import CaptureArgs, parse_distill
+from axolotl_distill.data.source import capture_datasets
+from axolotl_distill.data.thinking import parse_thinking
+from axolotl_distill.data.trajectories import load
+from axolotl_distill.data.types import (
+    follow_content,
+    resolve_types,
+    thinking_of,
+    weighs_thinking,
+)
+from axolotl_distill.errors import ConfigError, TrajectoryError
+
+QUESTION = {"role": "user", "content": "3+4?"}
+INLINE = {"role": "assistant", "content": "<think>\nLet us see.\n</think>\n\nSeven."}
+APART = {"role": "assistant", "content": "Seven.", "reasoning_content": "Let us see."}
+
+QWEN3 = """
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+{%- set answer, thinking = m.content, m.reasoning_content or '' %}
+{%- if '</think>' in answer %}
+{%- set thinking = answer.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+{%- set answer = answer.split('</think>')[-1].lstrip('\\n') %}
+{%- endif %}
+{{- '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' and loop.index0 > ns.last %}
+{{- '<think>\\n' + thinking + '\\n</think>\\n\\n' }}
+{%- endif %}
+{{- answer + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+TEMPLATES = {
+    "chatml": {"chat_template": "chatml"},
+    "axolotl qwen3": {"chat_template": "qwen3"},
+    "qwen3": {"chat_template_jinja": QWEN3, "chat_template": "jinja"},
+    "smollm2": {},
+}
+
+
+@pytest.fixture(scope="module")
+def strategy(smollm2_dir):
+    """Make the strategy of a dataset, as Axolotl would."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir, eos_token="<|im_end|>")
+
+    def make(template="chatml", thinking="train", **options):
+        entry = DictDefault({"path": "x.jsonl", "type": "axolotl_distill.trajectories", **options})
+        entry["thinking"] = thinking
+        resolve_types([entry])
+        entry = DictDefault(SFTDataset(**entry).model_dump(exclude_none=True))
+        cfg = DictDefault({"sequence_len": 512, **TEMPLATES.get(template, {})})
+        cfg.chat_template = cfg.chat_template or (template if template not in TEMPLATES else None)
+        strategy = load(tokenizer, cfg, ds_cfg=entry)
+        strategy.read = lambda *turns: read(
+            tokenizer, strategy.tokenize_prompt({"messages": list(turns)})
+        )
+        return strategy
+
+    return make
+
+
+def read(tokenizer, row):
+    """The row's text, labels in brackets, their weight behind where it is not 1."""
+    weights = row.get("loss_weight", [1.0] * len(row["labels"]))
+    assert row["teacher_pos"] == [-1] * len(row["labels"]) and len(weights) == len(row["labels"])
+    pieces = []
+    for token, label, weight in zip(row["input_ids"], row["labels"], weights, strict=True):
+        assert label in (-100, token)
+        text = tokenizer.decode([token])
+        pieces.append(
+            text if label == -100 else f"[{text}:{weight:g}]" if weight != 1 else f"[{text}]"
+        )
+    return "".join(pieces).replace("][", "|").rpartition("<|im_start|>assistant\n")[2]
+
+
+TAGS = "[<|think|>|\n"
+END = "\n|</|think|>|\n|\n|Seven|.|<|im_end|>]\n"
+EXPECTED = {
+    "train": TAGS + "|Let| us| see|.|" + END,
+    "mask": TAGS + "]Let us see.[" + END,
+    0.25: TAGS + "|Let:0.25| us:0.25| see:0.25|.:0.25|" + END,
+}
+
+
+@pytest.mark.parametrize("turn", [INLINE, APART], ids=["inline", "apart"])
+@pytest.mark.parametrize("template", ["chatml", "qwen3", "smollm2"])
+def test_labels_and_weights(strategy, template, turn):
+    for thinking, expected in EXPECTED.items():
+        assert strategy(template, thinking).read(QUESTION, turn) == expected
+    dropped = strategy(template, "drop").read(QUESTION, turn)
+    assert dropped == ("<think>\n\n</think>\n\n" if template == "qwen3" else "") + (
+        "[Seven|.|<|im_end|>]\n"
+    )
+
+
+@pytest.mark.parametrize("turn", [INLINE, APART], ids=["inline", "apart"])
+def test_what_the_generation_prompt_opens_is_no_label(strategy, turn):
+    seen = strategy("axolotl qwen3", 0.25).read(QUESTION, turn)
+    assert seen == EXPECTED[0.25].replace(TAGS + "|", "<think>\n[")
+
+
+def test_thinking_that_the_prompt_opened_is_opened(strategy):
+    closed = {"role": "assistant", "content": "Let us see.\n</think>\n\nSeven."}
+    for template in ("chatml", "qwen3"):
+        assert strategy(template, 0.25).read(QUESTION, closed) == EXPECTED[0.25]
+
+
+@pytest.mark.parametrize("template", ["deepseek_v3", "exaone4"])
+def test_a_template_that_keeps_no_thinking_is_refused(strategy, template):
+    for thinking in ("train", "mask", 0.5):
+        with pytest.raises(ConfigError, match=rf"`{template}`.*chat_template: chatml.*drop"):
+            strategy(template, thinking)
+    strategy(template, "drop")
+
+
+def test_earlier_turns_that_lose_their_thinking(strategy, caplog):
+    """Kept in the context and not trained where the template drops it; said once."""
+    turns = [QUESTION, INLINE, {"role": "user", "content": "5+6?"}, APART]
+    qwen3, chatml = strategy("qwen3"), strategy("chatml")
+    tokenizer = qwen3.tokenizer
+    both = tokenizer.decode(_labels(chatml, turns))
+    assert both.count("Let us see.") == 2 == both.count("Seven.<|im_end|>")
+    only_last = tokenizer.decode(_labels(qwen3, turns) * 2)
+    assert only_last == EXPECTED_TEXT * 2
+    assert len(re.findall("drops the thinking of turns before", caplog.text)) == 1
+
+
+EXPECTED_TEXT = "<think>\nLet us see.\n</think>\n\nSeven.<|im_end|>"
+
+
+def _labels(strategy, turns):
+    row = strategy.tokenize_prompt({"messages": turns})
+    return [label for label in row["labels"] if label != -100]
+
+
+@pytest.mark.parametrize("thinking", ["train", "drop"])
+def test_a_turn_without_its_answer_is_not_trained(strategy, thinking, caplog):
+    cut = strategy("chatml", thinking)
+    assert not _labels(cut, [QUESTION, {"role": "assistant", "content": "<think>\nLet us"}])
+    assert not _labels(cut, [QUESTION, {**APART, "content": ""}])
+    assert len(re.findall("cut off before its answer", caplog.text)) == 1
+
+
+def test_rows_of_both_kinds_are_said_once(strategy, caplog):
+    both = strategy("chatml")
+    for turn in (INLINE, {"role": "assistant", "content": "Seven."}, APART):
+        both.tokenize_prompt({"id": "r7", "messages": [QUESTION, turn]})
+    assert len(re.findall("row r7, rows of the other kind", caplog.text)) == 1
+
+
+def test_a_row_that_the_template_breaks(strategy):
+    twice = "{% for m in messages %}{{ m.content }}{% if loop.last and '!' in m.content %}"
+    twice += "{{ m.content }}{% endif %}{% endfor %}"
+    broken = strategy("chatml")
+    broken.prompter.chat_template = twice
+    with pytest.raises(TrajectoryError, match=r"row r1: .* once and as it is"):
+        turn = {"role": "assistant", "content": "<think>ho!</think>Seven."}
+        broken.tokenize_prompt({"id": "r1", "messages": [QUESTION, turn]})
+
+
+def test_user_names_of_fields_and_batches(strategy):
+    """The options of chat_template hold, and rows come in batches."""
+    named = strategy(
+        "chatml",
+        "mask",
+        field_messages="talk",
+        field_thinking="thoughts",
+        message_property_mappings={"role": "from", "content": "value"},
+    )
+    talk = [
+        {"from": "human", "value": "3+4?"},
+        {"from": "gpt", "value": "Seven.", "thoughts": "Let us see."},
+    ]
+    batch = named.tokenize_prompt({"talk": [talk, talk]})
+    assert len(batch["input_ids"]) == len(batch["teacher_pos"]) == 2
+    rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    assert [read(named.tokenizer, row) for row in rows] == [EXPECTED["mask"]] * 2
+
+
+@pytest.mark.parametrize("value", ["half", -1, float("nan"), True, [1]])
+def test_wrong_values_of_thinking(value):
+    with pytest.raises(ConfigError, match=r"train .*mask .*drop"):
+        parse_thinking(value)
+
+
+def test_thinking_passes_axolotls_schema_and_its_cache_key():
+    """Axolotl drops the keys it does not know; this one arrives, and makes a cache of its own."""
+
+    def validated(thinking):
+        entry = {"path": "x", "type": "axolotl_distill.trajectories", "thinking": thinking}
+        datasets = {"datasets": [dict(entry)], "test_datasets": [dict(entry)]}
+        cfg = DictDefault(
+            {"base_model": "m", "learning_rate": 1e-3, "micro_batch_size": 1, **datasets}
+        )
+        cfg.gradient_accumulation_steps = 1
+        resolve_types(cfg.datasets)
+        resolve_types(cfg.test_datasets)
+        return validate_config(cfg)
+
+    keys = set()
+    for value, expected in {"mask": 0.0, 0.3: 0.3, "drop": "drop", None: 1.0}.items():
+        cfg = validated(value)
+        assert thinking_of(cfg.datasets[0]) == thinking_of(cfg.test_datasets[0]) == expected
+        assert weighs_thinking(cfg.datasets) == (value == 0.3)
+        keys.add(generate_dataset_hash_from_config(cfg, cfg.datasets, "t"))
+    assert len(keys) == 4
+
+
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        ({"type": "axolotl_distill.trajectories", "thinkin": "mask"}, "thinkin` is not a key"),
+        ({"type": "chat_template", "thinking": "mask"}, "option of type axolotl_distill.traj"),
+        ({"type": "axolotl_distill.trajectories", "thinking": "no"}, "expected train"),
+    ],
+)
+def test_keys_that_would_be_lost(entry, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_types([DictDefault({"path": "x", **entry})])
+
+
+def test_a_folder_filtered_again_is_read_again(tmp_path, monkeypatch):
+    """Neither Axolotl's cache nor that of `datasets` takes a new dataset card for an old one."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "".join(f"  - {{split: {s}, path: data/{s}-*}}\n" for s in ("train", "eval")) + "---\n"
+    folder = tmp_path / "dataset"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text(card)
+    revisions = set()
+    for version in ("first", "second"):
+        for split in ("train", "eval"):
+            row = json.dumps({"x": f"{version} {split}"})
+            (folder / "data" / f"{split}-00000.jsonl").write_text(row + "\n")
+        for split in ("train", "eval"):
+            entry = DictDefault({"path": str(folder), "split": split})
+            entry.type = "axolotl_distill.trajectories"
+            follow_content([entry])
+            assert load_dataset_with_config(entry, False)["x"][:] == [f"{version} {split}"]
+        revisions.add(entry.revision)
+    assert len(revisions) == 2
+
+
+def test_a_store_cannot_keep_weights():
+    def captured(thinking):
+        entry = {"path": "x", "type": "axolotl_distill.trajectories", "thinking": thinking}
+        args = CaptureArgs(teacher={"path": "t"}, output="o", datasets=[entry])
+        return capture_datasets(DictDefault({}), args)
+
+    assert captured("mask") and captured("train")
+    with pytest.raises(ConfigError, match="would be lost"):
+        captured(0.5)
+
+
+def test_text_alone_has_no_divergence():
+    args = parse_distill({"teacher": {"type": "text"}, "label_smoothing": 0.1})
+    assert args.alpha == 0.0
+    assert parse_distill(args.model_dump(exclude_none=True)) == args
+    with pytest.raises(ConfigError, match=r"`alpha: 0.7`.*cross-entropy"):
+        parse_distill({"teacher": {"type": "text"}, "alpha": 0.7})
+    with pytest.raises(ConfigError, match=r"`divergence: jsd`.*teacher store only"):
+        parse_distill({"teacher": {"type": "text"}, "divergence": "jsd"})

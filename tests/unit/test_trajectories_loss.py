@@ -1,0 +1,168 @@
+"""Weights of tokens: from the rows through the collator to the loss and its gradients."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
+from distill_kernels import DistillSpec, SparseTeacher, distill_loss
+from support.kernel_cases import relative_error
+from support.losses import batch_of, settings
+from support.stores import capture_rows, random_rows
+from torch.nn import functional as F
+
+from axolotl_distill.args import parse_distill
+from axolotl_distill.data import LOSS_WEIGHT
+from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.train.forward import attach_distill_forward, loss_settings
+from axolotl_distill.train.metrics import MetricSums
+
+ROWS = [
+    {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], LOSS_WEIGHT: [0.5, 0.25, 0.5, 1.0]},
+    {"input_ids": [9, 10], "labels": [-100, 10], LOSS_WEIGHT: None},
+    {"input_ids": [11, 12, 13], "labels": [-100, 12, 13], LOSS_WEIGHT: [1.0, 0.125, 1.0, 0.5]},
+]
+PADDED = [[0, 0.25, 0, 1], [0, 1, 0, 0], [0, 0.125, 1, 0]]
+"""No weight on a document's first token, on what is no label and on padding; 1 in a row without
+the column; what Axolotl truncated is cut off."""
+
+
+def features(packed):
+    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in ROWS]
+    for row in rows:
+        row |= {"position_ids": list(range(len(row["input_ids"])))} if packed else {}
+    return rows
+
+
+def collate(tokenizer, packed, weighted=True):
+    base = V2BatchSamplerDataCollatorForSeq2Seq if packed else DataCollatorForSeq2Seq
+    collator = TeacherCollator(
+        tokenizer, base_cls=base, packed=packed, stores=[], temperature=1.0, weighted=weighted
+    )
+    return collator([features(packed)] if packed else features(packed))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padded_weights(tokenizer, side):
+    tokenizer.padding_side = side
+    batch = collate(tokenizer, packed=False)
+    expected = torch.tensor(PADDED, dtype=torch.float32)
+    if side == "left":
+        expected = torch.stack([expected[0], expected[1].roll(2), expected[2].roll(1)])
+    torch.testing.assert_close(batch[LOSS_WEIGHT], expected)
+    assert not any(name.startswith("teacher") for name in batch)
+
+
+def test_packed_weights(tokenizer):
+    batch = collate(tokenizer, packed=True)
+    flat = [*PADDED[0], *PADDED[1][:2], *PADDED[2][:3]]
+    assert batch[LOSS_WEIGHT].tolist() == [flat]
+    assert LOSS_WEIGHT not in collate(tokenizer, packed=True, weighted=False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tiny_model):
+    rows = random_rows(tiny_model().tokenizer, [40, 25, 12], seed=5)
+    return capture_rows(
+        tmp_path_factory.mktemp("s") / "store", lambda: tiny_model(seed=1), rows, k=8
+    )
+
+
+def weighted_batch(store, tokenizer):
+    batch = batch_of(store, tokenizer)
+    batch.pop("position_ids", None)
+    # So small that all of them add up to less than one token.
+    weights = 0.01 * torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(3))
+    batch[LOSS_WEIGHT] = weights.masked_fill(batch["labels"] == -100, 0.0)
+    assert 0 < batch[LOSS_WEIGHT].sum() < 1
+    return batch
+
+
+def by_the_formula(model, batch, alpha):
+    """sum w l / sum w in float64, from the model's own logits, and its gradients."""
+    model = model.double()
+    logits = model(
+        batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).logits
+    logits, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    weights = batch[LOSS_WEIGHT][:, 1:].flatten().double()
+    if alpha == 0:
+        rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+    else:
+        teacher = SparseTeacher.from_entries(
+            batch["teacher_entries"][:, :-1].flatten(0, 1),
+            vocab_size=logits.shape[1],
+            sampled=False,
+            temperature=2.0,
+            tail=batch["teacher_tail"][:, :-1].flatten(),
+        )
+        spec = DistillSpec(temperature=2.0, alpha=alpha, reduction="none")
+        rows = distill_loss(logits, teacher, targets, spec=spec).loss
+    loss = (weights * rows).sum() / weights.sum()
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+@pytest.mark.parametrize("alpha", [0.7, 0.0])
+def test_loss_and_gradients(tiny_model, tokenizer, store, alpha, model_type):
+    """With distillation and without, on a head that is fused; gemma2 caps its logits."""
+    batch = weighted_batch(store, tokenizer)
+    expected, gradients = by_the_formula(tiny_model(model_type), batch, alpha)
+    text = {k: v for k, v in batch.items() if alpha or not k.startswith("teacher")}
+    how = loss_settings(parse_distill({"teacher": {"type": "text"}}), [])
+    model = tiny_model(model_type)
+    attach_distill_forward(model, settings(tokenizer, alpha=alpha) if alpha else how)
+    out = model(**text)
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(expected, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        assert relative_error(parameter.grad, gradients[name]) < 1e-4, name
+    assert out.sums["loss"] / out.sums["weight"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_of_one_change_nothing(tiny_model, tokenizer, store):
+    """The same loss and gradients as without the column."""
+    batch = weighted_batch(store, tokenizer)
+    ones = (batch["labels"] != -100).float()
+    losses, grads = [], []
+    for extra in ({}, {LOSS_WEIGHT: ones}):
+        model = tiny_model()
+        attach_distill_forward(model, settings(tokenizer))
+        loss = model(**{**batch, LOSS_WEIGHT: None, **extra}).loss
+        loss.backward()
+        losses.append(loss.item())
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    for name, gradient in grads[0].items():
+        assert relative_error(grads[1][name], gradient) < 1e-5, name
+
+
+def test_a_batch_without_a_label_has_no_loss(tiny_model, tokenizer, store):
+    batch = weighted_batch(store, tokenizer)
+    model = tiny_model()
+    attach_distill_forward(model, settings(tokenizer))
+    empty = {"labels": torch.full_like(batch["labels"], -100)}
+    empty[LOSS_WEIGHT] = torch.zeros_like(batch[LOSS_WEIGHT])
+    loss = model(**{**batch, **empty}).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, store):
+    batch = weighted_batch(store, tokenizer)
+    model = tiny_model()
+    attach_distill_forward(model, settings(tokenizer))
+    total = batch[LOSS_WEIGHT][:, 1:].sum()
+    alone = model(**batch).loss
+    in_step = model(**batch, num_items_in_batch=4 * total).loss
+    assert in_step.item() == pytest.approx(alone.item() / 4, rel=1e-5)
+
+
+def test_mean_loss_of_an_evaluation():
+    sums = MetricSums()
+    for weight in (0.5, 1.5):
+        parts = dict.fromkeys(("ce", "entropy", "kl", "teacher_mass", "top1_agreement"), 6.0)
+        parts |= {"loss": 3.0, "weight": weight, "tokens": 3.0, "teacher_tokens": 0.0}
+        sums.add({name: torch.tensor(value) for name, value in parts.items()})
+    assert sums.means(Accelerator()) == {"loss": 3.0, "ce": 2.0, "entropy": 2.0}
