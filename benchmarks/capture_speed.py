@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture import capture
-from axolotl_distill.capture.run import length_batches
+from axolotl_distill.capture.logits import LogitsSource, length_batches
 from axolotl_distill.store import StoreWriter, new_manifest
 from axolotl_distill.teachers.hf import HFTeacher
 
@@ -65,7 +65,8 @@ def main() -> None:
                     source={"fingerprint": "-", "num_rows": len(rows)},
                 )
                 with StoreWriter.create_or_resume(folder, manifest) as writer:
-                    capture(rows, teacher, writer, args, tokenizer.decode)
+                    source = LogitsSource(teacher, args)
+                    capture(rows, source, writer, args.shard_records, tokenizer.decode)
 
         return run
 

@@ -73,6 +73,17 @@ def tails(
     return np.stack(columns, axis=1)
 
 
+def join_records(parts: list[RecordBatch]) -> RecordBatch:
+    """The records of consecutive positions as one batch."""
+    entropies = [part.entropy for part in parts if part.entropy is not None]
+    return RecordBatch(
+        entries=np.concatenate([part.entries for part in parts]),
+        lengths=np.concatenate([part.lengths for part in parts]),
+        tail=np.concatenate([part.tail for part in parts]),
+        entropy=np.concatenate(entropies) if entropies else None,
+    )
+
+
 def _sampled(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
     probs_RV = (logits_RV / args.sampling_temperature).softmax(-1)
     generator = torch.Generator(device=logits_RV.device).manual_seed(seed)

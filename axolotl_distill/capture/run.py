@@ -6,29 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from axolotl_distill.args import CaptureArgs
-from axolotl_distill.capture.records import RecordBatch, make_records
-from axolotl_distill.errors import CaptureError
+from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.capture.source import Row, Source, supervised_positions
+from axolotl_distill.errors import ServerError
 from axolotl_distill.store import StoreWriter
 
-IGNORE = -100
 WINDOW_ROWS = 256
 
-Row = dict[str, Any]
-
-
-class Teacher(Protocol):
-    """What a capture asks of a teacher; see HFTeacher.logits."""
-
-    def logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[torch.Tensor]
-    ) -> Iterator[tuple[int, slice, torch.Tensor]]: ...
+Found = Iterator[tuple[int, RecordBatch]]
 
 
 @dataclass(frozen=True)
@@ -51,15 +40,15 @@ def source_fingerprint(rows: Iterable[Row]) -> tuple[str, int]:
         for column in ("input_ids", "labels"):
             values = np.asarray(row[column], dtype=np.int64)
             digest.update(np.int64(values.size).tobytes() + values.tobytes())
-        supervised += int((np.asarray(row["labels"][1:]) != IGNORE).sum())
+        supervised += supervised_positions(row).size
     return digest.hexdigest(), supervised
 
 
 def capture(
     rows: Sequence[Row],
-    teacher: Teacher,
+    source: Source,
     writer: StoreWriter,
-    args: CaptureArgs,
+    shard_records: int,
     decode: Callable[[Sequence[int]], str],
 ) -> CaptureReport:
     """Store the teacher's distribution of every supervised token of `rows`.
@@ -68,16 +57,15 @@ def capture(
              read in order from `writer.next_source_row`, so a second call goes on
     decode   token ids to text, for the store's readable column
 
-    Rows are read a window at a time, batched by length up to `args.batch_tokens`, and written in
-    order; a shard is committed every `args.shard_records` records. Memory is bounded by a window
+    Rows are read a window at a time and written in order; a shard is committed every
+    `shard_records` records, and when a server or the user gives up. Memory is bounded by a window
     and an open shard.
     """
     start = time.monotonic()
     done = records = skipped = tokens = 0
     todo = range(writer.next_source_row, len(rows))
-    total = len(rows)
     with tqdm(
-        total=total,
+        total=len(rows),
         initial=todo.start,
         unit="row",
         desc="capture",
@@ -85,15 +73,17 @@ def capture(
     ) as progress:
         for window in _windows(todo):
             loaded = {index: rows[index] for index in window}
-            found = _capture_window(loaded, teacher, args)
-            for index in window:
-                row = loaded[index]
+            wanted = {i: row for i, row in loaded.items() if supervised_positions(row).size}
+            found = _kept_when_cut_off(source.records(wanted), writer)
+            for index, row in loaded.items():
                 tokens += len(row["input_ids"])
-                if index not in found:
+                progress.update()
+                if index not in wanted:
                     writer.skip(index)
                     skipped += 1
                     continue
-                record = found[index]
+                came, record = next(found)
+                assert came == index, "a source must keep the order of its rows"
                 writer.append(
                     source_row=index,
                     row_id=f"{index}-{_row_digest(row)}",
@@ -107,75 +97,26 @@ def capture(
                 )
                 done += 1
                 records += len(record.lengths)
-                if writer.open_records >= args.shard_records:
+                if writer.open_records >= shard_records:
                     writer.commit()
-            progress.update(len(window))
             rate = tokens / (time.monotonic() - start)
             progress.set_postfix_str(f"{rate:,.0f} tokens/s, {records:,} records", refresh=False)
     return CaptureReport(done, records, skipped, tokens, time.monotonic() - start)
+
+
+def _kept_when_cut_off(found: Found, writer: StoreWriter) -> Found:
+    """Passes on what is found; commits the rows so far when the server gives up, or the user."""
+    try:
+        yield from found
+    except (ServerError, KeyboardInterrupt):
+        writer.commit()
+        raise
 
 
 def _windows(indices: Iterable[int]) -> Iterator[list[int]]:
     remaining = iter(indices)
     while window := list(islice(remaining, WINDOW_ROWS)):
         yield window
-
-
-def _capture_window(
-    rows: dict[int, Row], teacher: Teacher, args: CaptureArgs
-) -> dict[int, RecordBatch]:
-    positions = {
-        index: torch.from_numpy(np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE))
-        for index, row in rows.items()
-    }
-    supervised = [index for index, wanted in positions.items() if wanted.numel()]
-    found = {}
-    for batch in length_batches(rows, supervised, args.batch_tokens):
-        pieces: dict[int, list[RecordBatch]] = {index: [] for index in batch}
-        for place, part, logits_RV in teacher.logits(
-            [rows[index]["input_ids"] for index in batch], [positions[index] for index in batch]
-        ):
-            index = batch[place]
-            if not bool(torch.isfinite(logits_RV).all()):
-                raise CaptureError(
-                    f"The teacher gave logits that are not finite for row {index}. Capture with "
-                    "`distill.capture.teacher.dtype: float32`, or look at that row."
-                )
-            seed = _seed(args.seed, index, part.start)
-            pieces[index].append(make_records(logits_RV, args, seed))
-        found |= {index: _join(parts) for index, parts in pieces.items()}
-    return found
-
-
-def length_batches(
-    rows: dict[int, Row], indices: Sequence[int], batch_tokens: int
-) -> Iterator[list[int]]:
-    """Indices grouped by length, so that rows x longest stays within `batch_tokens`; a longer
-    row is a batch of its own."""
-    batch: list[int] = []
-    for index in sorted(indices, key=lambda index: len(rows[index]["input_ids"])):
-        longest = len(rows[index]["input_ids"])
-        if batch and longest * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _seed(seed: int, row: int, start: int) -> int:
-    """A seed of its own for every piece, so that a resumed capture draws what it would have."""
-    return int(np.random.SeedSequence([seed, row, start]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _join(parts: list[RecordBatch]) -> RecordBatch:
-    entropies = [part.entropy for part in parts if part.entropy is not None]
-    return RecordBatch(
-        entries=np.concatenate([part.entries for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        tail=np.concatenate([part.tail for part in parts]),
-        entropy=np.concatenate(entropies) if entropies else None,
-    )
 
 
 def _row_digest(row: Row) -> str:

@@ -1,20 +1,28 @@
 """`axolotl distill capture`."""
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import click
 
-from axolotl_distill.args import CaptureArgs, parse_distill
+from axolotl_distill.args import CaptureArgs, CaptureTeacherArgs, parse_distill
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.run import source_fingerprint
+from axolotl_distill.capture.source import Source
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
-from axolotl_distill.teachers.hf import HFTeacher
+from axolotl_distill.terms import check_terms
 
 
 def run(config: str, *, teacher: str | None, output: str | None, limit: int | None) -> None:
-    """Tokenise, load the teacher, fill the store; goes on with one that was begun."""
+    """Tokenise, load or reach the teacher, fill the store; goes on with one that was begun."""
     cfg, distill = load_config(config)
     args = _with_overrides(distill.capture, teacher, output)
+    terms = check_terms(args.teacher.model_name, args.teacher.terms)
+    click.echo(terms.summary())
     entries = capture_datasets(cfg, args)
     with tokenised(cfg, entries) as (rows, tokenizer):
         if limit is not None:
@@ -28,41 +36,71 @@ def run(config: str, *, teacher: str | None, output: str | None, limit: int | No
             )
         about = {"fingerprint": fingerprint, "num_rows": len(rows), "supervised": supervised}
         about["datasets"] = [str(entry.path) for entry in entries]
+        from_server = args.teacher.type == "server"
         manifest = new_manifest(
             vocab_size=len(tokenizer),
             method=_method(args),
             temperatures=args.temperatures,
+            tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
             sequence_len=int(cfg.sequence_len),
-            tokenizer={
-                "fingerprint": tokenizer_fingerprint(tokenizer),
-                "name": tokenizer.name_or_path,
-                "class": type(tokenizer).__name__,
-            },
-            teacher={"name": args.teacher.path, "dtype": args.teacher.dtype},
+            tokenizer=about_tokenizer(tokenizer),
+            teacher=_about_teacher(args.teacher),
             source=about,
+            terms=dataclasses.asdict(terms),
         )
         writer = StoreWriter.create_or_resume(args.output, manifest)
         if writer.manifest.complete:
             writer.abandon()
-            click.echo(f"{args.output} is complete: {_size(writer.manifest)}. Nothing to do.")
+            click.echo(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
             return
         if writer.next_source_row:
             click.echo(f"going on at row {writer.next_source_row} of {len(rows)}")
-        with writer:
-            model = HFTeacher(
-                args.teacher.path,
-                vocab_size=len(tokenizer),
-                dtype=args.teacher.dtype,
-                device=args.teacher.device,
-                trust_remote_code=args.teacher.trust_remote_code,
-            )
-            report = capture(rows, model, writer, args, tokenizer.decode)
-    click.echo(f"{args.output}: {_size(writer.manifest)}")
+        with writer, _source(args, rows, tokenizer) as source:
+            report = capture(rows, source, writer, args.shard_records, tokenizer.decode)
+    click.echo(f"{args.output}: {size(writer.manifest)}")
     click.echo(
         f"captured {report.rows} rows in {report.seconds:.0f} s "
         f"({report.tokens / max(report.seconds, 1e-9):,.0f} tokens/s); "
         f"{report.skipped} rows had no supervised token"
     )
+
+
+@contextmanager
+def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
+    """The teacher, ready: loaded into this process, or reached and found to be the right one."""
+    if args.teacher.type == "server":
+        from axolotl_distill.capture.server import ServerSource
+
+        with ServerSource(args, vocab_size=len(tokenizer)) as source:
+            source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+            yield source
+        return
+    from axolotl_distill.capture.logits import LogitsSource
+    from axolotl_distill.teachers.hf import HFTeacher
+
+    model = HFTeacher(
+        args.teacher.path,
+        vocab_size=len(tokenizer),
+        dtype=args.teacher.dtype,
+        device=args.teacher.device,
+        trust_remote_code=args.teacher.trust_remote_code,
+    )
+    yield LogitsSource(model, args)
+
+
+def about_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """What a manifest says of a tokenizer."""
+    return {
+        "fingerprint": tokenizer_fingerprint(tokenizer),
+        "name": tokenizer.name_or_path,
+        "class": type(tokenizer).__name__,
+    }
+
+
+def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
+    if teacher.server is not None:
+        return {"name": teacher.model_name, "server": teacher.server.engine}
+    return {"name": teacher.model_name, "dtype": teacher.dtype}
 
 
 def _with_overrides(
@@ -75,7 +113,9 @@ def _with_overrides(
         )
     block = args.model_dump() if args is not None else {}
     if teacher:
-        block["teacher"] = {**block.get("teacher", {}), "path": teacher}
+        given = block.get("teacher", {})
+        key = "name" if given.get("type") == "server" else "path"
+        block["teacher"] = {**given, key: teacher}
     if output:
         block["output"] = output
     return parse_distill({"capture": block}).capture
@@ -94,15 +134,16 @@ def _method(args: CaptureArgs) -> dict[str, object]:
     }
 
 
-def _size(manifest: Manifest) -> str:
-    size = sum(
+def size(manifest: Manifest) -> str:
+    """One line: rows, records, bytes."""
+    stored = sum(
         about["bytes"]
         for shard in manifest.shards
         for name, about in shard.files.items()
         if name.startswith("teacher/")
     )
-    per_record = size / max(1, manifest.num_records)
+    per_record = stored / max(1, manifest.num_records)
     return (
         f"{manifest.num_rows} rows, {manifest.num_records:,} records, "
-        f"{size / 1e6:.1f} MB of logits, {per_record:.1f} bytes a supervised token"
+        f"{stored / 1e6:.1f} MB of records, {per_record:.1f} bytes a supervised token"
     )

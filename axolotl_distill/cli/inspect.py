@@ -25,6 +25,8 @@ def run(path: str, *, records: int, tokenizer: str | None, as_json: bool) -> Non
     for name, value in numbers.items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {part:.4g}" for key, part in value.items())
+        elif isinstance(value, list):
+            value = "  ".join(value)
         click.echo(f"{name:<24}{value}")
     if records and store.num_records:
         for line in shown_records(store, records, tokenizer or store.manifest.tokenizer["name"]):
@@ -56,6 +58,8 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         "MB of records": round(sizes["teacher"] / 1e6, 2),
         "MB of rows": round(sizes["data"] / 1e6, 2),
     }
+    if manifest.tail_estimated:
+        numbers["tail estimated at T"] = [f"{T:g}" for T in manifest.tail_estimated]
     if not manifest.num_records:
         return numbers
     step = max(1, manifest.num_records // SAMPLE)

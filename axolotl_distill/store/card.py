@@ -1,5 +1,7 @@
 """The README.md of a store: a dataset card that makes the folder a Hugging Face dataset."""
 
+from typing import Any
+
 from axolotl_distill.store.manifest import Manifest
 
 
@@ -35,12 +37,37 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
 | method | {method} |
-| temperatures | {", ".join(f"{temperature:g}" for temperature in manifest.temperatures)} |
+| temperatures | {_temperatures(manifest)} |
 | bytes a record | {per_token:.1f} |
 | vocabulary | {manifest.vocab_size} |
 | captured | {manifest.created} by {manifest.generator} |
 
-`data/` holds the rows, `teacher/` the records, `manifest.json` their hashes. The licence of the
-text and the teacher's terms apply to this data; they are not stated here because the capture
-does not know them.
+`data/` holds the rows, `teacher/` the records, `manifest.json` their hashes.
+
+## Licence and terms
+
+The licence of the text and the teacher's terms apply to this data.
+
+{_terms(manifest.terms)}
 """
+
+
+def _temperatures(manifest: Manifest) -> str:
+    return ", ".join(
+        f"{temperature:g} (tail estimated)"
+        if temperature in manifest.tail_estimated
+        else f"{temperature:g}"
+        for temperature in manifest.temperatures
+    )
+
+
+def _terms(terms: dict[str, Any]) -> str:
+    """One line a field that says something, in their order."""
+    if not terms:
+        return "The teacher's terms were not looked up."
+    lines = []
+    for name, value in terms.items():
+        for part in value if isinstance(value, list) else [value]:
+            if part:
+                lines.append(f"- {name}: {part}")
+    return "\n".join(lines)

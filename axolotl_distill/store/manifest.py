@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ FILE = "manifest.json"
 TEMPORARY = ".tmp"
 RECORD_BITS = 40
 TAG_BITS = 22
-IDENTITY = ("uid", "created", "generator", "complete", "shards")
+NOT_COMPARED = ("uid", "created", "generator", "complete", "shards", "terms")
 
 
 @dataclass
@@ -38,8 +39,8 @@ class Shard:
 
 @dataclass
 class Manifest:
-    """See docs/store-format.md. The fields down to `source` say what a store is made of; a
-    capture that resumes must agree with all of them."""
+    """See docs/store-format.md. The fields down to `tail_estimated` say what a store is made of;
+    a capture that resumes must agree with all of them."""
 
     vocab_size: int
     id_bits: int
@@ -49,6 +50,8 @@ class Manifest:
     tokenizer: dict[str, Any]
     teacher: dict[str, Any]
     source: dict[str, Any]
+    tail_estimated: list[float] = field(default_factory=list)
+    terms: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
     uid: str = ""
@@ -79,7 +82,7 @@ class Manifest:
         """Names of the header fields in which two manifests differ, identity left out."""
         # Through JSON: one of the two comes from disk, where a tuple has become a list.
         mine, theirs = (json.loads(json.dumps(dataclasses.asdict(m))) for m in (self, other))
-        return [name for name in mine if name not in IDENTITY and mine[name] != theirs[name]]
+        return [name for name in mine if name not in NOT_COMPARED and mine[name] != theirs[name]]
 
     def save(self, store: Path) -> None:
         """Replace the manifest atomically: what is on disk is the old one or the new one."""
@@ -123,8 +126,14 @@ def new_manifest(
     tokenizer: dict[str, Any],
     teacher: dict[str, Any],
     source: dict[str, Any],
+    tail_estimated: Sequence[float] = (),
+    terms: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The header of a store that is about to be written."""
+    """The header of a store that is about to be written.
+
+    tail_estimated   those of `temperatures` at which the tail is estimated, not known
+    terms            what the teacher's terms say about training on its output
+    """
     return Manifest(
         vocab_size=vocab_size,
         id_bits=id_bits(vocab_size),
@@ -134,6 +143,8 @@ def new_manifest(
         tokenizer=tokenizer,
         teacher=teacher,
         source=source,
+        tail_estimated=[float(temperature) for temperature in tail_estimated],
+        terms=terms or {},
         uid=secrets.token_hex(16),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         generator=f"axolotl-distill {_own_version()}",

@@ -51,6 +51,9 @@ def _check_records(store: TeacherStore, number: int, shard: Shard) -> None:
     steps = np.diff(offsets.astype(np.int64))
     whole = offsets[0] == 0 and offsets[-1] == entries.size and bool((steps > 0).all())
     _require(whole, store, name, "offsets", "rising from 0 to the number of entries")
+    if method["kind"] == "topk":
+        most = bool((steps <= method["k"]).all())
+        _require(most, store, name, "entries a record", f"at most {method['k']}")
     _require(not bool((entries == PAD).any()), store, name, "entries", "no padding on disk")
     ids, counts = decode_counts(entries, store.manifest.vocab_size)
     known = int(ids.max(initial=0)) < store.manifest.vocab_size

@@ -116,7 +116,7 @@ class StoreWriter:
             num_records,
             len(self.manifest.temperatures),
         )
-        assert self._stride is None or np.all(lengths == self._stride)
+        assert self._stride is None or np.all(np.asarray(lengths) <= self._stride)
         self._rows.append(
             {
                 "id": row_id,
@@ -149,8 +149,9 @@ class StoreWriter:
             "entries": np.concatenate(self._entries),
             "tail": np.concatenate(self._tail),
         }
-        if self._stride is None:
-            stops = np.cumsum(np.concatenate([[0], *self._lengths]))
+        lengths = np.concatenate(self._lengths)
+        if self._stride is None or np.any(lengths != self._stride):
+            stops = np.cumsum(np.concatenate([[0], lengths]))
             if stops[-1] >= 2**32:
                 raise StoreError(
                     f"{stops[-1]} entries do not fit one shard; lower `distill.capture."
@@ -256,6 +257,10 @@ def _refuse_strangers(path: Path) -> None:
 
 def _resume(path: Path, manifest: Manifest) -> Manifest:
     found = Manifest.load(path)
+    if not found.shards and not found.complete:
+        # Begun and given up, perhaps for a wrong key that has been mended since.
+        manifest.save(path)
+        return manifest
     for name in found.differences(manifest):
         raise StoreError(
             f"{path} was captured with another `{name}`: it has {getattr(found, name)}, this "

@@ -7,6 +7,7 @@ import torch
 from support.synthetic import VOCAB, manifest
 
 from axolotl_distill.args import CaptureArgs
+from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.run import WINDOW_ROWS, capture
 from axolotl_distill.store import StoreWriter, open_store
 
@@ -59,7 +60,11 @@ def test_nothing_grows_with_the_dataset(tmp_path):
     open_records = []
     with StoreWriter.create_or_resume(tmp_path / "store", manifest("topk")) as writer:
         report = capture(
-            rows, teacher, writer, args, lambda ids: open_records.append(writer.open_records) or ""
+            rows,
+            LogitsSource(teacher, args),
+            writer,
+            args.shard_records,
+            lambda ids: open_records.append(writer.open_records) or "",
         )
     assert report.rows == ROWS and report.skipped == 0
     assert open_store(tmp_path / "store").num_records == report.records

@@ -1,0 +1,144 @@
+"""Rows whose log-probabilities are there already, for the capture loop."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from axolotl_distill.capture.layouts import Context, Example, Layout
+from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.capture.run import source_fingerprint
+from axolotl_distill.capture.source import IGNORE, Row
+from axolotl_distill.capture.top import records_from_top
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.teachers.top import top_logprobs
+
+# By how much a neighbour must fit better before the rows are taken to be shifted.
+SHIFTED = 0.1
+
+
+@dataclass
+class Survey:
+    """What one pass over all rows found.
+
+    k             most entries of a token            supervised  tokens with log-probabilities
+    own           share of them whose list holds the token that came; `before` and `after`: the
+                  token before and the one after it
+    other_prompt  rows whose teacher saw a prompt of another length
+    """
+
+    fingerprint: str = ""
+    k: int = 0
+    supervised: int = 0
+    own: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    other_prompt: int = 0
+
+
+class ImportedRows(Sequence[Row]):
+    """Rows of a source in one layout, as the capture loop takes them, with what was expected at
+    every supervised token. Rows longer than `longest` supervise nothing."""
+
+    def __init__(
+        self, rows: Sequence[Row], layout: Layout, context: Context, path: str, longest: int
+    ):
+        self.rows, self.layout, self.context = rows, layout, context
+        self.path, self.longest = path, longest
+        self._places = [
+            (index, number) for index in range(len(rows)) for number in range(self._count(index))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Row:
+        return self._row(self.example(index))
+
+    def example(self, index: int) -> Example:
+        """Raises CaptureError, naming the row."""
+        row, number = self._places[index]
+        try:
+            return self.layout.read(self.rows[row], number, self.context)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise self._unreadable(row, error) from error
+
+    def survey(self) -> Survey:
+        """Reads every row once. Raises CaptureError for one that cannot be read, and when the
+        log-probabilities fit a neighbouring token better than their own."""
+        found = Survey()
+        counts = np.zeros(3)
+        found.fingerprint, found.supervised = source_fingerprint(self._surveyed(found, counts))
+        found.before, found.own, found.after = (counts / max(1, found.supervised)).tolist()
+        for where, share in (("before", found.before), ("after", found.after)):
+            if share > found.own + SHIFTED:
+                raise CaptureError(
+                    f"{self.path}: the log-probabilities hold the token {where} their own in "
+                    f"{share:.0%} of places, and their own in {found.own:.0%}: they are shifted by "
+                    "one. Look at how they were collected; every list belongs at the place of the "
+                    "token that it is about."
+                )
+        return found
+
+    def _surveyed(self, found: Survey, counts: np.ndarray) -> Iterator[Row]:
+        for index in range(len(self)):
+            example = self.example(index)
+            row = self._row(example)
+            if any(label != IGNORE for label in row["labels"]):
+                found.k = max(found.k, *(len(pairs) for pairs in row["expected"]))
+                counts += _hits(example)
+                starts = next(t for t, pairs in enumerate(example.expected) if pairs)
+                seen = example.prompt_tokens
+                found.other_prompt += seen is not None and seen != starts
+            yield row
+
+    def _row(self, example: Example) -> Row:
+        fits = len(example.input_ids) <= self.longest
+        labels = [
+            token if found and fits else IGNORE
+            for token, found in zip(example.input_ids, example.expected, strict=True)
+        ]
+        # Nothing predicts the first token.
+        labels[:1] = [IGNORE] * len(labels[:1])
+        expected = [found for found in example.expected[1:] if found]
+        return {"input_ids": example.input_ids, "labels": labels, "expected": expected}
+
+    def _count(self, index: int) -> int:
+        try:
+            return self.layout.count(self.rows[index])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._unreadable(index, error) from error
+
+    def _unreadable(self, row: int, error: Exception) -> CaptureError:
+        said = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else error
+        return CaptureError(f"{self.path}, row {row + 1} cannot be imported: {said}.")
+
+
+class ImportedSource:
+    """The records of ImportedRows."""
+
+    def __init__(self, k: int, temperatures: Sequence[float], vocab_size: int):
+        self.k, self.temperatures, self.vocab_size = k, temperatures, vocab_size
+
+    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """See Source. Raises CaptureError for numbers that are no log-probabilities."""
+        for index, row in rows.items():
+            try:
+                top = top_logprobs(row["expected"], k=self.k, vocab_size=self.vocab_size)
+            except ValueError as error:
+                raise CaptureError(f"row {index + 1} cannot be imported: {error}.") from error
+            yield (
+                index,
+                records_from_top(top, temperatures=self.temperatures, vocab_size=self.vocab_size),
+            )
+
+
+def _hits(example: Example) -> np.ndarray:
+    """How many lists hold the token before theirs, their own, and the one after."""
+    ids, found = example.input_ids, np.zeros(3)
+    for place, pairs in enumerate(example.expected):
+        held = {token for token, _ in pairs or ()}
+        for shift in (-1, 0, 1):
+            if held and 0 <= place + shift < len(ids):
+                found[shift + 1] += ids[place + shift] in held
+    return found

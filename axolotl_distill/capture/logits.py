@@ -1,0 +1,74 @@
+"""Records from a model in this process, whose whole distributions are at hand."""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from axolotl_distill.args import CaptureArgs
+from axolotl_distill.capture.records import RecordBatch, join_records, make_records
+from axolotl_distill.capture.source import Row, supervised_positions
+from axolotl_distill.errors import CaptureError
+
+
+class LogitsTeacher(Protocol):
+    """See HFTeacher.logits."""
+
+    def logits(
+        self, rows: Sequence[Sequence[int]], positions: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[int, slice, torch.Tensor]]: ...
+
+
+class LogitsSource:
+    """Runs a window of rows through a teacher, batched by length up to `args.batch_tokens`."""
+
+    def __init__(self, teacher: LogitsTeacher, args: CaptureArgs):
+        self.teacher = teacher
+        self.args = args
+
+    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """See Source. Raises CaptureError for logits that are not finite."""
+        found = {}
+        for batch in length_batches(rows, list(rows), self.args.batch_tokens):
+            found |= self._batch({index: rows[index] for index in batch})
+        for index in rows:
+            yield index, found[index]
+
+    def _batch(self, rows: dict[int, Row]) -> dict[int, RecordBatch]:
+        pieces: dict[int, list[RecordBatch]] = {index: [] for index in rows}
+        indices = list(rows)
+        for place, part, logits_RV in self.teacher.logits(
+            [row["input_ids"] for row in rows.values()],
+            [torch.from_numpy(supervised_positions(row)) for row in rows.values()],
+        ):
+            index = indices[place]
+            if not bool(torch.isfinite(logits_RV).all()):
+                raise CaptureError(
+                    f"The teacher gave logits that are not finite for row {index}. Capture with "
+                    "`distill.capture.teacher.dtype: float32`, or look at that row."
+                )
+            seed = _seed(self.args.seed, index, part.start)
+            pieces[index].append(make_records(logits_RV, self.args, seed))
+        return {index: join_records(parts) for index, parts in pieces.items()}
+
+
+def length_batches(
+    rows: dict[int, Row], indices: Sequence[int], batch_tokens: int
+) -> Iterator[list[int]]:
+    """Indices grouped by length, so that rows x longest stays within `batch_tokens`; a longer
+    row is a batch of its own."""
+    batch: list[int] = []
+    for index in sorted(indices, key=lambda index: len(rows[index]["input_ids"])):
+        longest = len(rows[index]["input_ids"])
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _seed(seed: int, row: int, start: int) -> int:
+    """A seed of its own for every piece, so that a resumed capture draws what it would have."""
+    return int(np.random.SeedSequence([seed, row, start]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,106 @@
+"""`axolotl distill import`."""
+
+import dataclasses
+from typing import Any
+
+import click
+from axolotl.loaders import load_tokenizer
+from axolotl.prompt_strategies.chat_template import load as load_chat_template
+
+from axolotl_distill.args import CaptureArgs
+from axolotl_distill.capture import capture
+from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
+from axolotl_distill.capture.layouts import Context, find_layout
+from axolotl_distill.capture.layouts.files import open_rows
+from axolotl_distill.capture.layouts.tokens import TokenIds
+from axolotl_distill.cli.capture import about_tokenizer, size
+from axolotl_distill.data.source import load_config
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.store import StoreWriter, new_manifest
+from axolotl_distill.terms import check_terms
+
+DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
+
+
+def run(config: str, path: str, *, layout: str | None, output: str) -> None:
+    """Read every row once to learn what there is, then again to store it; goes on with a store
+    that was begun."""
+    cfg, distill = load_config(config)
+    given = distill.capture
+    temperatures = given.temperatures if given else DEFAULTS["temperatures"]
+    source = open_rows(path)
+    name, found = find_layout(layout, source[0], path)
+    tokenizer = load_tokenizer(cfg)
+    context = _context(cfg, given, tokenizer)
+    rows = ImportedRows(source, found, context, path, longest=int(cfg.sequence_len))
+    teacher = rows.example(0).teacher or (given.teacher.model_name if given else "unknown")
+    terms = check_terms(teacher, given.teacher.terms if given else None)
+    click.echo(terms.summary())
+    survey = rows.survey()
+    if not survey.supervised:
+        raise CaptureError(
+            f"{path} ({name}) has no token with log-probabilities in rows of at most "
+            f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
+        )
+    _tell(survey, path, name)
+    manifest = new_manifest(
+        vocab_size=len(tokenizer),
+        method={"kind": "topk", "k": survey.k},
+        temperatures=temperatures,
+        tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
+        sequence_len=int(cfg.sequence_len),
+        tokenizer=about_tokenizer(tokenizer),
+        teacher={"name": teacher, "imported": name},
+        source={
+            "fingerprint": survey.fingerprint,
+            "num_rows": len(rows),
+            "supervised": survey.supervised,
+            "datasets": [path],
+        },
+        terms=dataclasses.asdict(terms),
+    )
+    writer = StoreWriter.create_or_resume(output, manifest)
+    if writer.manifest.complete:
+        writer.abandon()
+        click.echo(f"{output} is complete: {size(writer.manifest)}. Nothing to do.")
+        return
+    shard_records = given.shard_records if given else DEFAULTS["shard_records"]
+    with writer:
+        records = ImportedSource(survey.k, temperatures, vocab_size=len(tokenizer))
+        report = capture(rows, records, writer, shard_records, tokenizer.decode)
+    click.echo(f"{output}: {size(writer.manifest)}")
+    click.echo(
+        f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
+        f"log-probabilities, or were longer than {cfg.sequence_len} tokens"
+    )
+
+
+def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
+    entry = next(iter((given and given.datasets) or []), {})
+    strategy = load_chat_template(tokenizer, cfg, ds_cfg=dict(entry))
+
+    def chat(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+        read = strategy.tokenize_prompt(row)
+        return list(read["input_ids"]), list(read["labels"])
+
+    def prompt(messages: list[dict[str, Any]]) -> list[int]:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+
+    return Context(tokens=TokenIds(tokenizer), prompt=prompt, chat=chat)
+
+
+def _tell(survey: Survey, path: str, layout: str) -> None:
+    click.echo(
+        f"{path}: {layout}, {survey.supervised:,} tokens with up to {survey.k} log-probabilities; "
+        f"the token that came is among them in {survey.own:.1%}"
+    )
+    if survey.other_prompt:
+        click.secho(
+            f"warning: the teacher of {survey.other_prompt} rows saw a prompt of another length "
+            "than the config's chat template makes, so it answered to something else than the "
+            "student will be asked.",
+            fg="yellow",
+            err=True,
+        )

@@ -1,0 +1,160 @@
+"""A teacher behind a server: asked for the log-probabilities of a text that is already there."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import openai
+
+from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
+from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
+from axolotl_distill.teachers.engines import ENGINES
+from axolotl_distill.teachers.top import TopLogprobs, top_logprobs
+
+PROBE_TEXTS = (
+    "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
+    "  two spaces\n\n\ttab, and\r\na line; x = {'a': [1, 22, 333, 4444]}\n",
+    "naïve façade, Straße, смысл, 日本語の文章, 한국어, العربية, 🙂👩🏽‍🚀",
+)
+PROBED_TOKENS = 512
+
+
+class ServerTeacher:
+    """A model as a vLLM or SGLang server serves it. Only its k likeliest tokens can be had.
+
+    `vocab_size` is the number of real token ids; ids beyond it are left out.
+    """
+
+    def __init__(self, name: str, server: ServerArgs, *, k: int, vocab_size: int):
+        self.name = name
+        self.k = k
+        self.vocab_size = vocab_size
+        self._client = ServerClient(server)
+        self._engine = ENGINES[server.engine]
+
+    async def check(self, tokenizer: Any, longest: int) -> None:
+        """Refuse a server that could not give the records, before it is asked for the first.
+
+        longest   tokens of the longest row
+
+        Raises CaptureError when it does not serve the model or its context is too short, and
+        TokenizerMismatchError when it reads text as other tokens than `tokenizer`.
+        """
+        served = await asyncio.to_thread(served_models, self._client.server)
+        if self.name not in served:
+            raise CaptureError(
+                f"{self._client.server.base_url} does not serve a model `{self.name}` "
+                f"(`distill.capture.teacher.name`); it serves {', '.join(served) or 'none'}."
+            )
+        context = served[self.name]
+        if context is not None and longest >= context:
+            raise CaptureError(
+                f"The longest row has {longest} tokens, and `{self.name}` is served with a context "
+                f"of {context}, of which one token is for its answer. Start the server with a "
+                f"context of {longest + 1} or more (`--max-model-len` of vLLM, `--context-length` "
+                "of SGLang), or lower `sequence_len`."
+            )
+        await self._check_tokenizer(tokenizer)
+
+    async def top_logprobs(self, input_ids: Sequence[int], positions: Sequence[int]) -> TopLogprobs:
+        """The k likeliest next tokens at `positions`; position t is about token t + 1.
+
+        An answer without one of them is asked for again. Raises CaptureError when the server
+        refuses, ServerError when it gives no usable answer.
+        """
+        found: list[TopLogprobs] = []
+
+        def check(answer: Answer) -> None:
+            rows = self._engine.rows(answer, self.k)
+            if len(rows) != len(input_ids):
+                raise ValueError(f"it has {len(rows)} rows for a text of {len(input_ids)} tokens")
+            wanted = [rows[position + 1] for position in positions]
+            found.append(top_logprobs(wanted, k=self.k, vocab_size=self.vocab_size))
+
+        path = self._engine.path(self._client.root)
+        body = self._engine.body(self.name, list(input_ids), self.k)
+        try:
+            await self._client.post(path, body, check=check)
+        except RequestRefusedError as error:
+            hint = "Look at that row, or at the server's log."
+            if "logprobs" in str(error):
+                hint = (
+                    f"{self._engine.too_many.format(k=self.k)}, or lower `distill.capture.k` "
+                    "(nucleus: `max_k`)."
+                )
+            raise CaptureError(f"{error}\n{hint}") from error
+        return found[-1]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _check_tokenizer(self, tokenizer: Any) -> None:
+        for text in probe_texts(tokenizer):
+            body = {"model": self.name, "prompt": text, "add_special_tokens": False}
+            try:
+                answer = await self._client.post(
+                    f"{self._client.root}/tokenize", body, check=_has_tokens
+                )
+            except ServerError as error:
+                raise ServerError(
+                    f"Whether the server reads text as the student does cannot be checked: {error} "
+                    "Make its /tokenize reachable."
+                ) from error
+            expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+            if answer["tokens"] != expected:
+                seen, at = answer["tokens"], _first_difference(answer["tokens"], expected)
+                raise TokenizerMismatchError(
+                    f"`{self.name}` reads {text[:40]!r}… as {len(seen)} tokens and the student's "
+                    f"tokenizer ({getattr(tokenizer, 'name_or_path', '?')}) as {len(expected)}; "
+                    f"they part at token {at}: {seen[at : at + 3]} and {expected[at : at + 3]}. "
+                    "Its token ids would mean other tokens. Use a teacher with the student's "
+                    "tokenizer."
+                )
+
+
+def served_models(server: ServerArgs) -> dict[str, int | None]:
+    """The names that a server serves, each with its context in tokens where the server says so.
+
+    Raises ServerError when it cannot be asked.
+    """
+    key = os.environ.get(server.api_key_env) or "none"
+    try:
+        with openai.OpenAI(
+            base_url=server.base_url,
+            api_key=key,
+            max_retries=server.retries,
+            timeout=server.timeout,
+        ) as client:
+            return {
+                model.id: getattr(model, "max_model_len", None) for model in client.models.list()
+            }
+    except (openai.OpenAIError, ValueError) as error:
+        raise ServerError(
+            f"{server.base_url}/models does not say what is served: "
+            f"{error.__cause__ or error}. Is the server up, and `base_url` right (it ends in /v1)?"
+        ) from error
+
+
+def probe_texts(tokenizer: Any) -> list[str]:
+    """Texts that two tokenizers read alike only when they share their vocabulary: several
+    scripts, every added token, and tokens from all over the vocabulary."""
+    added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+    step = max(1, len(tokenizer) // PROBED_TOKENS)
+    spread = [tokenizer.decode([token]) for token in range(0, len(tokenizer), step)]
+    return [
+        *PROBE_TEXTS,
+        "x".join(token for token, _ in added) or "x",
+        "\n".join(text for text in spread if "\N{REPLACEMENT CHARACTER}" not in text),
+    ]
+
+
+def _has_tokens(answer: Answer) -> None:
+    if not isinstance(answer.get("tokens"), list):
+        raise ValueError("it has no list `tokens`")
+
+
+def _first_difference(one: list[int], other: list[int]) -> int:
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,0 +1,125 @@
+"""A real vLLM serves the teacher: its store is the one that the same model gives in this process.
+
+Installs vLLM into .cache/vllm (3.4 GB) where it is not there yet.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import openai
+import pytest
+from support.cli import CHATS, capture_config, distill
+
+from axolotl_distill.store import verify_store
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
+
+ROOT = Path(__file__).resolve().parents[2]
+K, ROWS = 32, 8
+# fp32 differs by the order of sums. In bf16 a logit of 16 to 32 has steps of 1/8 nat, and the
+# hidden states before it are as coarse.
+BOUNDS = {
+    "float32": {"ids": 0.999, "logprob": 0.003, "tail": 0.001},
+    "bfloat16": {"ids": 0.95, "logprob": 0.4, "tail": 0.04},
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def vllm():
+    spec = importlib.util.spec_from_file_location("demo_vllm", ROOT / "demo" / "vllm.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.ensure_environment()
+    return module
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, smollm2_dir, student_dir):
+    """What the model gives in this process, in fp32."""
+    folder = tmp_path_factory.mktemp("local")
+    teacher = {"path": str(smollm2_dir), "dtype": "float32"}
+    distill("capture", capture_config(folder, student_dir, teacher, k=K), "--limit", ROWS)
+    return verify_store(folder / "store")
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_same_store_as_in_this_process(tmp_path, vllm, smollm2_dir, student_dir, local, dtype):
+    with vllm.serve(smollm2_dir, dtype=dtype) as base_url:
+        teacher = {"name": "teacher", "server": {"base_url": base_url, "engine": "vllm"}}
+        config = capture_config(tmp_path, student_dir, teacher, k=K)
+        distill("capture", config, "--limit", ROWS)
+        if dtype == "float32":
+            refused(tmp_path, student_dir, teacher)
+            imported(tmp_path, config, base_url)
+    store = verify_store(tmp_path / "store")
+    assert store.manifest.tail_estimated == [2.0, 4.0]
+    assert store.num_rows == local.num_rows and store.num_records == local.num_records
+    index = np.arange(store.num_records)
+    seen, expected = store.read(index), local.read(index)
+    (ids, logprobs), (true_ids, true_logprobs) = (
+        decode_logprobs(found.entries, store.manifest.vocab_size) for found in (seen, expected)
+    )
+    assert (ids >= 0).all()
+    shared = np.mean([len({*a} & {*b}) / K for a, b in zip(ids, true_ids, strict=True)])
+    logprob = np.abs(logprobs[:, 0] - true_logprobs[:, 0])
+    (tail, true_tail), (warm, true_warm) = (
+        [np.exp(decode_tail(found.tail[:, column])) for found in (seen, expected)]
+        for column in (0, 1)
+    )
+    print(
+        f"\n{dtype}: {len(index)} records; {shared:.2%} of ids shared; likeliest logprob off by "
+        f"{logprob.mean():.5f}, at most {logprob.max():.5f}; tail at T=1 by "
+        f"{np.abs(tail - true_tail).mean():.5f}, at most {np.abs(tail - true_tail).max():.5f}; "
+        f"estimated tail at T=2 by {np.abs(warm - true_warm).mean():.4f}"
+    )
+    assert shared > BOUNDS[dtype]["ids"]
+    assert logprob.max() < BOUNDS[dtype]["logprob"]
+    assert np.abs(tail - true_tail).max() < BOUNDS[dtype]["tail"]
+
+
+def refused(folder, student, teacher):
+    """What vLLM itself says no to, and a model that it does not serve."""
+    for name, changes, about in (
+        ("too-many", {"k": 65}, "--max-logprobs 65"),
+        ("another", {"teacher": {**teacher, "name": "another"}}, "it serves teacher"),
+    ):
+        place = folder / name
+        place.mkdir()
+        given = {"teacher": teacher, **changes}
+        done = distill("capture", capture_config(place, student, **given), check=False)
+        assert done.returncode == 1 and about in done.stderr, done.stderr[-2000:]
+
+
+def imported(folder, config, base_url):
+    """Log-probabilities that come with a generation are those of the same text, captured."""
+    question = json.loads(CHATS.read_text().splitlines()[0])["messages"][:1]
+    rows, chats = [], []
+    with openai.OpenAI(base_url=base_url, api_key="none") as client:
+        for seed in (1, 2):
+            answer = client.chat.completions.create(
+                model="teacher",
+                messages=question,
+                max_tokens=60,
+                temperature=0.7,
+                seed=seed,
+                logprobs=True,
+                top_logprobs=8,
+                extra_body={"return_tokens_as_token_ids": True},
+            )
+            rows.append({"messages": question, "response": answer.model_dump()})
+            content = answer.choices[0].logprobs.content
+            chats.append([int(entry.token.removeprefix("token_id:")) for entry in content])
+    source = folder / "answers.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = distill("import", config, source, "--output", folder / "imported")
+    print(done.stdout[-500:])
+    assert "another length" not in done.stderr
+    store = verify_store(folder / "imported")
+    assert store.num_records == sum(map(len, chats))
+    ids, logprobs = decode_logprobs(
+        store.read(np.arange(store.num_records)).entries, store.manifest.vocab_size
+    )
+    assert (ids >= 0).sum(1).min() >= 7 and (logprobs[:, 0] <= 0).all()

@@ -1,0 +1,53 @@
+"""`axolotl distill …` in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from support.axolotl_run import BASE, environment
+
+COMMAND = [sys.executable, "-m", "axolotl.cli.main", "distill"]
+CHATS = (
+    Path(__file__).resolve().parents[2] / "example_configs" / "data" / "pydoc-chat/heldout.jsonl"
+)
+
+
+def distill(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, args)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
+    return done
+
+
+def capture_config(folder: Path, student: Path, teacher: Any, **capture: Any) -> Path:
+    """A YAML in `folder` that captures the held-out chats to FOLDER/store."""
+    values = {
+        **BASE,
+        "base_model": str(student),
+        "output_dir": str(folder / "out"),
+        "dataset_prepared_path": str(folder / "prepared"),
+        "sequence_len": 400,
+        "distill": {
+            "temperature": 2.0,
+            "capture": {
+                "teacher": teacher,
+                "output": str(folder / "store"),
+                "datasets": [{"path": str(CHATS), "type": "chat_template"}],
+                "batch_tokens": 1024,
+                **capture,
+            },
+        },
+        "datasets": [{"path": str(folder / "store"), "type": "axolotl_distill.store"}],
+    }
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -1,0 +1,387 @@
+"""Every layout of log-probabilities gives the records of the model that they came from.
+
+A tiny model scores real chats; each layout is written as its producer writes it, read back, and
+held against the model's own distributions, position by position.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.synthetic import manifest
+
+from axolotl_distill.capture import capture
+from axolotl_distill.capture.imported import ImportedRows, ImportedSource
+from axolotl_distill.capture.layouts import LAYOUTS, Context, find_layout
+from axolotl_distill.capture.layouts.files import open_rows
+from axolotl_distill.capture.layouts.tokens import TokenIds
+from axolotl_distill.errors import CaptureError, ConfigError
+from axolotl_distill.store import StoreWriter, verify_store
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
+
+K = 6
+CHATS = [
+    ("Say hello in French.", "Bonjour, façade!"),
+    ("Count to three.", "1, 2, 3 🙂"),
+    ("日本語は?", "はい、少し。"),
+]
+
+
+class Chat:
+    """One chat with what the model expects at each of its tokens."""
+
+    def __init__(self, model, question, answer):
+        tokenizer = model.tokenizer
+        self.messages = [{"role": "user", "content": question}]
+        self.answer = answer
+        self.prompt = tokenizer.apply_chat_template(
+            self.messages, add_generation_prompt=True, return_dict=False
+        )
+        written = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]
+        self.ids = [*self.prompt, *written]
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([self.ids])).logits[0]
+        self.logprobs = logits.double().log_softmax(-1)
+        self.start = len(self.prompt)
+
+    def top(self, token):
+        """What was expected where token number `token` came: (ids, logprobs), likeliest first."""
+        top = self.logprobs[token - 1].topk(K)
+        return top.indices.tolist(), top.values.tolist()
+
+    def own(self, token):
+        return self.ids[token], self.logprobs[token - 1, self.ids[token]].item()
+
+    @property
+    def written(self):
+        return range(self.start, len(self.ids))
+
+
+@pytest.fixture(scope="module")
+def chats(tiny_model):
+    model = tiny_model()
+    return [Chat(model, *chat) for chat in CHATS]
+
+
+@pytest.fixture
+def context(tokenizer):
+    def prompt(messages):
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
+        )
+
+    def chat(row):
+        before = prompt(row["messages"][:-1])
+        ids = tokenizer.apply_chat_template(row["messages"], return_dict=False)
+        # The template's last line break is no part of the turn.
+        return ids[:-1], [-100] * len(before) + ids[len(before) : -1]
+
+    return Context(tokens=TokenIds(tokenizer), prompt=prompt, chat=chat)
+
+
+def content(chat, name):
+    """`logprobs.content`; `name` writes a token."""
+    entries = []
+    for token in chat.written:
+        (own, logprob), (ids, logprobs) = chat.own(token), chat.top(token)
+        listed = [{**name(i), "logprob": p} for i, p in zip(ids, logprobs, strict=True)]
+        entries.append({**name(own), "logprob": logprob, "top_logprobs": listed})
+    return entries
+
+
+def by_id(token):
+    # vLLM: the bytes of an alternative are those of its made-up name.
+    name = f"token_id:{token}"
+    return {"token": name, "bytes": list(name.encode())}
+
+
+def by_bytes(tokenizer):
+    """OpenAI: text, with U+FFFD where a token is a part of a character, and its true bytes."""
+    names = {number: raw for raw, number in TokenIds(tokenizer)._by_bytes.items()}
+
+    def name(token):
+        raw = names[token]
+        return {"token": raw.decode(errors="replace"), "bytes": list(raw)}
+
+    return name
+
+
+def trajectories(chat, tokenizer):
+    return {
+        "id": "0-0",
+        "prompt_id": "0",
+        "sample": 0,
+        "messages": chat.messages,
+        "content": chat.answer,
+        "usage": {"prompt_tokens": chat.start, "completion_tokens": len(chat.written)},
+        "logprobs": content(chat, by_id),
+        "teacher": "tiny",
+    }
+
+
+def openai_batch(chat, tokenizer):
+    body = {
+        "model": "tiny",
+        "choices": [{"logprobs": {"content": content(chat, by_bytes(tokenizer))}}],
+        "usage": {"prompt_tokens": chat.start},
+    }
+    return {"request": {"body": {"messages": chat.messages}}, "response": {"body": body}}
+
+
+def vllm_chat(chat, tokenizer):
+    """The sampled token comes first in its list, and the list is cut to K: the last may miss."""
+    entries = content(chat, by_id)
+    for entry in entries:
+        own = {key: entry[key] for key in ("token", "logprob", "bytes")}
+        others = [one for one in entry["top_logprobs"] if one["token"] != own["token"]]
+        entry["top_logprobs"] = [own, *others][:K]
+    return {
+        "model": "tiny",
+        "prompt_token_ids": chat.prompt,
+        "prompt_logprobs": None,
+        "choices": [{"logprobs": {"content": entries}, "token_ids": chat.ids[chat.start :]}],
+    }
+
+
+def vllm_completion(chat, tokenizer):
+    """`logprobs` of /v1/completions: K entries and the sampled token."""
+    columns = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+    for token in chat.written:
+        (own, logprob), (ids, logprobs) = chat.own(token), chat.top(token)
+        columns["tokens"].append(f"token_id:{own}")
+        columns["token_logprobs"].append(logprob)
+        listed = {f"token_id:{i}": p for i, p in zip(ids, logprobs, strict=True)}
+        columns["top_logprobs"].append({f"token_id:{own}": logprob, **listed})
+    return {
+        "model": "tiny",
+        "choices": [{"logprobs": columns, "prompt_token_ids": chat.prompt}],
+    }
+
+
+def vllm_prompt(chat, tokenizer):
+    """`prompt_logprobs` of a text that was there: every token but the first is supervised."""
+    rows = [None]
+    for token in range(1, len(chat.ids)):
+        (own, logprob), (ids, logprobs) = chat.own(token), chat.top(token)
+        rank = int((chat.logprobs[token - 1] >= logprob).sum())
+        row = {str(own): {"logprob": logprob, "rank": rank}}
+        for place, (i, p) in enumerate(zip(ids, logprobs, strict=True), 1):
+            row[str(i)] = {"logprob": p, "rank": place}
+        rows.append(row)
+    return {
+        "model": "tiny",
+        "choices": [{"prompt_logprobs": rows, "prompt_token_ids": chat.ids}],
+    }
+
+
+def conversation(chat):
+    return [*chat.messages, {"role": "assistant", "content": chat.answer}]
+
+
+def axolotl_kd(chat, tokenizer):
+    """All tokens but the first, as vLLM's prompt_logprobs without its null."""
+    rows = []
+    for token in range(1, len(chat.ids)):
+        ids, logprobs = chat.top(token)
+        rows.append(
+            [{"token": f"token_id:{i}", "logprob": p} for i, p in zip(ids, logprobs, strict=True)]
+        )
+    return {"messages": conversation(chat), "llm_text_generation_vllm_logprobs": rows}
+
+
+def axolotl_kd_v2(chat, tokenizer):
+    """The completion alone: the list belongs to the end of the text."""
+    found = [chat.top(token) for token in chat.written]
+    return {
+        "messages": conversation(chat),
+        "target_token_ids": [ids for ids, _ in found],
+        "logprobs": [logprobs for _, logprobs in found],
+    }
+
+
+def axolotl_kd_prepared(chat, tokenizer):
+    """What Axolotl's own strategy makes of `axolotl_kd`, at kd_temperature 1."""
+    from axolotl.integrations.kd.chat_template import ChatTemplateStrategyWithKD
+
+    strategy = ChatTemplateStrategyWithKD.__new__(ChatTemplateStrategyWithKD)
+    strategy.logprobs_field, strategy.gen_temperature, strategy.kd_temperature = (
+        "logprobs",
+        1.0,
+        1.0,
+    )
+    labels = [-100] * chat.start + chat.ids[chat.start :]
+    rows = axolotl_kd(chat, tokenizer)["llm_text_generation_vllm_logprobs"]
+    sample = {"input_ids": list(chat.ids), "labels": labels, "logprobs": rows}
+    return strategy.transform_logprobs(sample)
+
+
+WRITERS = {
+    trajectories: "trajectories",
+    openai_batch: "openai",
+    vllm_chat: "vllm",
+    vllm_completion: "vllm",
+    vllm_prompt: "vllm",
+    axolotl_kd: "axolotl_kd",
+    axolotl_kd_v2: "axolotl_kd",
+    axolotl_kd_prepared: "axolotl_kd_prepared",
+}
+
+
+def write(folder, rows):
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def imported(path, context, layout=None, longest=1000):
+    source = open_rows(path)
+    name, found = find_layout(layout, source[0], str(path))
+    return name, ImportedRows(source, found, context, str(path), longest=longest)
+
+
+def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0)):
+    header = manifest("topk", vocab_size=len(tokenizer), method={"kind": "topk", "k": k})
+    source = ImportedSource(k, temperatures, len(tokenizer))
+    with StoreWriter.create_or_resume(folder / "store", header) as writer:
+        report = capture(rows, source, writer, 10_000, tokenizer.decode)
+    return verify_store(folder / "store"), report
+
+
+@pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
+def test_records_are_the_models(tmp_path, chats, context, tokenizer, writer):
+    path = write(tmp_path, [writer(chat, tokenizer) for chat in chats])
+    name, rows = imported(path, context)
+    assert name == WRITERS[writer]
+    survey = rows.survey()
+    assert survey.other_prompt == 0
+    store, report = store_of(tmp_path, rows, tokenizer, survey.k)
+    renormalised = LAYOUTS[name].renormalised
+    start = 0
+    for chat, row in zip(chats, rows, strict=True):
+        assert row["input_ids"] == chat.ids
+        tokens = range(1, len(chat.ids)) if writer is vllm_prompt else chat.written
+        assert [t for t, label in enumerate(row["labels"]) if label != -100] == list(tokens)
+        found = store.read(np.arange(start, start + len(tokens)))
+        start += len(tokens)
+        ids, logprobs = decode_logprobs(found.entries, len(tokenizer))
+        for place, token in enumerate(tokens):
+            (own, _), (true_ids, true_logprobs) = chat.own(token), chat.top(token)
+            kept = int((ids[place] >= 0).sum())
+            # A server may have put the sampled token in place of the K-th likeliest.
+            assert kept == K or (kept == K - 1 and (writer is vllm_chat or own == true_ids[-1]))
+            assert ids[place, :kept].tolist() == true_ids[:kept]
+            expected = np.array(true_logprobs)
+            expected -= np.logaddexp.reduce(expected) if renormalised else 0.0
+            assert logprobs[place, :kept] == pytest.approx(expected[:kept], abs=1e-3)
+            if not renormalised:
+                left = 1.0 - np.exp(true_logprobs[:kept]).sum()
+                tail = np.exp(decode_tail(found.tail[place, 0]))
+                assert tail == pytest.approx(left, rel=2e-3, abs=1e-5)
+    assert start == store.num_records == report.records
+
+
+def test_a_shift_by_one_is_seen(tmp_path, chats, context, tokenizer):
+    """As for lists that were collected where the student's logits are, one place too early."""
+    rows = []
+    for chat in chats:
+        row = axolotl_kd_v2(chat, tokenizer)
+        for name, own in (("target_token_ids", chat.ids), ("logprobs", None)):
+            found = row[name]
+            if own is not None:
+                # A teacher that expects what comes: its own token is in every list.
+                found = [[t, *ids[1:]] for t, ids in zip(own[chat.start :], found, strict=True)]
+            row[name] = found[1:] + found[-1:]
+        rows.append(row)
+    with pytest.raises(CaptureError, match=r"the token after their own in \d+%.*shifted by one"):
+        imported(write(tmp_path, rows), context)[1].survey()
+
+
+def test_lists_of_another_text(tmp_path, chats, context, tokenizer):
+    row = axolotl_kd(chats[0], tokenizer)
+    row["llm_text_generation_vllm_logprobs"] *= 2
+    with pytest.raises(CaptureError, match=r"row 1 cannot be imported.*another text"):
+        imported(write(tmp_path, [row]), context)[1].survey()
+
+
+def test_nulls_and_rows_without_any(tmp_path, chats, context, tokenizer):
+    """A token without log-probabilities is not supervised; a row without any is passed over."""
+    first, second = (axolotl_kd(chat, tokenizer) for chat in chats[:2])
+    first["llm_text_generation_vllm_logprobs"][-2] = None
+    rows = [first, {**second, "llm_text_generation_vllm_logprobs": [None]}, second]
+    _, found = imported(write(tmp_path, rows), context)
+    survey = found.survey()
+    written = len(chats[0].written) + len(chats[1].written)
+    assert survey.supervised == written - 1
+    store, report = store_of(tmp_path, found, tokenizer, survey.k)
+    assert (report.rows, report.skipped) == (2, 1) and store.num_records == written - 1
+    assert found[0]["labels"][-2] == -100 != found[0]["labels"][-1]
+
+
+def test_longer_rows_supervise_nothing(tmp_path, chats, context, tokenizer):
+    path = write(tmp_path, [trajectories(chat, tokenizer) for chat in chats])
+    shortest = min(len(chat.ids) for chat in chats)
+    _, rows = imported(path, context, longest=shortest)
+    assert rows.survey().supervised == min(len(c.written) for c in chats if len(c.ids) == shortest)
+
+
+def test_a_token_that_is_not_in_the_vocabulary(tmp_path, chats, context, tokenizer):
+    row = trajectories(chats[0], tokenizer)
+    row["logprobs"][0] = {"token": "Bonjoürstraße", "bytes": None, "logprob": -1.0}
+    with pytest.raises(CaptureError, match=r"row 1.*'Bonjoürstraße'.*not in the vocabulary"):
+        imported(write(tmp_path, [row]), context)[1].survey()
+
+
+def test_names_of_tokens(tokenizer):
+    """Every token is found by its bytes; text that is a part of a character is not guessed at."""
+    tokens = TokenIds(tokenizer)
+    text = "naïve façade\n\n\t日本語 🙂 <|im_start|>x<|im_end|>"
+    for token in tokenizer(text)["input_ids"]:
+        raw = {number: raw for raw, number in tokens._by_bytes.items()}[token]
+        assert tokens.find("?", list(raw)) == token
+        assert tokens.find(f"token_id:{token}", [1, 2]) == token
+    for token in ("<|im_end|>", " the", "\n"):
+        assert tokenizer.convert_ids_to_tokens(tokens.find(token)) in (token, "Ġthe", "Ċ")
+    with pytest.raises(ValueError, match="return_tokens_as_token_ids"):
+        tokens.find("\ufffd", [239, 191, 189])
+
+
+def test_several_choices_are_several_rows(tmp_path, chats, context, tokenizer):
+    row = openai_batch(chats[0], tokenizer)
+    row["response"]["body"]["choices"] *= 3
+    _, rows = imported(write(tmp_path, [row]), context)
+    assert len(rows) == 3 and rows[0] == rows[2]
+
+
+def test_another_prompt_is_told(tmp_path, chats, context, tokenizer):
+    row = trajectories(chats[0], tokenizer)
+    row["usage"]["prompt_tokens"] += 7
+    assert imported(write(tmp_path, [row]), context)[1].survey().other_prompt == 1
+
+
+def test_other_files(tmp_path, chats, context, tokenizer):
+    """A saved dataset, Parquet, parts; a last line without a line break, and a torn one."""
+    from datasets import Dataset
+
+    rows = [axolotl_kd_prepared(chat, tokenizer) for chat in chats]
+    Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "0.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps(rows[1]))
+    torn = json.dumps(rows[2]) + "\n" + json.dumps(rows[0])[:-9]
+    (tmp_path / "parts" / "1.jsonl").write_text(torn)
+    for name in ("saved", "rows.parquet", "parts"):
+        layout, found = imported(tmp_path / name, context)
+        assert layout == "axolotl_kd_prepared" and len(found) == 3
+        assert [row["input_ids"] for row in found] == [chat.ids for chat in chats]
+        assert found.survey().supervised == sum(len(chat.written) for chat in chats)
+
+
+def test_no_layout_fits(tmp_path, context):
+    path = write(tmp_path, [{"text": "no log-probabilities"}])
+    with pytest.raises(ConfigError, match=r"has the keys text.*--layout: trajectories"):
+        imported(path, context)
+    with pytest.raises(ConfigError, match="--layout parquet is not known"):
+        imported(path, context, layout="parquet")
+    with pytest.raises(CaptureError, match="holds no rows"):
+        open_rows(tmp_path / "nothing.jsonl")

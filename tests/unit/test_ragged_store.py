@@ -1,0 +1,93 @@
+"""A top-k store whose records may have fewer than k entries."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.synthetic import VOCAB, fill, manifest, row
+
+from axolotl_distill.errors import StoreCorruptError
+from axolotl_distill.store import StoreWriter, open_store, verify_store
+from axolotl_distill.store.encoding import decode_logprobs
+
+DOC = Path(__file__).resolve().parents[2] / "docs" / "store-format.md"
+
+
+def ragged(path, k=9):
+    """Two shards: the first with records of 1 to 9 entries, the second with 6 each."""
+    header = manifest("topk", method={"kind": "topk", "k": k})
+    with StoreWriter.create_or_resume(path, header) as writer:
+        fill(writer, "nucleus", 8, 10_000)
+        writer.commit()
+        fill(writer, "topk", 15, 10_000)
+    return path
+
+
+def test_short_records_are_read_as_written(tmp_path):
+    store = verify_store(ragged(tmp_path / "store"))
+    start = 0
+    for index in range(15):
+        made = row(index, "nucleus" if index < 8 else "topk")
+        if made is None:
+            continue
+        found = store.read(np.arange(start, start + len(made["lengths"])))
+        start += len(made["lengths"])
+        lengths = (found.entries != 0xFFFFFFFF).sum(1)
+        assert lengths.tolist() == made["lengths"].tolist()
+        assert found.entries[found.entries != 0xFFFFFFFF].tolist() == made["entries"].tolist()
+    assert start == store.num_records
+
+
+def test_whole_records_need_no_offsets(tmp_path):
+    store = open_store(ragged(tmp_path / "store", k=9))
+    assert ["offsets" in store.arrays(shard) for shard in (0, 1)] == [True, True]
+    header = manifest("topk")
+    with StoreWriter.create_or_resume(tmp_path / "whole", header) as writer:
+        fill(writer, "topk", 8, 10_000)
+    assert "offsets" not in open_store(tmp_path / "whole").arrays(0)
+
+
+def test_a_record_of_more_than_k_is_not_taken(tmp_path):
+    path = ragged(tmp_path / "store")
+    values = json.loads((path / "manifest.json").read_text())
+    values["method"]["k"] = 5
+    (path / "manifest.json").write_text(json.dumps(values))
+    with pytest.raises(StoreCorruptError, match="entries a record"):
+        verify_store(path)
+
+
+def test_read_without_this_package(tmp_path):
+    """The code of the format's page reads short records too."""
+    path = ragged(tmp_path / "store")
+    code = DOC.read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+    )
+    seen = json.loads(done.stdout)
+    made = row(0, "nucleus")
+    ids, logprobs = decode_logprobs(made["entries"][: made["lengths"][0]], VOCAB)
+    assert seen["ids"] == ids.tolist()
+    assert seen["logprobs"] == pytest.approx(logprobs.tolist(), abs=1e-5)
+
+
+def test_a_store_without_the_newer_keys_opens(tmp_path):
+    path = ragged(tmp_path / "store")
+    values = json.loads((path / "manifest.json").read_text())
+    for key in ("tail_estimated", "terms"):
+        values.pop(key)
+    (path / "manifest.json").write_text(json.dumps(values))
+    store = open_store(path)
+    assert store.manifest.tail_estimated == [] and store.manifest.terms == {}
+
+
+def test_a_store_that_was_begun_and_given_up_binds_nobody(tmp_path):
+    """A wrong teacher is mended in the YAML; the folder need not be deleted for that."""
+    path = tmp_path / "store"
+    StoreWriter.create_or_resume(path, manifest("topk")).abandon()
+    mended = manifest("topk", teacher={"name": "another"})
+    with StoreWriter.create_or_resume(path, mended) as writer:
+        fill(writer, "topk", 3, 10_000)
+    assert open_store(path).manifest.teacher == {"name": "another"}
