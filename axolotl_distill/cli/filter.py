@@ -1,0 +1,61 @@
+"""`axolotl distill filter`."""
+
+from typing import Any
+
+import click
+
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.engine import map_rows
+from axolotl_distill.filter.output.report import step_table, token_table
+from axolotl_distill.filter.ray_engine import ray_rows
+from axolotl_distill.filter.run import run_filter
+from axolotl_distill.recipe import load_recipe
+
+TEXT_COLUMNS = ("step", "tokens", "reasons")
+
+
+def run(recipe: str, *, engine: str) -> None:
+    """Filter, then say what each step dropped and why, and how long the rows are."""
+    loaded = load_recipe(recipe)
+    if loaded.filter is None:
+        raise ConfigError(f"{recipe} has no `filter:` block.")
+    rows = ray_rows if engine == "ray" else map_rows
+    source = loaded.filter.input or loaded.generate.output
+    report = run_filter(loaded.filter, source, engine=rows, warn=_warn)
+    for line in summary(report, loaded.filter.output):
+        click.echo(line)
+
+
+def summary(report: dict[str, Any], output: str) -> list[str]:
+    """Lines for the terminal."""
+    rows, prompts, tokens = report["rows"], report["prompts"], report["tokens"]
+    lines = ["", *_aligned(step_table(report)), ""]
+    if tokens:
+        lines += _aligned(token_table(report))
+        if "past" in tokens:
+            lines.append(f"{tokens['past']:.1%} are longer than {tokens['sequence_len']} tokens")
+        lines.append("")
+    else:
+        lines += ["(no token counts: set `filter.tokenizer` to the student's)", ""]
+    kept = rows["train"] + rows["eval"]
+    lines.append(
+        f"{output}: {kept} of {rows['input']} rows; train {rows['train']} rows of "
+        f"{prompts['train']} prompts, eval {rows['eval']} rows of {prompts['eval']} prompts"
+    )
+    return lines
+
+
+def _warn(text: str) -> None:
+    click.secho(f"\nWARNING: {text}", fg="yellow", bold=True, err=True)
+
+
+def _aligned(table: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    left = [name in TEXT_COLUMNS for name in table[0]]
+    return [
+        "  ".join(
+            cell.ljust(width) if text else cell.rjust(width)
+            for cell, width, text in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in table
+    ]

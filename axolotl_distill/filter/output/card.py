@@ -1,0 +1,148 @@
+"""The README.md of a filtered dataset: a dataset card, with where the rows come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from axolotl_distill.filter.output.report import step_table, token_table
+from axolotl_distill.filter.output.shards import SUFFIX
+from axolotl_distill.recipe.filter import FilterArgs
+
+HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}
+TYPES = {
+    "messages": "type: chat_template",
+    "alpaca": "type: alpaca  # alpaca_w_system reads the column `system` too",
+    "prompt_completion": """type:
+      field_instruction: prompt
+      field_output: completion
+      format: "{instruction}"
+      no_input_format: "{instruction}\"""",
+}
+
+
+def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
+    """Markdown, with the front matter that tells `datasets.load_dataset` the splits.
+
+    Where the files lie on this machine is nobody's business, and not in it.
+    """
+    settings = _public(
+        args.model_dump(mode="json", exclude_unset=True, exclude={"input", "output"})
+    )
+    generation = _public(report["generation"])
+    terms = report["generation"].get("terms") or {}
+    parts = [
+        _front_matter(report, terms, args.file),
+        "# Distillation data\n\nWritten by a teacher model, then filtered, with "
+        "[axolotl-distill](https://pypi.org/project/axolotl-distill/).",
+        _markdown(
+            [["", "rows", "prompts"]]
+            + [
+                [name, str(report["rows"][name]), str(report["prompts"].get(name, ""))]
+                for name in ("train", "eval", "rejected")
+            ]
+        ),
+        _usage(report, args),
+        "## Teacher\n\n" + _settings(generation, skip=("terms", "format", "version")),
+        "## Terms of the teacher\n\n" + _terms(terms),
+        "## Filter\n\n" + _markdown(step_table(report)),
+        "Settings:\n\n```yaml\n" + yaml.safe_dump(settings, sort_keys=False) + "```",
+    ]
+    if report["tokens"]:
+        parts.append(_tokens(report))
+    if report["warnings"]:
+        parts.append("## Warnings\n\n" + "\n".join(f"* {line}" for line in report["warnings"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _public(value: Any) -> Any:
+    """Of paths on this machine the last name only."""
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _front_matter(report: dict[str, Any], terms: dict[str, Any], kind: str) -> str:
+    files = [
+        {"split": split, "path": f"data/{split}-{report['uid']}-*{SUFFIX[kind]}"}
+        for split in ("train", "eval")
+        if report["rows"][split]
+    ]
+    matter: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
+    licence = str(terms.get("licence") or "").lower()
+    if licence:
+        known = licence in HUB_LICENCES
+        matter["license"] = licence if known else "other"
+        if not known:
+            matter["license_name"] = terms["licence"]
+    matter["tags"] = ["knowledge-distillation", "synthetic", "axolotl-distill"]
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---"
+
+
+def _usage(report: dict[str, Any], args: FilterArgs) -> str:
+    entry = [
+        f"  - path: ./{Path(args.output).name}",
+        f"    {TYPES[args.format]}",
+        "    split: train",
+        f"    revision: {report['uid']}  # changes with the rows; Axolotl's cache goes by it",
+    ]
+    lines = ["datasets:", *entry]
+    if report["rows"]["eval"]:
+        lines += [
+            "test_datasets:",
+            *(line.replace("split: train", "split: eval") for line in entry),
+        ]
+    return "In an Axolotl config:\n\n```yaml\n" + "\n".join(lines) + "\n```"
+
+
+def _terms(terms: dict[str, Any]) -> str:
+    if not terms:
+        return "Not known: the trajectories came without a `generation.json`."
+    lines = [
+        [key, str(terms[key])]
+        for key in ("family", "licence", "verdict", "source", "checked", "agreement")
+        if terms.get(key)
+    ]
+    duties = "".join(f"\n* {duty}" for duty in terms.get("duties") or ())
+    return (
+        _markdown([["", ""], *lines])
+        + (f"\n\nDuties:\n{duties}" if duties else "")
+        + "\n\nFacts for the user, not legal advice."
+    )
+
+
+def _settings(values: dict[str, Any], skip: tuple[str, ...]) -> str:
+    if not values:
+        return "Not known: the trajectories came without a `generation.json`."
+    flat: list[list[str]] = []
+    for key, value in values.items():
+        if key in skip:
+            continue
+        inner = value.items() if isinstance(value, dict) else [(key, value)]
+        flat += [
+            [name, item if isinstance(item, str) else json.dumps(item, ensure_ascii=False)]
+            for name, item in inner
+        ]
+    return _markdown([["", ""], *flat])
+
+
+def _tokens(report: dict[str, Any]) -> str:
+    tokens = report["tokens"]
+    past = ""
+    if "past" in tokens:
+        limit = tokens["sequence_len"]
+        past = f"{tokens['past']:.1%} of the rows are longer than sequence_len {limit}.\n\n"
+    return f"## Tokens\n\n{_markdown(token_table(report))}\n\n{past}![Token counts](tokens.png)"
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    def text(cells: list[str]) -> str:
+        return (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        )
+
+    header, *rest = lines
+    return "\n".join([text(header), text(["---"] * len(header)), *map(text, rest)])

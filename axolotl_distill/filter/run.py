@@ -1,0 +1,142 @@
+"""The filter from end to end: trajectories in, a dataset folder out."""
+
+import json
+import sys
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from axolotl_distill.errors import FilterError, TrajectoryError
+from axolotl_distill.filter.engine import Engine, StepPlan, map_rows
+from axolotl_distill.filter.output.card import dataset_card
+from axolotl_distill.filter.output.folder import REPORT, DatasetFolder
+from axolotl_distill.filter.output.formats import formatter
+from axolotl_distill.filter.output.lengths import Lengths
+from axolotl_distill.filter.output.report import drop_warning, make_report, top_reasons
+from axolotl_distill.filter.output.split import ALWAYS_FROM, evaluation, prompt_key
+from axolotl_distill.filter.output.write import write_dataset
+from axolotl_distill.filter.pipeline import Pipeline
+from axolotl_distill.filter.rows import read_rows
+from axolotl_distill.recipe.filter import FilterArgs
+
+
+def run_filter(
+    args: FilterArgs,
+    source: str | Path,
+    *,
+    engine: Engine = map_rows,
+    warn: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Filter the trajectories at `source` into the folder `args.output`; returns its report.json.
+
+    engine  where the steps run
+    warn    is told at once what should worry the user; the report has it too
+
+    Answers of servers are kept in `<output>.answers/`, so that a run that was killed or is
+    repeated does not pay for them again. Raises ConfigError before any row is judged,
+    TrajectoryError for rows that are none, and FilterError when no row is left; the rejected rows
+    and the report are written all the same.
+    """
+    source, folder = Path(source), DatasetFolder(args.output)
+    cache = folder.path.with_name(f"{folder.path.name}.answers")
+    plans = [
+        StepPlan(step.kind, step.label, step.args, args.tokenizer, cache) for step in args.steps
+    ]
+    for plan in plans:
+        plan.check()
+    lengths = Lengths(args) if args.tokenizer else None
+    keys = _read_all(source, args, lengths)
+    warnings: list[str] = []
+
+    def worry(text: str) -> None:
+        warnings.append(text)
+        warn(text)
+
+    with folder.build() as building, TemporaryDirectory() as scratch:
+        pipeline = Pipeline(source, len(keys), Path(scratch))
+        for plan in plans:
+            with _progress(plan.name, int(pipeline.kept.sum())) as progress:
+                count = pipeline.run(plan, engine, progress.update)
+            if text := drop_warning(count, args.max_drop):
+                worry(text)
+            if not count.kept:
+                break
+        left, counts = pipeline.kept, pipeline.counts
+        is_eval = np.zeros(len(keys), bool)
+        is_eval[left] = evaluation(keys[left], args.split.eval)
+        with _progress("write", len(keys)) as progress:
+            written = write_dataset(pipeline, args, building, is_eval, lengths, progress.update)
+        sides = {"train": left & ~is_eval, "eval": left & is_eval}
+        prompts = {name: int(np.unique(keys[side]).size) for name, side in sides.items()}
+        for text in _doubts(args, written, prompts):
+            worry(text)
+        report = make_report(args, source, counts, prompts, written, warnings)
+        (building / REPORT).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        if left.any():
+            (building / "README.md").write_text(dataset_card(report, args))
+    if not left.any():
+        last = counts[-1]
+        raise FilterError(
+            f"No row is left: `{last.name}` dropped the last {last.dropped} ({top_reasons(last)}). "
+            f"See {folder.path / 'rejected'} and {folder.path / REPORT}."
+        )
+    return report
+
+
+def _read_all(source: Path, args: FilterArgs, lengths: Lengths | None) -> np.ndarray:
+    """uint64 [rows]: prompt_key of every row, once all rows are found good."""
+    make, keys = formatter(args), array("Q")
+    of_prompt: dict[str, int] = {}
+    with _progress("read", None) as progress:
+        for row in read_rows(source):
+            make(row)
+            if lengths is not None:
+                lengths.check(row)
+            key = prompt_key(row, args.split.seed)
+            if of_prompt.setdefault(row["prompt_id"], key) != key:
+                raise TrajectoryError(
+                    f"{source}: prompt_id {row['prompt_id']} stands for two different prompts; one "
+                    f"is that of row {row['id']}. Give every prompt an id of its own."
+                )
+            keys.append(key)
+            progress.update()
+    if not keys:
+        raise TrajectoryError(f"{source} holds no rows yet. Run `axolotl distill generate` first.")
+    return np.asarray(keys, np.uint64)
+
+
+def _doubts(args: FilterArgs, written: dict[str, Any], prompts: dict[str, int]) -> list[str]:
+    doubts = []
+    if args.split.eval and not prompts["eval"] and prompts["train"]:
+        doubts.append(
+            f"There is no evaluation split: {prompts['train']} prompts are left, and none of them "
+            f"falls into the {args.split.eval:.0%} set aside. From {ALWAYS_FROM} prompts on there "
+            "is one."
+        )
+    tokens = written.get("tokens") or {}
+    if tokens.get("past"):
+        doubts.append(
+            f"{tokens['past']:.1%} of the rows are longer than sequence_len {args.sequence_len}; "
+            "Axolotl drops or cuts them. Raise it, or add a `length` step."
+        )
+    if tokens.get("thinking_lost"):
+        doubts.append(
+            f"The chat template of {Path(args.tokenizer).name} leaves the thinking of "
+            f"{tokens['thinking_lost']} rows out, so a student would not learn it. Train with a "
+            "template that keeps it."
+        )
+    return doubts
+
+
+def _progress(name: str, total: int | None) -> tqdm:
+    return tqdm(
+        total=total,
+        unit="row",
+        desc=name,
+        mininterval=1.0 if sys.stderr.isatty() else 10.0,
+    )

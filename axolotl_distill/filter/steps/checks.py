@@ -1,0 +1,142 @@
+"""Steps that look at one row's text: format, thinking, length, language."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.step import Verdict
+from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
+from axolotl_distill.recipe.steps import FormatArgs, LanguageArgs, LengthArgs, ThinkingArgs
+from axolotl_distill.trajectories import CLOSE, OPEN
+from axolotl_distill.trajectories.journal import Row
+
+KEEP = Verdict(True)
+FINISHED = (None, "stop", "eos", "end_turn", "stop_sequence")
+BOXED = re.compile(r"\\boxed\s*\{\s*[^\s}]")
+NO_LANGUAGE = re.compile(
+    r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+|`[^`\n]*`|https?://\S+"
+    r"|[\d_]|[^\w\s'’-]",
+    re.DOTALL,
+)
+LANGUAGE_CHARS = 2000  # enough to tell; the time goes with the length
+
+
+class FormatStep:
+    """Whole, answered, and written as asked."""
+
+    name = "format"
+    row_wise = True
+
+    def __init__(self, args: FormatArgs):
+        self.args = args
+        self.match = re.compile(args.match) if args.match else None
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        return map(self._judge, rows)
+
+    def _judge(self, row: Row) -> Verdict:
+        if self.args.finished and row["finish_reason"] not in FINISHED:
+            reason = f"not finished: {row['finish_reason']}"
+            return Verdict(False, reason, detail=f"…{row['content'][-100:]}")
+        answer = part(row, "answer")
+        if self.args.answer and not answer:
+            return Verdict(False, "no answer")
+        if self.args.boxed and not BOXED.search(answer):
+            return Verdict(False, "no \\boxed{…}", detail=f"…{answer[-100:]}")
+        if self.match and not self.match.search(answer):
+            return Verdict(False, f"does not match {self.args.match}", detail=f"…{answer[-100:]}")
+        return KEEP
+
+
+class ThinkingStep:
+    """Thinking is there, closed, and not a token gesture."""
+
+    name = "thinking"
+    row_wise = True
+
+    def __init__(self, args: ThinkingArgs, tokenizer: str | None):
+        self.args = args
+        self.tokenizer = load_tokenizer(tokenizer) if args.min_tokens else None
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        return map(self._judge, rows)
+
+    def _judge(self, row: Row) -> Verdict:
+        thinking = part(row, "thinking")
+        if not thinking:
+            return Verdict(False, "no thinking")
+        if not row["reasoning_content"] and OPEN in row["content"] and CLOSE not in row["content"]:
+            return Verdict(False, "thinking not closed")
+        if len(thinking) < self.args.min_chars:
+            return Verdict(False, "thinking too short", detail=f"{len(thinking)} characters")
+        if self.tokenizer is not None:
+            (tokens,) = count_tokens(self.tokenizer, [thinking])
+            if tokens < self.args.min_tokens:
+                return Verdict(False, "thinking too short", detail=f"{tokens} tokens")
+        return KEEP
+
+
+class LengthStep:
+    """Characters and tokens within limits."""
+
+    name = "length"
+    row_wise = True
+
+    def __init__(self, args: LengthArgs, tokenizer: str | None):
+        self.args = args
+        counts = args.min_tokens is not None or args.max_tokens is not None
+        self.tokenizer = load_tokenizer(tokenizer) if counts else None
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        return map(self._judge, rows)
+
+    def _judge(self, row: Row) -> Verdict:
+        text, args = part(row, self.args.of), self.args
+        fault = _outside(len(text), args.min_chars, args.max_chars, "characters")
+        if fault is None and self.tokenizer is not None:
+            (tokens,) = count_tokens(self.tokenizer, [text])
+            fault = _outside(tokens, args.min_tokens, args.max_tokens, "tokens")
+        return fault or KEEP
+
+
+def _outside(size: int, low: int | None, high: int | None, unit: str) -> Verdict | None:
+    if low is not None and size < low:
+        return Verdict(False, f"shorter than {low} {unit}", detail=f"{size} {unit}")
+    if high is not None and size > high:
+        return Verdict(False, f"longer than {high} {unit}", detail=f"{size} {unit}")
+    return None
+
+
+class LanguageStep:
+    """In a language that is allowed, as py3langid sees it."""
+
+    name = "language"
+    row_wise = True
+
+    def __init__(self, args: LanguageArgs):
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        self.args = args
+        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        unknown = sorted(set(args.allow) - set(self.identifier.labels))
+        if unknown:
+            raise ConfigError(
+                f"`language.allow` names {', '.join(unknown)}, which py3langid does not know. "
+                f"Known: {', '.join(sorted(self.identifier.labels))}."
+            )
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        return map(self._judge, rows)
+
+    def _judge(self, row: Row) -> Verdict:
+        words = " ".join(NO_LANGUAGE.sub(" ", part(row, self.args.of)).split())[:LANGUAGE_CHARS]
+        if sum(map(str.isalpha, words)) < self.args.min_letters:
+            return KEEP
+        language, confidence = self.identifier.classify(words)
+        detail = f"{language}, confidence {confidence:.2f}: {words[:100]}"
+        if language not in self.args.allow:
+            return Verdict(False, f"language {language}", detail=detail)
+        if confidence < self.args.min_confidence:
+            return Verdict(False, "language not sure", detail=detail)
+        return KEEP

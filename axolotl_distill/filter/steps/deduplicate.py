@@ -1,0 +1,126 @@
+"""Exact and near duplicates. The first of those that say the same is kept."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from typing import Any
+
+from axolotl_distill.filter.rows import part, plain
+from axolotl_distill.filter.step import Step, Verdict
+from axolotl_distill.recipe.steps import DeduplicateArgs
+from axolotl_distill.trajectories.journal import Row
+
+KEEP = Verdict(True)
+PERMUTATIONS = 128
+SHINGLE = 5
+# Signs count: 2+2 and 2-2 differ. Scripts without spaces have no words; there a character is one.
+WORD = re.compile(r"[぀-ヿ㐀-鿿]|\w+|[^\w\s]")
+
+
+def shingles(text: str) -> set[str]:
+    """Runs of five words; the whole text where it has fewer."""
+    words = WORD.findall(text.casefold())
+    last = max(1, len(words) - SHINGLE + 1)
+    return {" ".join(words[at : at + SHINGLE]) for at in range(last)}
+
+
+def deduplicate(args: DeduplicateArgs) -> Step:
+    """The step for `args`.
+
+    What is kept stays in memory: a hash of 16 bytes a text (exact), about 1 kB (near, within a
+    prompt) or 6 kB (near, within the dataset), as measured with datasketch 2.0.
+    """
+    seen: Callable[[], Any] = (
+        ExactSeen if args.method == "exact" else (lambda: NearSeen(args.threshold))
+    )
+    return PromptStep(seen) if args.of == "prompt" else RowStep(args, seen)
+
+
+class ExactSeen:
+    """Texts met so far, up to white space."""
+
+    reason = "duplicate"
+
+    def __init__(self) -> None:
+        self.first: dict[bytes, str] = {}
+
+    def like(self, text: str, scope: str, key: str) -> str:
+        """Who said the same before in this scope, and how like; else "", and it counts as seen."""
+        words = f"{scope}\0{' '.join(text.split())}"
+        first = self.first.setdefault(blake2b(words.encode(), digest_size=16).digest(), key)
+        return "" if first == key else f"the same as {first}"
+
+
+class NearSeen:
+    """MinHashes met so far, held to the Jaccard similarity that they estimate.
+
+    In a scope of its own a text is compared with all of that scope: the completions of a prompt
+    are few. In the dataset's scope, "", datasketch's index gives the candidates.
+    """
+
+    reason = "near duplicate"
+
+    def __init__(self, threshold: float) -> None:
+        from datasketch import MinHash, MinHashLSH
+
+        self.threshold = threshold
+        # Candidates are checked below, so a missed one weighs more than one too many.
+        self.index = MinHashLSH(threshold, PERMUTATIONS, weights=(0.1, 0.9))
+        self.empty = MinHash(PERMUTATIONS)
+        self.hashes: dict[str, dict[str, Any]] = defaultdict(dict)
+
+    def like(self, text: str, scope: str, key: str) -> str:
+        """As ExactSeen.like."""
+        from datasketch import LeanMinHash
+
+        made = self.empty.copy()
+        made.update_batch([shingle.encode() for shingle in sorted(shingles(text))])
+        mine, others = LeanMinHash(made), self.hashes[scope]
+        candidates = others if scope else self.index.query(mine)
+        best, nearest = max(
+            ((mine.jaccard(others[other]), other) for other in candidates), default=(0.0, "")
+        )
+        if best >= self.threshold:
+            return f"{best:.0%} like {nearest}"
+        others[key] = mine
+        if not scope:
+            self.index.insert(key, mine, check_duplication=False)
+        return ""
+
+
+class RowStep:
+    """Drops a row that says what an earlier one said."""
+
+    name = "deduplicate"
+    row_wise = False
+
+    def __init__(self, args: DeduplicateArgs, seen: Callable[[], Any]):
+        self.args, self.seen = args, seen
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        seen = self.seen()
+        for number, row in enumerate(rows):
+            scope = row["prompt_id"] if self.args.within == "prompt" else ""
+            detail = seen.like(part(row, self.args.of), scope, f"{row['id']} (row {number})")
+            yield Verdict(False, seen.reason, detail=detail) if detail else KEEP
+
+
+class PromptStep:
+    """Drops all rows of a prompt that says what an earlier prompt said."""
+
+    name = "deduplicate"
+    row_wise = False
+
+    def __init__(self, seen: Callable[[], Any]):
+        self.seen = seen
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        seen, verdicts = self.seen(), {}
+        for row in rows:
+            prompt = row["prompt_id"]
+            if prompt not in verdicts:
+                detail = seen.like(plain(part(row, "prompt")), "", prompt)
+                reason = f"{seen.reason} prompt"
+                verdicts[prompt] = Verdict(False, reason, detail=detail) if detail else KEEP
+            yield verdicts[prompt]

@@ -1,0 +1,165 @@
+"""A reward model scores every row: a sequence classifier here, or behind vLLM or SGLang."""
+
+import math
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.output.formats import conversation
+from axolotl_distill.filter.step import Verdict
+from axolotl_distill.filter.steps.ask import Question, ask
+from axolotl_distill.filter.tokens import load_tokenizer, render
+from axolotl_distill.recipe.steps import RewardArgs
+from axolotl_distill.trajectories.journal import Row
+
+TOO_LONG = "too long for the reward model"
+
+
+def score_of(outputs: list[float], args: RewardArgs) -> float:
+    """The one output itself; of several, the probability of `label`. Outputs are raw, not probs."""
+    if len(outputs) == 1:
+        return outputs[0]
+    if args.label is None or args.label >= len(outputs):
+        raise ConfigError(
+            f"The reward model {args.model} has {len(outputs)} outputs and `reward.label` is "
+            f"{args.label}. Say which of 0 to {len(outputs) - 1} is the good one."
+        )
+    highest = max(outputs)
+    weights = [math.exp(output - highest) for output in outputs]
+    return weights[args.label] / sum(weights)
+
+
+def verdict_of(outputs: list[float], args: RewardArgs) -> Verdict:
+    score = score_of(outputs, args)
+    if args.min_score is not None and score < args.min_score:
+        return Verdict(False, f"reward below {args.min_score:g}", score=score)
+    return Verdict(True, score=score)
+
+
+class _Reader:
+    """Rows as the reward model reads them: its own chat template, its own token ids."""
+
+    def __init__(self, args: RewardArgs):
+        self.args = args
+        self.tokenizer = load_tokenizer(args.tokenizer or args.model, "reward.tokenizer")
+        if self.tokenizer.chat_template is None:
+            raise ConfigError(
+                f"`reward.tokenizer: {args.tokenizer or args.model}` has no chat template, so it "
+                "is not known how the model wants to see prompt and answer. Name a tokenizer "
+                "that has the template."
+            )
+
+    def ids(self, row: Row) -> list[int]:
+        messages = conversation(row, "drop" if self.args.of == "answer" else "tags")
+        return render(self.tokenizer, messages, row["id"], tokenize=True, return_dict=False)
+
+
+class ModelRewardStep:
+    """A Hugging Face sequence classifier in this process."""
+
+    name = "reward"
+    row_wise = True
+
+    def __init__(self, args: RewardArgs):
+        from transformers import AutoConfig
+
+        self.args, self.reader = args, _Reader(args)
+        try:
+            config = AutoConfig.from_pretrained(
+                args.model, trust_remote_code=args.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"`reward.model: {args.model}` cannot be loaded: {error}") from error
+        score_of([0.0] * config.num_labels, args)
+        self._model: Any = None
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        if self._model is None:
+            self._model = self._load()
+        rows = iter(rows)
+        while batch := [self.reader.ids(row) for row in islice(rows, self.args.batch_size)]:
+            fitting = [ids for ids in batch if len(ids) <= self.args.max_tokens]
+            outputs = iter(self._outputs(fitting) if fitting else [])
+            for ids in batch:
+                if len(ids) > self.args.max_tokens:
+                    yield Verdict(False, TOO_LONG, detail=f"{len(ids)} tokens")
+                else:
+                    yield verdict_of(next(outputs), self.args)
+
+    def _outputs(self, batch: list[list[int]]) -> list[list[float]]:
+        import torch
+
+        padded = self.reader.tokenizer.pad(
+            {"input_ids": batch}, padding_side="right", return_tensors="pt"
+        ).to(self._model.device)
+        with torch.inference_mode():
+            return self._model(**padded).logits.float().tolist()
+
+    def _load(self) -> Any:
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        args, device = self.args, self.args.device
+        if device == "auto":
+            device = torch.accelerator.current_accelerator() or "cpu"
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            args.model,
+            dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
+            trust_remote_code=args.trust_remote_code,
+            output_loading_info=True,
+        )
+        if loading["missing_keys"]:
+            raise ConfigError(
+                f"`reward.model: {args.model}` is no trained sequence classifier: it lacks "
+                f"{', '.join(sorted(loading['missing_keys']))}, and random scores are worth "
+                "nothing. Name a reward model."
+            )
+        # With a batch, the classifier looks for the last token that is no padding.
+        tokenizer = self.reader.tokenizer
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        return model.to(device).eval()
+
+
+class ServerRewardStep:
+    """`POST /classify` of vLLM or SGLang, with token ids, so that both see the very same input.
+
+    vLLM is asked for the outputs before its activation. SGLang's `/v1/classify` takes a softmax
+    over them, which makes a single output always 1; its own `/classify` gives them as they are.
+    """
+
+    name = "reward"
+    row_wise = False  # one process writes the cache; the work is the server's anyway
+
+    def __init__(self, args: RewardArgs, cache: Path):
+        self.args, self.cache, self.reader = args, cache, _Reader(args)
+        self.vllm = args.server.engine == "vllm"
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        questions = (
+            Question(self.args.model, row["id"], "/classify", self._body(self.reader.ids(row)))
+            for row in rows
+        )
+        read = _vllm_outputs if self.vllm else _sglang_outputs
+        for reply in ask(self.args.server, self.cache, questions, read, at_root=True):
+            if reply.refused:
+                yield Verdict(False, "the server refused the request", detail=reply.refused)
+            else:
+                yield verdict_of(reply.value, self.args)
+
+    def _body(self, ids: list[int]) -> dict[str, Any]:
+        if self.vllm:
+            return {"model": self.args.model, "input": [ids], "use_activation": False}
+        return {"input_ids": ids}
+
+
+def _vllm_outputs(answer: dict[str, Any]) -> list[float]:
+    (only,) = answer["data"]
+    return [float(value) for value in only["probs"]]
+
+
+def _sglang_outputs(answer: dict[str, Any]) -> list[float]:
+    return [float(value) for value in answer["embedding"]]

@@ -1,0 +1,213 @@
+"""The judge and reward servers, over real HTTP, with faults."""
+
+import json
+import threading
+import time
+
+import pytest
+from support.faulty_server import KINDS, FaultyServer
+from support.trajectories import trajectory
+
+from axolotl_distill.errors import ConfigError, ServerError
+from axolotl_distill.filter.steps.judge import JudgeStep
+from axolotl_distill.filter.steps.reward import ServerRewardStep
+from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.recipe.steps import JudgeArgs, RewardArgs
+
+CHAT = "/v1/chat/completions"
+
+
+def answered(text):
+    return {"choices": [{"message": {"role": "assistant", "content": text}}]}
+
+
+def grade(body):
+    """A judge whose score is the number in the answer it is shown."""
+    (message,) = body["messages"]
+    number = message["content"].partition("<answer>\nIt is ")[2].partition("\n")[0]
+    return answered(f"It is a fine answer. Score: 1? No.\n**Score: {number}**")
+
+
+def row(number, **fields):
+    return trajectory(number, content=f"<think>\nScore: 9\n</think>\n\nIt is {number}", **fields)
+
+
+def server_args(server, **values):
+    return ServerArgs(base_url=server.url, **{"concurrency": 4, "retries": 6, **values})
+
+
+def judge(server, path, rows, retries=6, **values):
+    args = JudgeArgs(server=server_args(server, retries=retries), **{"model": "j", **values})
+    return list(JudgeStep(args, path / "judge.jsonl").judge(iter(rows)))
+
+
+def test_scores(tmp_path):
+    rows = [row(n) for n in (0, 3, 7.5, 10)]
+    with FaultyServer({CHAT: grade}) as server:
+        found = judge(server, tmp_path, rows, min_score=5)
+        assert [v.score for v in found] == [0, 3, 7.5, 10]
+        assert [v.keep for v in found] == [False, False, True, True]
+        assert {v.reason for v in found} == {"", "judged below 5"}
+        assert all(v.keep for v in judge(server, tmp_path, rows))
+        body = server.requests[0].body
+    assert body["model"] == "j" and body["temperature"] == 0.0 and body["max_tokens"] == 1024
+    assert "something?" in body["messages"][0]["content"]
+    assert "from 0 (worst) to 10 (best)" in body["messages"][0]["content"]
+
+
+def test_order_and_concurrency(tmp_path):
+    """Answers come back in another order than asked; at most `concurrency` are under way."""
+    busy, most, lock = 0, 0, threading.Lock()
+
+    def slow(body):
+        nonlocal busy, most
+        with lock:
+            busy += 1
+            most = max(most, busy)
+        answer = grade(body)
+        time.sleep(0.03 if "3" in answer["choices"][0]["message"]["content"] else 0.002)
+        with lock:
+            busy -= 1
+        return answer
+
+    rows = [row(n % 11) | {"id": f"r{n}"} for n in range(60)]
+    with FaultyServer({CHAT: slow}) as server:
+        assert [v.score for v in judge(server, tmp_path, rows)] == [n % 11 for n in range(60)]
+    assert 1 < most <= 4
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hang"])
+def test_faults(tmp_path, kind):
+    rows = [row(n) for n in range(8)]
+    with FaultyServer(
+        {CHAT: grade}, lambda number, *_: kind if number % 3 == 0 else None
+    ) as server:
+        assert [v.score for v in judge(server, tmp_path, rows)] == list(range(8))
+        # "cut" and "cut_json" get as far as a handler, and the answer is lost on the way.
+        if kind not in ("cut", "cut_json"):
+            assert len(server.answered) == 8
+
+
+def test_nothing_is_paid_for_twice(tmp_path):
+    rows = [row(n) for n in range(10)]
+    with FaultyServer({CHAT: grade}) as server:
+        judge(server, tmp_path, rows[:6])
+        judge(server, tmp_path, rows, min_score=4)
+        assert len(server.answered) == 10
+        (tmp_path / "judge.jsonl").open("a").write('{"key": "torn')
+        assert [v.score for v in judge(server, tmp_path, rows)] == list(range(10))
+        assert len(server.answered) == 10
+        judge(server, tmp_path, rows[:1], model="another")
+        judge(server, tmp_path, [rows[0] | {"id": "another"}])
+        judge(server, tmp_path, rows[:1], rubric="Is it short?")
+        assert len(server.answered) == 13
+
+
+def test_what_came_before_the_server_died_is_kept(tmp_path):
+    rows = [row(n % 10) | {"id": str(n)} for n in range(12)]
+    dies = lambda number, *_: "500" if number >= 7 else None  # noqa: E731
+    with FaultyServer({CHAT: grade}, dies) as server, pytest.raises(ServerError):
+        judge(server, tmp_path, rows, retries=1)
+    kept = [json.loads(line) for line in (tmp_path / "judge.jsonl").open()]
+    assert len(kept) == len(server.answered) == 7
+    with FaultyServer({CHAT: grade}) as server:
+        assert [v.score for v in judge(server, tmp_path, rows)] == [*range(10), 0, 1]
+        assert len(server.answered) == 5
+
+
+def test_what_is_under_way_when_the_server_fails_is_kept(tmp_path):
+    def slow(body):
+        time.sleep(0.4)
+        return grade(body)
+
+    rows = [row(n) for n in range(4)]
+    fails = lambda number, path, body: "500" if "It is 0" in str(body) else None  # noqa: E731
+    with FaultyServer({CHAT: slow}, fails) as server, pytest.raises(ServerError):
+        judge(server, tmp_path, rows, retries=0)
+    kept = [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").open()]
+    assert sorted(kept) == [each["id"] for each in rows[1:]]
+
+
+def test_a_consumer_that_stops(tmp_path):
+    with FaultyServer({CHAT: grade}) as server:
+        args = JudgeArgs(server=server_args(server), model="j")
+        verdicts = JudgeStep(args, tmp_path / "judge.jsonl").judge(row(n) for n in range(10**9))
+        for _, _ in zip(range(20), verdicts, strict=False):
+            pass
+        verdicts = None
+    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) >= 20
+
+
+def test_rows_without_a_grade(tmp_path):
+    replies = iter(
+        [answered("Good."), answered("Score: 11"), answered(None), (400, {"error": "too long"})]
+    )
+    with FaultyServer({CHAT: lambda body: next(replies)}) as server:
+        found = judge(server, tmp_path, [row(0)], 0)
+        found += judge(server, tmp_path, [row(1)], 0)
+        found += judge(server, tmp_path, [row(2)], 0)
+        found += judge(server, tmp_path, [row(3)], 0)
+    assert [v.reason for v in found] == ["the judge gave no score"] * 3 + [
+        "the judge refused the request"
+    ]
+    assert "too long" in found[3].detail and not any(v.keep for v in found)
+
+
+def test_thinking_judge_and_own_prompt(tmp_path):
+    with FaultyServer({CHAT: lambda body: answered("<think>Score: 2</think>Score: 8")}) as server:
+        prompt = '{question} {reference} {answer} {max_score} {"json": {}}'
+        given = row(4, meta={"gold": "four {answer}"})
+        (found,) = judge(server, tmp_path, [given], prompt=prompt, reference="gold")
+        assert found.score == 8
+        (message,) = server.requests[0].body["messages"]
+    assert "four {answer}" in message["content"], "what is filled in is not filled in again"
+    assert message["content"].endswith('It is 4 10 {"json": {}}')
+
+
+def reward(server, path, tokenizer, engine, rows, **values):
+    args = RewardArgs(
+        model="r", server=server_args(server, engine=engine), tokenizer=tokenizer, **values
+    )
+    return list(ServerRewardStep(args, path / "reward.jsonl").judge(iter(rows)))
+
+
+def test_reward_servers(tmp_path, tokenizer):
+    """Token ids of the reward model's own template go out; raw outputs come back."""
+    seen = []
+
+    def vllm(body):
+        (ids,) = body["input"]
+        seen.append(ids)
+        assert body["model"] == "r" and body["use_activation"] is False
+        return {"data": [{"index": 0, "label": "L", "probs": [len(ids) - 40.5], "num_classes": 1}]}
+
+    def sglang(body):
+        return {"embedding": [len(body["input_ids"]) - 40.5], "meta_info": {"prompt_tokens": 1}}
+
+    rows = [trajectory(content="<think>Hm</think>" + "very " * n) for n in range(1, 9)]
+    for n, each in enumerate(rows):
+        each["id"] = str(n)
+    path = tokenizer.name_or_path
+    scores = {}
+    for engine, handler in (("vllm", vllm), ("sglang", sglang)):
+        faults = lambda number, *_: "500" if number % 4 == 0 else None  # noqa: E731
+        with FaultyServer({"/classify": handler}, faults) as server:
+            found = reward(server, tmp_path / engine, path, engine, rows, min_score=0.0)
+            reward(server, tmp_path / engine, path, engine, rows)
+            assert len(server.answered) == 8
+        scores[engine] = [v.score for v in found]
+        assert [v.keep for v in found] == [score >= 0 for score in scores[engine]]
+    assert scores["vllm"] == scores["sglang"]
+    text = tokenizer.decode(seen[0])
+    assert "<|im_start|>assistant\nvery" in text and "Hm" not in text
+
+
+def test_reward_with_labels(tmp_path, tokenizer):
+    handler = {"/classify": lambda body: {"embedding": [0.0, 3.0]}}
+    with FaultyServer(handler) as server:
+        path = tokenizer.name_or_path
+        (found,) = reward(server, tmp_path, path, "sglang", [row(1)], label=1)
+        assert found.score == pytest.approx(0.952574, abs=1e-6)
+        for label in (None, 2):
+            with pytest.raises(ConfigError, match="2 outputs"):
+                reward(server, tmp_path, path, "sglang", [row(1)], label=label)
