@@ -10,7 +10,7 @@ CONFIG := example_configs/smollm2-cpu.yml
 TRAIN := $(BIN)/accelerate launch --cpu --num_processes 1 -m axolotl.cli.train
 RUN := $(BIN)/python demo/run.py
 
-.PHONY: setup models demo test test-slow test-gpu benchmark-kernels lint clean
+.PHONY: setup models demo demo-r1 test test-slow test-gpu benchmark-kernels lint clean
 setup: .venv/.ready
 
 # torch is installed first, at a version whose PyPI wheel also comes as a CPU build; axolotl would
@@ -34,6 +34,23 @@ demo: models
 	  outputs/demo/evaluation.json teacher=.cache/smollm2 student=.cache/smollm2-cut5 \
 	  sft=outputs/demo/student-sft distilled=outputs/demo/student-distilled
 	@$(BIN)/python demo/report.py
+
+R1 := example_configs/r1-recipe
+demo-r1: models
+	rm -rf outputs/r1
+	$(BIN)/python $(R1)/make_prompts.py outputs/r1 --train 200 --held-out 100 --digits 1
+	$(RUN) "the teacher solves each problem four times" r1/generate $(BIN)/python demo/r1.py generate
+	$(RUN) "verifying and filtering" r1/filter $(BIN)/axolotl distill filter $(R1)/cpu/recipe.yml
+	$(RUN) "capturing the teacher" r1/capture $(BIN)/axolotl distill capture $(R1)/cpu/train.yml
+	$(RUN) "training on verified trajectories" r1/train $(TRAIN) $(R1)/cpu/train.yml
+	@$(BIN)/python demo/r1.py unfiltered
+	$(RUN) "the same without verifying: filter" r1/filter-all \
+	  $(BIN)/axolotl distill filter outputs/r1/unfiltered/recipe.yml
+	$(RUN) "the same without verifying: capture" r1/capture-all \
+	  $(BIN)/axolotl distill capture outputs/r1/unfiltered/train.yml
+	$(RUN) "the same without verifying: train" r1/train-all $(TRAIN) outputs/r1/unfiltered/train.yml
+	$(RUN) "solving held-out problems" r1/accuracy $(BIN)/python demo/r1.py accuracy
+	@$(BIN)/python demo/r1.py report
 
 test: setup models
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -12,8 +12,8 @@ LOGS = Path("outputs/demo/logs")
 
 
 def main(title: str, name: str, command: list[str]) -> int:
-    LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{title} … ", end="", flush=True)
     start = time.monotonic()
     with log.open("w") as file:

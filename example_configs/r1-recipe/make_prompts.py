@@ -1,6 +1,6 @@
 """Prompts with answers that can be checked: arithmetic from reasoning-gym and word problems.
 
-    python example_configs/r1-recipe/make_prompts.py OUT --train 400 --held-out 100
+    python example_configs/r1-recipe/make_prompts.py OUT --train 400 --held-out 100 --digits 2
 
 writes OUT/train.jsonl and OUT/heldout.jsonl, one {"prompt", "answer", "source"} a line. Always the
 same rows for the same numbers; no problem is in both files.
@@ -23,10 +23,16 @@ STORIES = (
 SEED = 5
 
 
-def arithmetic(count: int) -> list[dict]:
-    """Sums and differences of two numbers of one or two digits."""
+def arithmetic(count: int, digits: int) -> list[dict]:
+    """Sums and differences of two numbers of up to `digits` digits."""
     tasks = reasoning_gym.create_dataset(
-        "chain_sum", size=count, seed=SEED, min_terms=2, max_terms=2, min_digits=1, max_digits=2
+        "chain_sum",
+        size=count,
+        seed=SEED,
+        min_terms=2,
+        max_terms=2,
+        min_digits=1,
+        max_digits=digits,
     )
     return [
         {
@@ -38,13 +44,13 @@ def arithmetic(count: int) -> list[dict]:
     ]
 
 
-def word_problems(count: int) -> list[dict]:
-    """One step each, with numbers up to 20 and no negative results."""
+def word_problems(count: int, digits: int) -> list[dict]:
+    """One step each, with numbers up to 10 a digit and no negative results."""
     rng = random.Random(SEED)
     rows = []
     for _ in range(count):
         story, sign = rng.choice(STORIES)
-        low, high = sorted((rng.randint(1, 20), rng.randint(1, 20)))
+        low, high = sorted((rng.randint(1, 10 * digits), rng.randint(1, 10 * digits)))
         text = story.format(name=rng.choice(NAMES), thing=rng.choice(THINGS), a=high, b=low)
         rows.append({"prompt": text, "answer": str(high + sign * low), "source": "story"})
     return rows
@@ -55,9 +61,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--train", type=int, default=400)
     parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--digits", type=int, default=2, help="of the numbers")
     args = parser.parse_args()
     wanted = args.train + args.held_out
-    rows = {row["prompt"]: row for row in arithmetic(2 * wanted) + word_problems(2 * wanted)}
+    found = arithmetic(2 * wanted, args.digits) + word_problems(2 * wanted, args.digits)
+    rows = {row["prompt"]: row for row in found}
     prompts = list(rows.values())
     random.Random(SEED).shuffle(prompts)
     args.out.mkdir(parents=True, exist_ok=True)
