@@ -53,7 +53,7 @@ demo-r1: models
 	@$(BIN)/python demo/r1.py report
 
 test: setup models
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-slow: setup models .cache/deepspeed
 	$(BIN)/python -m pytest -m "slow and not gpu"
