@@ -19,8 +19,12 @@ from axolotl_distill.errors import (
     StoreMissingError,
     TokenizerMismatchError,
 )
+from axolotl_distill.recipe import load_recipe
+from axolotl_distill.terms import check_terms
 
-EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/*.yml"))
+ALL_EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/**/*.yml"))
+RECIPES = [path for path in ALL_EXAMPLES if path.name == "recipe.yml"]
+EXAMPLES = [path for path in ALL_EXAMPLES if path not in RECIPES]
 
 
 @pytest.fixture
@@ -153,7 +157,20 @@ def test_a_damaged_store_ends_the_run(tmp_path, config, store):
     assert "Loading weights" not in run.log
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def example_name(path):
+    return "/".join(path.parts[path.parts.index("example_configs") + 1 :])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=example_name)
+def test_example_recipes_are_valid(path):
+    recipe = load_recipe(path)
+    assert {"verify", "thinking"} <= {step.kind for step in recipe.filter.steps}
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("Hardware" in line for line in header) and any("Command" in line for line in header)
+    assert check_terms(recipe.teacher.name, recipe.teacher.terms).verdict == "permitted"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=example_name)
 def test_example_configs_are_valid(path):
     """Axolotl's schema, ours within it, accepts every example; each says how to run it."""
     from axolotl.cli.config import prepare_plugins

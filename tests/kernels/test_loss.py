@@ -12,7 +12,7 @@ from distill_kernels import (
     fused_linear_distill,
 )
 from distill_kernels.spec import Divergence
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.kernel_cases import check, make_case, oracle, relative_error, run
 from torch.nn import functional as F
@@ -45,6 +45,18 @@ def test_formula(backend, support, temperature, alpha):
     bias=st.booleans(),
     transform=st.sampled_from([LogitTransform(), LogitTransform(0.25), LogitTransform(1.5, 5.0)]),
     seed=st.integers(0, 2**31),
+)
+@example(  # the student is certain of the label: a loss of 1e-6 from logits of 8
+    rows=1,
+    vocab=2,
+    share=1.0,
+    temperature=0.7,
+    alpha=0.0,
+    support="sampled",
+    reduction="mean",
+    bias=False,
+    transform=LogitTransform(),
+    seed=122,
 )
 def test_any_shape(
     backend, rows, vocab, share, temperature, alpha, support, reduction, bias, transform, seed
