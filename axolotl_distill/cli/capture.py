@@ -77,13 +77,17 @@ def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
         return
     from axolotl_distill.capture.logits import LogitsSource
     from axolotl_distill.teachers.hf import HFTeacher
+    from axolotl_distill.teachers.tokenizer import check_local_teacher
 
+    path, trusted = args.teacher.path, args.teacher.trust_remote_code
+    if not check_local_teacher(path, tokenizer, trust_remote_code=trusted):
+        click.echo(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
     model = HFTeacher(
-        args.teacher.path,
+        path,
         vocab_size=len(tokenizer),
         dtype=args.teacher.dtype,
         device=args.teacher.device,
-        trust_remote_code=args.teacher.trust_remote_code,
+        trust_remote_code=trusted,
     )
     yield LogitsSource(model, args)
 

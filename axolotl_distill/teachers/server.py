@@ -7,18 +7,12 @@ from typing import Any
 
 import openai
 
-from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
+from axolotl_distill.errors import CaptureError, ServerError
 from axolotl_distill.recipe.server import ServerArgs
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
+from axolotl_distill.teachers.tokenizer import check_reading, probe_texts
 from axolotl_distill.teachers.top import TopLogprobs, top_logprobs
-
-PROBE_TEXTS = (
-    "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
-    "  two spaces\n\n\ttab, and\r\na line; x = {'a': [1, 22, 333, 4444]}\n",
-    "naïve façade, Straße, смысл, 日本語の文章, 한국어, العربية, 🙂👩🏽‍🚀",
-)
-PROBED_TOKENS = 512
 
 
 class ServerTeacher:
@@ -102,16 +96,7 @@ class ServerTeacher:
                     f"Whether the server reads text as the student does cannot be checked: {error} "
                     "Make its /tokenize reachable."
                 ) from error
-            expected = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if answer["tokens"] != expected:
-                seen, at = answer["tokens"], _first_difference(answer["tokens"], expected)
-                raise TokenizerMismatchError(
-                    f"`{self.name}` reads {text[:40]!r}… as {len(seen)} tokens and the student's "
-                    f"tokenizer ({getattr(tokenizer, 'name_or_path', '?')}) as {len(expected)}; "
-                    f"they part at token {at}: {seen[at : at + 3]} and {expected[at : at + 3]}. "
-                    "Its token ids would mean other tokens. Use a teacher with the student's "
-                    "tokenizer."
-                )
+            check_reading(self.name, text, answer["tokens"], tokenizer)
 
 
 def served_models(server: ServerArgs) -> dict[str, int | None]:
@@ -137,24 +122,6 @@ def served_models(server: ServerArgs) -> dict[str, int | None]:
         ) from error
 
 
-def probe_texts(tokenizer: Any) -> list[str]:
-    """Texts that two tokenizers read alike only when they share their vocabulary: several
-    scripts, every added token, and tokens from all over the vocabulary."""
-    added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
-    step = max(1, len(tokenizer) // PROBED_TOKENS)
-    spread = [tokenizer.decode([token]) for token in range(0, len(tokenizer), step)]
-    return [
-        *PROBE_TEXTS,
-        "x".join(token for token, _ in added) or "x",
-        "\n".join(text for text in spread if "\N{REPLACEMENT CHARACTER}" not in text),
-    ]
-
-
 def _has_tokens(answer: Answer) -> None:
     if not isinstance(answer.get("tokens"), list):
         raise ValueError("it has no list `tokens`")
-
-
-def _first_difference(one: list[int], other: list[int]) -> int:
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -75,7 +75,7 @@ def read_trajectories(path: str | Path) -> Iterator[Row]:
     """Every whole row of a `.jsonl` file, or of all `*.jsonl` files of a folder, sorted by name.
 
     Raises TrajectoryError for a path without such a file, and for a line that is no JSON object
-    (the last one of a file may be torn; it is passed over).
+    (a last line without a newline may be torn: it is passed over unless it is whole).
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -87,13 +87,13 @@ def read_trajectories(path: str | Path) -> Iterator[Row]:
     for file in files:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    continue
                 try:
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"it is a {type(row).__name__}, not an object")
                 except ValueError as error:
+                    if not line.endswith(b"\n"):
+                        continue
                     raise TrajectoryError(
                         f"{file}, line {number} is not a JSON object: {error}. Mend or delete it."
                     ) from error

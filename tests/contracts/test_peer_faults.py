@@ -1,7 +1,8 @@
 """Faults seen in Axolotl's built-in KD plugin, each as a test of what this project does instead.
 
-The numbers are those of the list the faults were collected in. Absent ones (4, 10, 14) concern
-teachers behind servers; 3 is in test_sharded_head.py, 17 to 20 are in test_peer_faults_heads.py.
+The numbers are those of the list the faults were collected in. 4, 10 and 14 concern teachers
+behind servers (test_server_teacher.py, test_server_capture.py); 3 is in test_sharded_head.py, 17 to
+20 are in test_peer_faults_heads.py.
 """
 
 from typing import get_args

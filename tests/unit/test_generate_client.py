@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.faulty_server import FaultyServer
 
-from axolotl_distill.errors import ConfigError, GenerateError, ServerError
+from axolotl_distill.errors import ConfigError, GenerateError, ServerError, TrajectoryError
 from axolotl_distill.generate.sampling import Draws
 from axolotl_distill.generate.writer import GroupWriter
 from axolotl_distill.recipe import ServerArgs
@@ -127,6 +127,18 @@ def test_rows_of_many_tasks_share_a_write(tmp_path, cancelled):
         writer.close()
     assert {row["id"] for row in read_trajectories(tmp_path)} == {str(i) for i in range(60)}
     assert sum(SlowDisk.writes) == 60 and len(SlowDisk.writes) < 5
+
+
+def test_a_last_line_without_a_line_break(tmp_path):
+    """Whole, it is a row, as in files written by hand; torn, it is none; other lines may not be."""
+    file = tmp_path / "part-00000.jsonl"
+    file.write_text('{"id": "1"}\n{"id": "2"}')
+    assert [row["id"] for row in read_trajectories(file)] == ["1", "2"]
+    file.write_text('{"id": "1"}\n{"id": "2')
+    assert [row["id"] for row in read_trajectories(file)] == ["1"]
+    file.write_text('{"id": "1\n{"id": "2"}\n')
+    with pytest.raises(TrajectoryError, match="line 1 is not a JSON object"):
+        list(read_trajectories(file))
 
 
 def test_draws_follow_the_scores():

@@ -9,7 +9,7 @@ from axolotl_distill.capture.tail import tails_from_top
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.store.encoding import NO_TAIL, decode_tail
 from axolotl_distill.teachers.engines import ENGINES
-from axolotl_distill.teachers.server import probe_texts
+from axolotl_distill.teachers.tokenizer import probe_texts
 from axolotl_distill.teachers.top import TopLogprobs, top_logprobs
 
 VOCAB = 5000
