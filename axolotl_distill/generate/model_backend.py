@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from axolotl_distill.errors import ConfigError, GenerateError
 from axolotl_distill.generate.prompts import with_examples
@@ -17,6 +17,7 @@ from axolotl_distill.generate.request import Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
 from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
+from axolotl_distill.teachers.load import load_causal_lm
 
 # Requests sorted by length at a time, in batches: little padding, bounded memory.
 WINDOW_BATCHES = 32
@@ -37,12 +38,13 @@ class ModelBackend:
             raise ConfigError("`generate.max_tokens` is needed for a teacher of `type: model`.")
         self._args = args
         trust = {"trust_remote_code": teacher.trust_remote_code}
-        dtype = teacher.dtype if teacher.dtype == "auto" else getattr(torch, teacher.dtype)
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 teacher.name, padding_side="left", **trust
             )
-            model = AutoModelForCausalLM.from_pretrained(teacher.name, dtype=dtype, **trust)
+            self._model = load_causal_lm(
+                teacher.name, dtype=teacher.dtype, device=teacher.device, **trust
+            )
         except (OSError, ValueError) as error:
             raise GenerateError(
                 f"The teacher `{teacher.name}` (`teacher.name`) cannot be loaded: {error}"
@@ -52,7 +54,6 @@ class ModelBackend:
                 f"The tokenizer of `{teacher.name}` has no chat template, so there is no telling "
                 "how to ask it. Use an instruction-tuned model, or serve it with a template."
             )
-        self._model = model.to(_device(teacher.device)).eval()
         text_config = self._model.config.get_text_config()
         self._positions = getattr(text_config, "max_position_embeddings", None)
         self._eos = self._eos_ids()
@@ -182,10 +183,3 @@ class ModelBackend:
                 "transformers' `generate` does not take."
             )
         return settings | extra
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found.type if found is not None else "cpu"

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.teachers.load import load_causal_lm
 
 LOGIT_BYTES = 256 << 20
 
@@ -15,7 +15,6 @@ LOGIT_BYTES = 256 << 20
 class HFTeacher:
     """Runs rows through a model and yields the logits of chosen positions.
 
-    dtype "auto" is the checkpoint's; device "auto" is the accelerator where there is one.
     `vocab_size` is the number of real token ids: heads padded beyond it are cut to it, so that a
     teacher and a student padded differently agree.
     """
@@ -29,24 +28,15 @@ class HFTeacher:
         device: str = "auto",
         trust_remote_code: bool = False,
     ):
-        if device == "auto":
-            found = (
-                torch.accelerator.current_accelerator()
-                if (torch.accelerator.is_available())
-                else None
-            )
-            device = found.type if found is not None else "cpu"
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-                trust_remote_code=trust_remote_code,
+            model = load_causal_lm(
+                path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise CaptureError(
                 f"The teacher `{path}` (`distill.capture.teacher`) cannot be loaded: {error}"
             ) from error
-        self.model = model.to(device).eval()
+        self.model = model
         self.vocab_size = vocab_size
         if model.get_output_embeddings().weight.shape[0] < vocab_size:
             raise CaptureError(

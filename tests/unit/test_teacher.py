@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -29,6 +30,27 @@ def test_logits_of_chosen_positions(tiny_llama_dir, tokenizer, keeps, monkeypatc
         with torch.no_grad():
             alone = model(input_ids=torch.tensor([row])).logits[0][wanted]
         torch.testing.assert_close(torch.cat(seen), alone, rtol=1e-4, atol=1e-3)
+
+
+def test_an_adapter_as_axolotl_leaves_it(tiny_llama_dir, tokenizer, tmp_path):
+    """A folder with the base's config.json, an adapter and no weights is the base with it."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float32)
+    lora = LoraConfig(
+        r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    tuned = get_peft_model(base, lora).eval()
+    tuned.save_pretrained(tmp_path)
+    base.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    row, wanted = list(range(20, 40)), torch.arange(19)
+    with torch.no_grad():
+        expected = tuned(input_ids=torch.tensor([row])).logits[0][wanted]
+        with tuned.disable_adapter():
+            without = tuned(input_ids=torch.tensor([row])).logits[0][wanted]
+    teacher = HFTeacher(str(tmp_path), vocab_size=len(tokenizer), dtype="float32")
+    ((_, _, seen),) = teacher.logits([row], [wanted])
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-3)
+    assert (seen - without).abs().max() > 0.1
 
 
 def test_a_teacher_without_the_vocabulary_is_refused(tiny_llama_dir, tokenizer):
