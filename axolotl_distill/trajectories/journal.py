@@ -12,15 +12,16 @@ Row = dict[str, Any]
 
 
 class Journal:
-    """Appends rows to one file. A row counts when its line is whole: what a killed writer left of
-    a line is cut off when the file is opened again. One writer a file; the caller sees to that.
+    """Appends rows to one file. What a killed writer left of a row is cut off when the file is
+    opened again; a row that lacks only its line break gets it. One writer a file; the caller sees
+    to that.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+b", buffering=0)
-        self._cut_torn_line()
+        self._mend_last_line()
 
     def append(self, rows: Iterable[Row]) -> None:
         """Returns when the rows are on the disk: one write and one fsync for all of them.
@@ -47,20 +48,26 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _cut_torn_line(self) -> None:
+    def _mend_last_line(self) -> None:
         end = self._file.seek(0, os.SEEK_END)
-        position = end
-        while position:
-            start = max(0, position - 65_536)
-            self._file.seek(start)
-            newline = self._file.read(position - start).rfind(b"\n")
-            if newline >= 0:
-                position = start + newline + 1
-                break
-            position = start
-        if position != end:
-            self._file.truncate(position)
+        start, tail = end, b""
+        while start and b"\n" not in tail:
+            step = min(start, 65_536)
+            start = self._file.seek(start - step)
+            tail = self._file.read(step) + tail
+        last = tail.rpartition(b"\n")[2]
+        if _is_row(last):
+            self._file.write(b"\n")
+        else:
+            self._file.truncate(end - len(last))
         self._file.seek(0, os.SEEK_END)
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _utf8(text: str) -> bytes:

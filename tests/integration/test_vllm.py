@@ -1,4 +1,5 @@
-"""A real vLLM serves the teacher: its store is the one that the same model gives in this process.
+"""A real vLLM serves the teacher: its store is the one that the same model gives in this process,
+and so are the scores of a reward model.
 
 Installs vLLM into .cache/vllm (3.4 GB) where it is not there yet.
 """
@@ -10,8 +11,13 @@ from pathlib import Path
 import numpy as np
 import openai
 import pytest
+import torch
 from support.cli import CHATS, capture_config, distill
+from support.trajectories import trajectory
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from axolotl_distill.filter.steps.reward import ModelRewardStep, ServerRewardStep
+from axolotl_distill.recipe.steps import RewardArgs
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
@@ -78,6 +84,28 @@ def test_same_store_as_in_this_process(tmp_path, vllm, smollm2_dir, student_dir,
     assert shared > BOUNDS[dtype]["ids"]
     assert logprob.max() < BOUNDS[dtype]["logprob"]
     assert np.abs(tail - true_tail).max() < BOUNDS[dtype]["tail"]
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_reward_model_scores_as_in_this_process(tmp_path, vllm, smollm2_dir, outputs):
+    folder = tmp_path / "reward"
+    torch.manual_seed(outputs)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        smollm2_dir, num_labels=outputs, dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
+    rows = [trajectory(n, content=f"It is {'so ' * n}{n}.") for n in range(12)]
+    common = {"label": outputs - 1 if outputs > 1 else None}
+    local = ModelRewardStep(RewardArgs(model=str(folder), device="cpu", **common))
+    expected = [verdict.score for verdict in local.judge(iter(rows))]
+    with vllm.serve(folder, dtype="float32") as base_url:
+        about = {"base_url": base_url, "engine": "vllm"}
+        args = RewardArgs(model="teacher", tokenizer=str(folder), server=about, **common)
+        served = ServerRewardStep(args, tmp_path / "answers.jsonl")
+        seen = [verdict.score for verdict in served.judge(iter(rows))]
+    assert max(expected) - min(expected) > 0.05
+    assert seen == pytest.approx(expected, abs=1e-3)
 
 
 def refused(folder, student, teacher):

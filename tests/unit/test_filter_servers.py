@@ -202,6 +202,18 @@ def test_reward_servers(tmp_path, tokenizer):
     assert "<|im_start|>assistant\nvery" in text and "Hm" not in text
 
 
+def test_rows_too_long_for_the_reward_model_are_not_sent(tmp_path, tokenizer):
+    rows = [trajectory(n, content="word " * n) for n in (300, 2, 200, 400, 3, 250)]
+    handler = {"/classify": lambda body: {"embedding": [float(len(body["input_ids"]))]}}
+    with FaultyServer(handler) as server:
+        path = tokenizer.name_or_path
+        found = reward(server, tmp_path, path, "sglang", rows, max_tokens=150)
+        assert len(server.answered) == 2
+    assert [v.keep for v in found] == [False, True, False, False, True, False]
+    assert {v.reason for v in found if not v.keep} == {"too long for the reward model"}
+    assert found[4].score == found[1].score + 1
+
+
 def test_reward_with_labels(tmp_path, tokenizer):
     handler = {"/classify": lambda body: {"embedding": [0.0, 3.0]}}
     with FaultyServer(handler) as server:

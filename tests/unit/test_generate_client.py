@@ -134,6 +134,9 @@ def test_a_last_line_without_a_line_break(tmp_path):
     file = tmp_path / "part-00000.jsonl"
     file.write_text('{"id": "1"}\n{"id": "2"}')
     assert [row["id"] for row in read_trajectories(file)] == ["1", "2"]
+    with Journal(file) as journal:
+        journal.append([{"id": "3"}])
+    assert [row["id"] for row in read_trajectories(file)] == ["1", "2", "3"]
     file.write_text('{"id": "1"}\n{"id": "2')
     assert [row["id"] for row in read_trajectories(file)] == ["1"]
     file.write_text('{"id": "1\n{"id": "2"}\n')

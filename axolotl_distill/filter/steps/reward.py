@@ -1,6 +1,7 @@
 """A reward model scores every row: a sequence classifier here, or behind vLLM or SGLang."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -139,16 +140,28 @@ class ServerRewardStep:
         self.vllm = args.server.engine == "vllm"
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
-        questions = (
-            Question(self.args.model, row["id"], "/classify", self._body(self.reader.ids(row)))
-            for row in rows
-        )
+        asked: deque[int] = deque()  # lengths of rows that wait for their verdict, in order
         read = _vllm_outputs if self.vllm else _sglang_outputs
+        questions = self._questions(rows, asked)
         for reply in ask(self.args.server, self.cache, questions, read, at_root=True):
+            yield from self._too_long(asked)
+            asked.popleft()
             if reply.refused:
                 yield Verdict(False, "the server refused the request", detail=reply.refused)
             else:
                 yield verdict_of(reply.value, self.args)
+        yield from self._too_long(asked)
+
+    def _questions(self, rows: Iterable[Row], asked: deque[int]) -> Iterator[Question]:
+        for row in rows:
+            ids = self.reader.ids(row)
+            asked.append(len(ids))
+            if len(ids) <= self.args.max_tokens:
+                yield Question(self.args.model, row["id"], "/classify", self._body(ids))
+
+    def _too_long(self, asked: deque[int]) -> Iterator[Verdict]:
+        while asked and asked[0] > self.args.max_tokens:
+            yield Verdict(False, TOO_LONG, detail=f"{asked.popleft()} tokens")
 
     def _body(self, ids: list[int]) -> dict[str, Any]:
         if self.vllm:
