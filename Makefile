@@ -53,7 +53,7 @@ demo-r1: models
 	@$(BIN)/python demo/r1.py report
 
 test: setup models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup models .cache/deepspeed
 	$(BIN)/python -m pytest -m "slow and not gpu"

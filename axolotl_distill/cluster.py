@@ -45,11 +45,12 @@ def stream(
     workers: int,
     batch_size: int,
     gpus: float = 0.0,
+    **remote_args: Any,
 ) -> Iterator[Row]:
     """The rows that `worker(*arguments)(batch)` makes of `items`, in their order.
 
     `worker` is built once in each of up to `workers` processes of the cluster and called with
-    batches, columns of lists.
+    batches, columns of lists; `remote_args` are those of a Ray actor.
     """
     import ray.data
 
@@ -62,5 +63,6 @@ def stream(
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
         num_gpus=gpus,
+        **remote_args,
     )
     yield from mapped.iter_rows()

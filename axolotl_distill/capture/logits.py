@@ -8,7 +8,7 @@ import torch
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import RecordBatch, join_records, make_records
-from axolotl_distill.capture.source import Row, supervised_positions
+from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
 from axolotl_distill.errors import CaptureError
 
 
@@ -22,6 +22,8 @@ class LogitsTeacher(Protocol):
 
 class LogitsSource:
     """Runs a window of rows through a teacher, batched by length up to `args.batch_tokens`."""
+
+    window_rows = WINDOW_ROWS
 
     def __init__(self, teacher: LogitsTeacher, args: CaptureArgs):
         self.teacher = teacher

@@ -12,10 +12,8 @@ from tqdm import tqdm
 
 from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import Row, Source, supervised_positions
-from axolotl_distill.errors import ServerError
+from axolotl_distill.errors import DistillError
 from axolotl_distill.store import StoreWriter
-
-WINDOW_ROWS = 256
 
 Found = Iterator[tuple[int, RecordBatch]]
 
@@ -57,9 +55,9 @@ def capture(
              read in order from `writer.next_source_row`, so a second call goes on
     decode   token ids to text, for the store's readable column
 
-    Rows are read a window at a time and written in order; a shard is committed every
-    `shard_records` records, and when a server or the user gives up. Memory is bounded by a window
-    and an open shard.
+    Rows are read `source.window_rows` at a time and written in order; a shard is committed every
+    `shard_records` records, and when the source or the user gives up. Memory is bounded by two
+    windows and an open shard.
     """
     start = time.monotonic()
     done = records = skipped = tokens = 0
@@ -71,7 +69,7 @@ def capture(
         desc="capture",
         mininterval=1.0 if sys.stderr.isatty() else 10.0,
     ) as progress:
-        for window in _windows(todo):
+        for window in _windows(todo, source.window_rows):
             loaded = {index: rows[index] for index in window}
             wanted = {i: row for i, row in loaded.items() if supervised_positions(row).size}
             found = _kept_when_cut_off(source.records(wanted), writer)
@@ -105,17 +103,17 @@ def capture(
 
 
 def _kept_when_cut_off(found: Found, writer: StoreWriter) -> Found:
-    """Passes on what is found; commits the rows so far when the server gives up, or the user."""
+    """Passes on what is found; commits the rows so far when the source gives up, or the user."""
     try:
         yield from found
-    except (ServerError, KeyboardInterrupt):
+    except (DistillError, KeyboardInterrupt):
         writer.commit()
         raise
 
 
-def _windows(indices: Iterable[int]) -> Iterator[list[int]]:
+def _windows(indices: Iterable[int], size: int) -> Iterator[list[int]]:
     remaining = iter(indices)
-    while window := list(islice(remaining, WINDOW_ROWS)):
+    while window := list(islice(remaining, size)):
         yield window
 
 

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.source import Row, supervised_positions
+from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.teachers.server import ServerTeacher
 
@@ -17,6 +17,8 @@ class ServerSource:
 
     A context manager: it holds an event loop and the connections in it.
     """
+
+    window_rows = WINDOW_ROWS
 
     def __init__(self, args: CaptureArgs, vocab_size: int):
         assert args.teacher.server is not None and args.teacher.name is not None

@@ -31,7 +31,7 @@ def distill() -> None:
 
 @distill.command()
 @click.argument("recipe", type=click.Path())
-@click.option("--limit", type=int, help="Only the first N prompts.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.")
 @click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 @reports_errors
 def generate(recipe: str, limit: int | None, engine: str) -> None:
@@ -62,7 +62,7 @@ def filter_(recipe: str, engine: str) -> None:
 @click.argument("config", type=click.Path())
 @click.option("--teacher", help="Model to capture, instead of distill.capture.teacher.")
 @click.option("--output", help="Folder of the store, instead of distill.capture.output.")
-@click.option("--limit", type=int, help="Capture only the first N rows.")
+@click.option("--limit", type=click.IntRange(min=1), help="Capture only the first N rows.")
 @reports_errors
 def capture(config: str, teacher: str | None, output: str | None, limit: int | None) -> None:
     """Run the teacher over CONFIG's text and write its distributions to a teacher store.

@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from axolotl_distill import cluster
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError
 from axolotl_distill.generate.backend import Backend, make_backend
 from axolotl_distill.generate.folder import GenerationFolder, journals, settings_of
@@ -48,6 +49,7 @@ def run(path: str, *, limit: int | None, engine: str) -> None:
         progress = Progress(total, len(todo), folder.earlier, args)
         try:
             if backend is None:
+                cluster.connect()  # says so where Ray is not installed, which the import would not
                 from axolotl_distill.generate import ray_engine
 
                 ray_engine.run(recipe, folder, todo, meter, progress)

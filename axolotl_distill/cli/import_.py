@@ -23,8 +23,8 @@ DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.item
 
 
 def run(config: str, path: str, *, layout: str | None, output: str) -> None:
-    """Read every row once to learn what there is, then again to store it; goes on with a store
-    that was begun."""
+    """Read every row once to learn what there is, then again to store it, and before that to count
+    where a row may hold several answers; goes on with a store that was begun."""
     cfg, distill = load_config(config)
     given = distill.capture
     temperatures = given.temperatures if given else DEFAULTS["temperatures"]
@@ -84,9 +84,8 @@ def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
         return list(read["input_ids"]), list(read["labels"])
 
     def prompt(messages: list[dict[str, Any]]) -> list[int]:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=False
-        )
+        # The strategy's, for the dataset's template and `chat_template_kwargs` are in it.
+        return strategy.prompter.build_prompt(messages, add_generation_prompt=True)
 
     return Context(tokens=TokenIds(tokenizer), prompt=prompt, chat=chat)
 

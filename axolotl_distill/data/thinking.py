@@ -41,9 +41,10 @@ def parse_thinking(value: Any, key: str = "datasets[].thinking") -> float | Lite
 def parts(turn: Turn, thinking_key: str) -> tuple[str | None, str]:
     """(thinking, answer) of a turn; thinking is None where the turn has none."""
     content = turn.get("content")
-    if turn.get("role") != "assistant" or not isinstance(content, str):
+    # A turn that only calls tools has no content, and may have thought all the same.
+    if turn.get("role") != "assistant" or not isinstance(content, str | None):
         return None, ""
-    thinking, answer = split_thinking(content, turn.get(thinking_key))
+    thinking, answer = split_thinking(content or "", turn.get(thinking_key))
     return thinking or None, answer
 
 

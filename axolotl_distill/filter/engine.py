@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axolotl_distill.block import Block
+from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.step import Step, Verdict
 from axolotl_distill.trajectories.journal import Row
 
@@ -25,7 +26,7 @@ class StepPlan:
     def build(self) -> Step:
         """Checks what can be checked at once; models are loaded when the first row comes.
 
-        Raises ConfigError for a tokenizer, model or language that is not there.
+        Raises ConfigError for a package, tokenizer, model or language that is not there.
         """
         from axolotl_distill.filter.steps import checks, choose, deduplicate, judge, reward
 
@@ -41,8 +42,11 @@ class StepPlan:
             case "length":
                 return checks.LengthStep(self.args, self.tokenizer)
             case "language":
+                require("py3langid", f"filter.steps: {self.name}")
                 return checks.LanguageStep(self.args)
             case "deduplicate":
+                if self.args.method == "near":
+                    require("datasketch", f"filter.steps: {self.name}")
                 return deduplicate.deduplicate(self.args)
             case "judge":
                 return judge.JudgeStep(self.args, self.cache / f"{self.name}.jsonl")

@@ -11,8 +11,9 @@ from itertools import islice
 from typing import Any
 
 from axolotl_distill import cluster
+from axolotl_distill.errors import DistillError
 from axolotl_distill.filter.engine import StepPlan, map_rows
-from axolotl_distill.filter.step import Verdict
+from axolotl_distill.filter.step import Step, Verdict
 from axolotl_distill.trajectories.journal import Row
 
 # What is in flight at once. Workers are built anew for each window, so it must not be small; its
@@ -22,7 +23,7 @@ BATCH_ROWS = 64
 
 
 def ray_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
-    """The engine: one verdict a row, in order."""
+    """The engine: one verdict a row, in order. Raises what a step raises in a worker."""
     if not plan.is_row_wise():
         yield from map_rows(plan, rows)
         return
@@ -39,7 +40,10 @@ def ray_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
             gpus=gpus,
         )
         for result in results:
-            yield pickle.loads(result["verdict"])
+            verdict = pickle.loads(result["verdict"])
+            if isinstance(verdict, DistillError):
+                raise verdict
+            yield verdict
 
 
 def _for_one_worker(plan: StepPlan) -> StepPlan:
@@ -50,9 +54,23 @@ def _for_one_worker(plan: StepPlan) -> StepPlan:
 
 
 class _Worker:
+    """An error of ours is returned, as the last verdict: Ray would hide it in its own."""
+
     def __init__(self, plan: StepPlan):
-        self._step = plan.build()
+        self._step: Step | DistillError
+        try:
+            self._step = plan.build()
+        except DistillError as error:
+            self._step = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        rows = (pickle.loads(row) for row in batch["row"])
-        return {"verdict": [pickle.dumps(verdict) for verdict in self._step.judge(rows)]}
+        return {"verdict": [pickle.dumps(verdict) for verdict in self._verdicts(batch["row"])]}
+
+    def _verdicts(self, rows: Iterable[bytes]) -> Iterator[Verdict | DistillError]:
+        if isinstance(self._step, DistillError):
+            yield self._step
+            return
+        try:
+            yield from self._step.judge(pickle.loads(row) for row in rows)
+        except DistillError as error:
+            yield error

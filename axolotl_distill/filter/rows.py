@@ -9,6 +9,7 @@ from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.trajectories import read_trajectories, split_thinking
 from axolotl_distill.trajectories.journal import Row
 
+MESSAGE = ("role", "content")  # what is read of a message, and written
 DEFAULTS: dict[str, Any] = {
     "sample": 0,
     "reasoning_content": None,
@@ -56,10 +57,12 @@ def _fault(row: Row) -> str | None:
     if not isinstance(messages, list) or not messages:
         return f"`messages` must be a list of messages, and is {messages!r}"
     for message in messages:
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            return f"a message needs `role` and `content`, nothing else, and one is {message!r}"
-        if not all(isinstance(value, str) for value in message.values()):
-            return f"a message's `role` and `content` must be strings, and one is {message!r}"
+        texts = (message.get(key) for key in MESSAGE) if isinstance(message, dict) else (None,)
+        if not all(isinstance(text, str) for text in texts):
+            return (
+                "a message needs `role` and `content`, both text (images and calls of tools "
+                f"without text have no place in the dataset), and one is {message!r:.300}"
+            )
     return None
 
 

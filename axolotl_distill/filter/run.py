@@ -21,8 +21,9 @@ from axolotl_distill.filter.output.report import drop_warning, make_report, top_
 from axolotl_distill.filter.output.split import ALWAYS_FROM, evaluation, prompt_key
 from axolotl_distill.filter.output.write import write_dataset
 from axolotl_distill.filter.pipeline import Pipeline
-from axolotl_distill.filter.rows import read_rows
+from axolotl_distill.filter.rows import MESSAGE, read_rows
 from axolotl_distill.recipe.filter import FilterArgs
+from axolotl_distill.trajectories.journal import Row
 
 
 def run_filter(
@@ -39,8 +40,9 @@ def run_filter(
 
     Answers of servers are kept in `<output>.answers/`, so that a run that was killed or is
     repeated does not pay for them again. Raises ConfigError before any row is judged,
-    TrajectoryError for rows that are none, and FilterError when no row is left; the rejected rows
-    and the report are written all the same.
+    TrajectoryError for rows that are none, and FilterError for rows without a column that a step
+    names, when another filter writes to the folder, and when no row is left; then the rejected
+    rows and the report are written all the same.
     """
     source, folder = Path(source), DatasetFolder(args.output)
     cache = folder.path.with_name(f"{folder.path.name}.answers")
@@ -50,13 +52,13 @@ def run_filter(
     for plan in plans:
         plan.check()
     lengths = Lengths(args) if args.tokenizer else None
-    keys = _read_all(source, args, lengths)
     warnings: list[str] = []
 
     def worry(text: str) -> None:
         warnings.append(text)
         warn(text)
 
+    keys = _read_all(source, args, lengths, worry)
     with folder.build() as building, TemporaryDirectory() as scratch:
         pipeline = Pipeline(source, len(keys), Path(scratch))
         for plan in plans:
@@ -88,13 +90,19 @@ def run_filter(
     return report
 
 
-def _read_all(source: Path, args: FilterArgs, lengths: Lengths | None) -> np.ndarray:
+def _read_all(
+    source: Path, args: FilterArgs, lengths: Lengths | None, worry: Callable[[str], None]
+) -> np.ndarray:
     """uint64 [rows]: prompt_key of every row, once all rows are found good."""
     make, keys = formatter(args), array("Q")
+    columns = [named for step in args.steps for named in step.columns]
+    left_out: set[str] = set()
     of_prompt: dict[str, int] = {}
     with _progress("read", None) as progress:
         for row in read_rows(source):
             make(row)
+            _check_columns(row, columns)
+            left_out.update(*row["messages"])
             if lengths is not None:
                 lengths.check(row)
             key = prompt_key(row, args.split.seed)
@@ -107,7 +115,22 @@ def _read_all(source: Path, args: FilterArgs, lengths: Lengths | None) -> np.nda
             progress.update()
     if not keys:
         raise TrajectoryError(f"{source} holds no rows yet. Run `axolotl distill generate` first.")
+    if left_out := left_out.difference(MESSAGE):
+        worry(
+            f"Messages of the prompts also have {', '.join(sorted(left_out))}, and the dataset "
+            "holds their role and content only. Check that the conversations make sense without."
+        )
     return np.asarray(keys, np.uint64)
+
+
+def _check_columns(row: Row, columns: list[tuple[str, str]]) -> None:
+    for key, column in columns:
+        if column not in row["meta"]:
+            raise FilterError(
+                f"`{key}` names the column {column!r} of the prompts, and row {row['id']} has "
+                f"{', '.join(sorted(row['meta'])) or 'no columns'}. Correct the name; a prompt "
+                "that has no value needs the column with null."
+            )
 
 
 def _doubts(args: FilterArgs, written: dict[str, Any], prompts: dict[str, int]) -> list[str]:

@@ -31,25 +31,30 @@ from typing import Any
 
 MARK = "AXOLOTL_DISTILL_SANDBOX"
 GRACE = 10.0  # seconds that the supervisor may take to start and to clear up
+CUT = "\n[…]\n"  # stands for the middle of a stream that was too long
+LOOK = 0.1  # seconds between two looks at the memory and the files of all processes together
 
 
 @dataclass(frozen=True)
 class Limits:
-    """seconds: on the clock. memory_mb: address space a process, MiB. processes: with threads, at
-    once. file_mb: of each file it writes, MiB; output too. output: characters kept of each stream.
+    """seconds: on the clock. memory_mb: address space a process, and memory of all together, MiB.
+    processes: with threads, at once. file_mb: of each file it writes, MiB, output too; folder_mb:
+    of all. output: bytes kept of each stream, half its start and half its end, `CUT` in between.
     """
 
     seconds: float = 10.0
     memory_mb: int = 1024
     processes: int = 32
     file_mb: int = 16
+    folder_mb: int = 128
     output: int = 1 << 20
 
 
 @dataclass(frozen=True)
 class Outcome:
     """status: "ok" (exit code 0), "failed" (another one), "timed out", "killed" (by a signal, its
-    own or for a limit), "lost" (it killed its supervisor).
+    own or for a limit), "out of memory" and "out of disk" (all processes or files together; on
+    Linux only), "lost" (it killed its supervisor).
     """
 
     status: str
@@ -79,7 +84,7 @@ def run_python(code: str, stdin: str = "", limits: Limits = Limits()) -> Outcome
         status = _await(supervisor, json.dumps(order).encode() + b"\n", limits.seconds + GRACE)
         if status == "lost" or sys.platform != "linux":
             _kill_marked(mark)
-        stdout, stderr = (_head(folder / name, limits.output) for name in ("stdout", "stderr"))
+        stdout, stderr = (_ends(folder / name, limits.output) for name in ("stdout", "stderr"))
         return Outcome(status, stdout, stderr)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -124,11 +129,12 @@ def _marked(mark: str) -> set[int]:
     return found
 
 
-def _head(path: Path, characters: int) -> str:
-    if not path.exists():
-        return ""
-    with path.open(errors="replace", newline="") as file:
-        return file.read(characters)
+def _ends(path: Path, limit: int) -> str:
+    """The end matters as much as the start: an error's last line, the mark that a test ended."""
+    data = path.read_bytes() if path.exists() else b""
+    if len(data) > limit:
+        data = data[: limit // 2] + CUT.encode() + data[len(data) - limit // 2 :]
+    return data.decode(errors="replace")
 
 
 # --- the supervisor: nothing below is run by the caller, and it uses the standard library only ---
@@ -143,15 +149,15 @@ def supervise(order: dict[str, Any]) -> str:
     child = os.fork()
     if child == 0:
         _become_the_code(order)
-    status = _wait(child, order["seconds"])
+    status = _wait(child, order)
     _kill_all(child)
     if status == "abandoned":
         shutil.rmtree(order["folder"], ignore_errors=True)
     return status
 
 
-def _wait(child: int, seconds: float) -> str:
-    deadline = time.monotonic() + seconds
+def _wait(child: int, order: dict[str, Any]) -> str:
+    deadline, look = time.monotonic() + order["seconds"], time.monotonic() + LOOK
     while True:
         # The wait between two looks; readable means that the caller is gone.
         gone = select.select([0], [], [], 0.005)[0]
@@ -162,8 +168,40 @@ def _wait(child: int, seconds: float) -> str:
             return "ok" if os.WEXITSTATUS(status) == 0 else "failed"
         if gone:
             return "abandoned"
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             return "timed out"
+        if now > look and sys.platform == "linux":
+            if sum(map(_memory, _descendants())) > order["memory_mb"] << 20:
+                return "out of memory"
+            if _is_larger(f"{order['folder']}/work", order["folder_mb"] << 20):
+                return "out of disk"
+            # Less often where it takes long: a machine may have thousands of processes.
+            look = now + max(LOOK, 10 * (time.monotonic() - now))
+
+
+def _memory(pid: int) -> int:
+    """Bytes; of the pages that it shares with its forks a fair part, where the system tells."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/smaps_rollup") as sums:
+        return next((int(line.split()[1]) << 10 for line in sums if line.startswith("Pss:")), 0)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/statm") as pages:
+        return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _is_larger(folder: str, limit: int) -> bool:
+    """Whether it takes more bytes of disk. An empty file takes some too."""
+    size, todo = 0, [folder]
+    while todo:
+        with contextlib.suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # it may be gone again
+                    size += 4096 + 512 * entry.stat(follow_symlinks=False).st_blocks
+                    if entry.is_dir(follow_symlinks=False):
+                        todo.append(entry.path)
+                if size > limit:
+                    return True
+    return False
 
 
 def _kill_all(child: int) -> None:
@@ -203,11 +241,10 @@ def _signal(pids: set[int], number: int) -> None:
 def _descendants() -> set[int]:
     """Of this process; empty where there is no /proc."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc") if sys.platform == "linux" else ():
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
-                parent = int(stat.read().rpartition(b")")[2].split()[1])
-                children.setdefault(parent, []).append(int(name))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((process / "stat").read_bytes().rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(process.name))
     found: set[int] = set()
     todo = [os.getpid()]
     while todo:
@@ -221,6 +258,9 @@ def _become_the_code(order: dict[str, Any]) -> None:
     """Never returns."""
     try:
         os.setsid()
+        # Where memory runs out before we look, the system is to kill the code, and not the filter.
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+            score.write("1000")
         folder = order["folder"]
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT
@@ -235,15 +275,12 @@ def _become_the_code(order: dict[str, Any]) -> None:
         _limit(order, processes)
         if sys.platform == "linux":
             _libc().prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: not without its supervisor
-        work = os.getcwd()
         environment = {
             "PATH": "/usr/local/bin:/usr/bin:/bin",
-            "HOME": work,
-            "TMPDIR": work,
+            **dict.fromkeys(("HOME", "TMPDIR"), os.getcwd()),
             "USER": "sandbox",
             "LANG": "C.UTF-8",
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
+            **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
             MARK: order["mark"],
         }
         python = order["python"]

@@ -7,12 +7,17 @@ from axolotl_distill.errors import ConfigError, FilterError
 
 
 @cache
-def load_tokenizer(name: str, key: str = "filter.tokenizer") -> Any:
-    """Raises ConfigError, naming the recipe's `key`, where there is none."""
+def load_tokenizer(
+    name: str, key: str = "filter.tokenizer", trust_remote_code: bool | None = None
+) -> Any:
+    """Raises ConfigError, naming the recipe's `key`, where there is none.
+
+    trust_remote_code  None leaves it to transformers, which asks on a terminal
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ConfigError(f"`{key}: {name}` cannot be loaded: {error}") from error
 

@@ -58,7 +58,7 @@ class GenerationFolder:
 
         `about` is kept beside them and may differ from run to run. Raises GenerateError when
         another process is at work, when the folder holds something else, or when a setting
-        differs from what was generated so far.
+        differs from what the rows that are there were generated with.
         """
         path = Path(path)
         _refuse_strangers(path)
@@ -108,14 +108,15 @@ def journals(path: Path, part: int = 0) -> tuple[Journal, Journal]:
 
 def _header(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     file = path / FILE
+    fresh = {
+        "format": FORMAT,
+        "version": VERSION,
+        "uid": secrets.token_hex(8),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+    }
     if not file.exists():
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "uid": secrets.token_hex(8),
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "settings": settings,
-        }
+        return fresh
     try:
         header = json.loads(file.read_bytes())
         if header["format"] != FORMAT or header["version"] > VERSION:
@@ -131,6 +132,8 @@ def _header(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         for key in {**before, **settings}
         if before.get(key) != settings.get(key)
     ]
+    if changed and not any(part.stat().st_size for part in path.glob("part-*.jsonl")):
+        return fresh
     if changed:
         raise GenerateError(
             f"{path} was made with other settings:\n"

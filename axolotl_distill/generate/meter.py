@@ -20,16 +20,18 @@ class Meter:
     A request is let go only when its worst case, and that of all others under way, still fits:
     `max_tokens`, and a token for every byte of the prompt. What it did not use comes back with
     the answer. So fewer and fewer requests are under way as the budget runs out. What a server
-    bills for answers that never arrived is not counted: nobody here knows of it.
+    bills for answers that never arrived, or that came broken and were asked for again, is not
+    counted.
     """
 
     def __init__(self, args: GenerateArgs, spent: Tally):
         self._budget, self._price, self._most = args.budget, args.price, args.most_tokens
-        self._examples_bytes = _bytes(args.examples)
+        # `extra` may hold tools, which a chat template writes into the prompt.
+        self._common_bytes = _bytes(args.examples) + _bytes(args.extra)
         self._prompt, self._completion = spent.prompt_tokens, spent.completion_tokens
         self._under_way = self._under_way_prompt = 0
         self._changed = asyncio.Condition()
-        self.stopped = False
+        self.stopped = self._halted = False
         if self._budget and spent.without_usage:
             raise GenerateError(
                 f"{spent.without_usage} completions in the folder came without `usage`, so what "
@@ -37,26 +39,33 @@ class Meter:
                 "use a new `generate.output`."
             )
 
-    async def reserve(self, requests: Sequence[Request]) -> bool:
-        """True when `requests` may be asked. Waits while others under way may still make room.
+    async def reserve(self, requests: Sequence[Request]) -> int:
+        """How many of `requests`, from the first, may be asked: all, unless the budget is short.
 
-        False, from then on always, when the budget is used up (`stopped`).
+        Waits while others under way may still make room. 0, from then on always, when the budget
+        is used up (`stopped`), or after `halt`.
         """
         if self._budget is None:
-            return True
-        prompt = self._most_prompt_tokens(requests)
+            return 0 if self._halted else len(requests)
         async with self._changed:
-            while not self.stopped:
-                if self._fits(len(requests), prompt):
-                    self._under_way += len(requests)
-                    self._under_way_prompt += prompt
-                    return True
+            while not (self.stopped or self._halted):
+                fits = self._fitting(requests)
+                if fits == len(requests) or (fits and not self._under_way):
+                    self._under_way += fits
+                    self._under_way_prompt += self._most_prompt_tokens(requests[:fits])
+                    return fits
                 if not self._under_way:
                     self.stopped = True
                     self._changed.notify_all()
                 else:
                     await self._changed.wait()
-        return False
+        return 0
+
+    async def halt(self) -> None:
+        """Nothing more may be asked, whatever the budget: something failed elsewhere."""
+        async with self._changed:
+            self._halted = True
+            self._changed.notify_all()
 
     async def settle(self, requests: Sequence[Request], rows: Sequence[dict[str, Any]]) -> None:
         """Count what `requests` used: `rows` are those that were answered.
@@ -78,20 +87,25 @@ class Meter:
                 self._completion += row["usage"]["completion_tokens"]
             self._changed.notify_all()
 
-    def _fits(self, more: int, more_prompt: int) -> bool:
-        prompt = self._prompt + self._under_way_prompt + more_prompt
-        completion = self._completion + self._most * (self._under_way + more)
+    def _fitting(self, requests: Sequence[Request]) -> int:
+        prompt = self._prompt + self._under_way_prompt
+        completion = self._completion + self._most * self._under_way
         tokens, dollars = self._budget.tokens, self._budget.usd
-        return (tokens is None or prompt + completion <= tokens) and (
-            dollars is None or usd(prompt, completion, self._price) <= dollars
-        )
+        for fits, request in enumerate(requests):
+            prompt += self._most_prompt_tokens([request])
+            completion += self._most
+            if (tokens is not None and prompt + completion > tokens) or (
+                dollars is not None and usd(prompt, completion, self._price) > dollars
+            ):
+                return fits
+        return len(requests)
 
     def _most_prompt_tokens(self, requests: Sequence[Request]) -> int:
         return sum(
-            _bytes(request.prompt.messages) + self._examples_bytes + TEMPLATE_TOKENS
+            _bytes(request.prompt.messages) + self._common_bytes + TEMPLATE_TOKENS
             for request in requests
         )
 
 
-def _bytes(messages: list[dict[str, Any]]) -> int:
-    return len(json.dumps(messages, ensure_ascii=False).encode(errors="replace"))
+def _bytes(value: list[dict[str, Any]] | dict[str, Any]) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))

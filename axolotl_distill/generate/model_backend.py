@@ -8,8 +8,9 @@ from itertools import islice
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig, GenerationMixin
 
 from axolotl_distill.errors import ConfigError, GenerateError
 from axolotl_distill.generate.prompts import with_examples
@@ -19,6 +20,14 @@ from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.teachers.load import load_causal_lm
 
+# What decides where a completion ends and what comes back: one row a request, its own draws, ended
+# by the model's end-of-text token or by max_tokens.
+FIXED = {
+    *("inputs", "max_new_tokens", "max_length", "max_time"),
+    *("num_beams", "num_return_sequences", "do_sample", "stop_strings", "stopping_criteria"),
+    *("eos_token_id", "pad_token_id", "return_dict_in_generate", "output_scores", "output_logits"),
+    *("custom_generate", "generation_config", "streamer", "assistant_model", "tokenizer"),
+}
 # Requests sorted by length at a time, in batches: little padding, bounded memory.
 WINDOW_BATCHES = 32
 
@@ -37,11 +46,20 @@ class ModelBackend:
         if args.max_tokens is None:
             raise ConfigError("`generate.max_tokens` is needed for a teacher of `type: model`.")
         self._args = args
+        extra = dict(args.extra)
+        self._template = extra.pop("chat_template_kwargs", {})
+        _check_extra(extra)
         trust = {"trust_remote_code": teacher.trust_remote_code}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 teacher.name, padding_side="left", **trust
             )
+            if not self._tokenizer.chat_template:
+                raise GenerateError(
+                    f"The tokenizer of `{teacher.name}` has no chat template, so there is no "
+                    "telling how to ask it. Use an instruction-tuned model, or serve it with a "
+                    "template."
+                )
             self._model = load_causal_lm(
                 teacher.name, dtype=teacher.dtype, device=teacher.device, **trust
             )
@@ -49,18 +67,11 @@ class ModelBackend:
             raise GenerateError(
                 f"The teacher `{teacher.name}` (`teacher.name`) cannot be loaded: {error}"
             ) from error
-        if not self._tokenizer.chat_template:
-            raise GenerateError(
-                f"The tokenizer of `{teacher.name}` has no chat template, so there is no telling "
-                "how to ask it. Use an instruction-tuned model, or serve it with a template."
-            )
         text_config = self._model.config.get_text_config()
         self._positions = getattr(text_config, "max_position_embeddings", None)
         self._eos = self._eos_ids()
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.convert_ids_to_tokens(self._eos[0])
-        extra = dict(args.extra)
-        self._template = extra.pop("chat_template_kwargs", {})
         self._settings = self._generation_settings(extra)
         self._stop = threading.Event()
 
@@ -68,7 +79,7 @@ class ModelBackend:
         todo = iter(todo)
         size = self._args.batch_size
         while window := list(islice(todo, WINDOW_BATCHES * size)):
-            lengths = {r.id: len(ids) for r, ids in zip(window, self._encode(window), strict=True)}
+            lengths = {request.id: self._length(request) for request in window}
             window.sort(key=lambda request: lengths[request.id])
             yield from (window[at : at + size] for at in range(0, len(window), size))
 
@@ -83,34 +94,36 @@ class ModelBackend:
         self._stop.set()
 
     def _complete(self, batch: list[Request]) -> list[Completion | Refused]:
-        prompts = self._encode(batch)
-        answers: list[Completion | Refused] = [self._refusal(len(ids)) for ids in prompts]
-        asked = [index for index, refused in enumerate(answers) if refused is None]
+        prompts = [self._encode(request) for request in batch]
+        asked = [index for index, ids in enumerate(prompts) if not isinstance(ids, Refused)]
+        answers: list[Any] = list(prompts)
         if asked:
             written = self._generate([batch[i] for i in asked], [prompts[i] for i in asked])
             for index, completion in zip(asked, written, strict=True):
                 answers[index] = completion
         return answers
 
-    def _encode(self, requests: list[Request]) -> list[list[int]]:
-        texts = [
-            self._tokenizer.apply_chat_template(
+    def _length(self, request: Request) -> int:
+        ids = self._encode(request)
+        return 0 if isinstance(ids, Refused) else len(ids)
+
+    def _encode(self, request: Request) -> list[int] | Refused:
+        try:
+            text = self._tokenizer.apply_chat_template(
                 with_examples(request.prompt.messages, self._args.examples),
                 tokenize=False,
                 add_generation_prompt=True,
                 **self._template,
             )
-            for request in requests
-        ]
+        except TemplateError as error:
+            return Refused(f"the chat template refuses the messages: {error}")
         # The template has written the special tokens already.
-        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-    def _refusal(self, prompt_tokens: int) -> Refused | None:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         most = self._args.max_tokens
-        if self._positions is None or prompt_tokens + most <= self._positions:
-            return None
+        if self._positions is None or len(ids) + most <= self._positions:
+            return ids
         return Refused(
-            f"the prompt's {prompt_tokens} tokens and `max_tokens: {most}` exceed the model's "
+            f"the prompt's {len(ids)} tokens and `max_tokens: {most}` exceed the model's "
             f"{self._positions} positions"
         )
 
@@ -125,7 +138,6 @@ class ModelBackend:
             **self._settings,
             custom_generate=sampled(draws),
             stopping_criteria=[lambda ids, scores, **_: self._stopped(ids)],
-            tokenizer=self._tokenizer,
         )
         new_BT = ids_BS[:, inputs["input_ids"].shape[1] :].tolist()
         return [
@@ -176,10 +188,15 @@ class ModelBackend:
             settings |= {"temperature": temperature, "top_k": own.top_k or 0}
             if self._args.top_p is not None:
                 settings["top_p"] = self._args.top_p
-        known = {*vars(own), *inspect.signature(self._model.generate).parameters}
-        if unknown := sorted(extra.keys() - known):
-            raise ConfigError(
-                f"`generate.extra` has {', '.join(f'`{key}`' for key in unknown)}, which "
-                "transformers' `generate` does not take."
-            )
         return settings | extra
+
+
+def _check_extra(extra: dict[str, Any]) -> None:
+    known = {*vars(GenerationConfig()), *inspect.signature(GenerationMixin.generate).parameters}
+    for keys, why in (
+        (extra.keys() & FIXED, "which this package sets itself or cannot follow"),
+        (extra.keys() - known, "which transformers' `generate` does not take"),
+    ):
+        if keys:
+            names = ", ".join(f"`{key}`" for key in sorted(keys))
+            raise ConfigError(f"`generate.extra` has {names}, {why}. Remove it.")

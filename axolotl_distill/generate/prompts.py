@@ -144,7 +144,7 @@ def _split(row: Row, source: PromptsArgs) -> tuple[Messages, Row]:
     messages = [_message(message, column) for message in asked]
     while messages and messages[-1]["role"] == "assistant":
         # A finished chat: its answer is what the teacher is to write, and a reference for filters.
-        meta["original_answer"] = messages.pop()["content"]
+        meta["original_answer"] = messages.pop().get("content")
     if not messages:
         raise ValueError(f"`{column}` has no message to answer")
     return messages, meta
@@ -162,12 +162,8 @@ def _message(message: Any, column: str) -> Row:
 
 
 def _with_system(messages: Messages, system: str | None) -> Messages:
-    if system is None:
+    if system is None or any(message["role"] == "system" for message in messages):
         return messages
-    if any(message["role"] == "system" for message in messages):
-        raise ValueError(
-            "it has a system message already, and `generate.system` is set. Remove one of them."
-        )
     return [{"role": "system", "content": system}, *messages]
 
 

@@ -20,7 +20,7 @@ from axolotl_distill.generate.folder import GenerationFolder, journals
 from axolotl_distill.generate.meter import Meter
 from axolotl_distill.generate.progress import Progress
 from axolotl_distill.generate.request import Request
-from axolotl_distill.generate.run import run_requests
+from axolotl_distill.generate.run import HOPELESS, hopeless, run_requests
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.recipe import Recipe
 from axolotl_distill.recipe.generate import GenerateArgs
@@ -61,12 +61,25 @@ def run(
         workers=workers,
         batch_size=min(batch_size, max(1, len(todo) // workers)),
         gpus=1.0 if local and cluster.has_gpus() else 0.0,
+        # A worker that died has rows on disk which its batch, done again, would pay for twice.
+        max_restarts=0,
+        max_task_retries=0,
     )
     error = None
-    for result in results:
-        answered, refused, failed = pickle.loads(result["result"])
-        progress.add(answered, refused)
-        error = error or failed
+    try:
+        for result in results:
+            answered, refused, failed = pickle.loads(result["result"])
+            progress.add(answered, refused)
+            if progress.nothing_but_refusals >= HOPELESS and not failed:
+                failed = hopeless(refused[-1]["reason"])
+            if failed and not error:
+                error = failed
+                ray.get(bank.halt.remote())
+    except ray.exceptions.RayError as death:
+        raise GenerateError(
+            f"A worker of the Ray cluster died: {death}\nWhat it had received is kept; run the "
+            "same command again."
+        ) from death
     meter.stopped = ray.get(bank.is_stopped.remote())
     if error:
         raise GenerateError(error)
@@ -78,16 +91,15 @@ class _Bank:
     def __init__(self, args: GenerateArgs, spent: Tally, next_part: int):
         self._meter = Meter(args, spent)
         self._part = next_part - 1
-        self._halted = False
 
-    async def reserve(self, requests: Sequence[Request]) -> bool:
-        return not self._halted and await self._meter.reserve(requests)
+    async def reserve(self, requests: Sequence[Request]) -> int:
+        return await self._meter.reserve(requests)
 
     async def settle(self, requests: Sequence[Request], rows: Sequence[Row]) -> None:
         await self._meter.settle(requests, rows)
 
     async def halt(self) -> None:
-        self._halted = True
+        await self._meter.halt()
 
     async def next_part(self) -> int:
         self._part += 1
@@ -103,7 +115,7 @@ class _SharedMeter:
     def __init__(self, bank: Any):
         self._bank = bank
 
-    async def reserve(self, requests: Sequence[Request]) -> bool:
+    async def reserve(self, requests: Sequence[Request]) -> int:
         return await self._bank.reserve.remote(requests)
 
     async def settle(self, requests: Sequence[Request], rows: Sequence[Row]) -> None:
@@ -135,13 +147,21 @@ class _Worker:
         self._earlier = earlier
         self._bank = bank
         self._teacher = recipe.teacher.name
-        self._backend = make_backend(recipe.teacher, recipe.generate, uid)
+        self._error: str | None = None
+        try:
+            self._backend = make_backend(recipe.teacher, recipe.generate, uid)
+        except DistillError as failure:
+            # Ray would wrap it in an error of its own, and build the worker again.
+            self._error = str(failure)
+            return
         part = ray.get(bank.next_part.remote())
         self._journal, self._refusals = journals(Path(folder), part)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
         todo = [pickle.loads(request) for request in batch["request"]]
         counts, error = _Counts(self._earlier), None
+        if self._error:
+            return {"result": [pickle.dumps(([], [], self._error))]}
         try:
             self._loop.run_until_complete(
                 run_requests(

@@ -40,20 +40,23 @@ async def run_requests(
 
         async def ask() -> None:
             for batch in batches:
-                if not await meter.reserve(batch) or failed.is_set():
-                    return
-                answers = list(zip(batch, await backend.complete(batch), strict=True))
-                no = [a.row(r, teacher) for r, a in answers if isinstance(a, Refused)]
-                yes = [a.row(r, teacher) for r, a in answers if not isinstance(a, Refused)]
-                await kept.append(yes)
-                await refused.append(no)
-                await meter.settle(batch, yes)
-                progress.add(yes, no)
-                if progress.nothing_but_refusals >= HOPELESS:
-                    raise GenerateError(
-                        f"The teacher refused all of the first {HOPELESS} requests. The last "
-                        f"time: {no[-1]['reason']}"
-                    )
+                while batch:
+                    fits = await meter.reserve(batch)
+                    if not fits or failed.is_set():
+                        return
+                    await complete(batch[:fits])
+                    batch = batch[fits:]
+
+        async def complete(batch: list[Request]) -> None:
+            answers = list(zip(batch, await backend.complete(batch), strict=True))
+            no = [a.row(r, teacher) for r, a in answers if isinstance(a, Refused)]
+            yes = [a.row(r, teacher) for r, a in answers if not isinstance(a, Refused)]
+            await kept.append(yes)
+            await refused.append(no)
+            await meter.settle(batch, yes)
+            progress.add(yes, no)
+            if progress.nothing_but_refusals >= HOPELESS:
+                raise GenerateError(hopeless(no[-1]["reason"]))
 
         tasks = [asyncio.create_task(ask()) for _ in range(backend.concurrency)]
         try:
@@ -68,3 +71,7 @@ async def run_requests(
     for task in [*done, *pending]:
         if not task.cancelled() and task.exception() is not None:
             raise task.exception()
+
+
+def hopeless(last_reason: str) -> str:
+    return f"The teacher refused all of the first {HOPELESS} requests. The last time: {last_reason}"

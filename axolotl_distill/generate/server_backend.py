@@ -8,10 +8,17 @@ from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import Completion, Refused, Request
 from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
-from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
+from axolotl_distill.teachers.client import (
+    Answer,
+    RequestRefusedError,
+    ServerClient,
+    TriesUsedUpError,
+)
 
 # What vLLM and SGLang say of a completion that they gave up.
 BROKEN = ("abort", "error")
+# Requests in a row that came to nothing, without an answer between: then it is the server.
+MOST_GIVEN_UP = 20
 
 
 class ServerBackend:
@@ -23,6 +30,7 @@ class ServerBackend:
         self._seed = args.seed
         self._examples = args.examples
         self._uid = uid
+        self._given_up = 0
         self.concurrency = teacher.server.concurrency
         wanted = {
             "model": teacher.name,
@@ -56,6 +64,12 @@ class ServerBackend:
             answer = await self._client.post("/chat/completions", body, check=_completion, key=key)
         except RequestRefusedError as error:
             return Refused(str(error))
+        except TriesUsedUpError as error:
+            self._given_up += 1
+            if self._given_up >= MOST_GIVEN_UP:
+                raise
+            return Refused(str(error))
+        self._given_up = 0
         completion = _completion(answer)
         if self._logprobs is None or completion.logprobs is not None:
             return completion

@@ -125,6 +125,11 @@ class GenerateArgs(Block):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "GenerateArgs":
+        if self.max_tokens is not None and "max_completion_tokens" in self.extra:
+            raise ValueError(
+                f"`extra.max_completion_tokens` and `max_tokens: {self.max_tokens}` would both be "
+                "sent, and servers differ in which one counts. Set `max_tokens: null`."
+            )
         if self.budget is None:
             return self
         if self.budget.usd is not None and self.price is None:

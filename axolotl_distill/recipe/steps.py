@@ -18,6 +18,9 @@ from axolotl_distill.recipe.verify import VerifyArgs
 
 Of = Literal["all", "thinking", "answer"]
 
+# Keys whose values are columns of the prompts' rows.
+COLUMN_KEYS = {"verify": ("answer", "entry", "entry_point"), "judge": ("reference",)}
+
 
 class FormatArgs(Block):
     """Is the answer whole, and written as asked?"""
@@ -219,6 +222,16 @@ class StepArgs(Block):
     def label(self) -> str:
         """Its name in reports and scores."""
         return self.name or self.kind
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(key, column) for every column of the prompts that it names itself."""
+        found = []
+        for key in COLUMN_KEYS.get(self.kind, ()):
+            named = getattr(self.args, key) or []
+            columns = [named] if isinstance(named, str) else named
+            found += [(f"{self.kind}.{key}", column) for column in columns]
+        return found
 
     @property
     def needs_tokenizer(self) -> bool:

@@ -86,7 +86,7 @@ class VerifyArgs(Block):
     entry_point: str | None = Field(
         None,
         description="code: column with a function's name, for tests that define "
-        "`check(candidate)` (HumanEval).",
+        "`check(candidate)` (HumanEval), or with `testtype: functional` (LiveCodeBench).",
     )
     timeout: float = Field(10.0, gt=0.0, description="Seconds a row; code: seconds a test.")
     memory_mb: int = Field(

@@ -26,6 +26,11 @@ class RequestRefusedError(ServerError):
     """The server refused this one request (400, 413, 422); another one may well pass."""
 
 
+class TriesUsedUpError(ServerError):
+    """The server is there, and this one request came to nothing however often it was sent; others
+    may fare better."""
+
+
 class ServerClient:
     """Posts JSON to an OpenAI-compatible server.
 
@@ -66,16 +71,21 @@ class ServerClient:
         check   raises ValueError for an answer that cannot be used
         key     sent as Idempotency-Key: a server that knows it bills a repeated request once
 
-        Raises RequestRefusedError when this request is refused, ServerError for anything that no
-        other request would survive either, or when all tries are used up.
+        Raises RequestRefusedError when this request is refused, TriesUsedUpError when all tries
+        ended in time-outs, 5xx or broken answers, and ServerError for anything that no other
+        request would survive either.
         """
-        headers = {RAW: "true", **({"Idempotency-Key": key} if key else {})}
-        tries, broken = self.server.retries + 1, 0
+        tries, broken, unusable = self.server.retries + 1, 0, 0
         fault: Exception | None = None
         async with self._slots:
             while tries > 0:
                 if broken:
                     await asyncio.sleep(min(8.0, 0.5 * 2.0 ** (broken - 1)))
+                headers = {RAW: "true"}
+                if key:
+                    # One that was cut on its way is there, paid for; one that came whole and is of
+                    # no use would come again for the same key.
+                    headers["Idempotency-Key"] = f"{key}-{unusable}" if unusable else key
                 try:
                     raw = await self._client.post(
                         path,
@@ -85,6 +95,12 @@ class ServerClient:
                     )
                 except openai.APIStatusError as error:
                     raise self._refusal(path, error) from None
+                except openai.APITimeoutError as error:
+                    raise TriesUsedUpError(
+                        f"{self._at(path)} takes longer than `timeout: {self.server.timeout:g}` "
+                        f"seconds, however often it is asked (`retries: {self.server.retries}`). "
+                        "Raise `timeout`, or ask for shorter answers."
+                    ) from error
                 except openai.APIConnectionError as error:
                     raise ServerError(
                         f"{self._at(path)} does not answer, however often it is asked (`retries: "
@@ -92,8 +108,10 @@ class ServerClient:
                         "and `base_url` right? What was received is kept; run the same command "
                         "again."
                     ) from error
+                whole = False
                 try:
                     answer = json.loads(raw.content)
+                    whole = True
                     if not isinstance(answer, dict):
                         raise ValueError(f"it is a {type(answer).__name__}, not a JSON object")
                     check(answer)
@@ -101,8 +119,9 @@ class ServerClient:
                 except ValueError as error:
                     fault = error
                     broken += 1
+                    unusable += whole
                     tries -= raw.retries_taken + 1
-        raise ServerError(
+        raise TriesUsedUpError(
             f"{self._at(path)} gave {broken} answers that cannot be used; the last: {fault}. What "
             "was received is kept; run the same command again."
         )
@@ -118,5 +137,7 @@ class ServerClient:
         message = f"{self._at(path)} answered {error.status_code}: {said}"
         if error.status_code in (400, 413, 422):
             return RequestRefusedError(message)
+        if error.status_code >= 500:
+            return TriesUsedUpError(f"{message} What was received is kept; run the command again.")
         hint = FATAL.get(error.status_code, "What was received is kept; run the command again.")
         return ServerError(f"{message} {hint}")

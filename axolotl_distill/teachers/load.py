@@ -29,10 +29,11 @@ def load_causal_lm(
         model = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
     else:
         model = AutoModelForCausalLM.from_pretrained(path, **options)
-    return model.to(_resolve(device)).eval()
+    return model.to(resolve_device(device)).eval()
 
 
-def _resolve(device: str) -> str:
+def resolve_device(device: str) -> str:
+    """`device`; for "auto" the accelerator where one can be used, else "cpu"."""
     if device != "auto":
         return device
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -47,6 +47,7 @@ def test_the_kernels_alone(capsys):
     assert names["hidden"].grad.abs().sum() > 0 and names["weight"].grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_the_qlora_example_on_a_cpu(student_dir, smollm2_dir):
     """The twin of the 7B example, as its header says, with the real model in four bits."""
     config = "example_configs/smollm2-qlora-cpu.yml"

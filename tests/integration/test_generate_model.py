@@ -163,13 +163,29 @@ def test_what_cannot_be_asked(generate, tmp_path, tiny_llama_dir):
     failed = list(read_trajectories(tmp_path / "out" / "failed"))
     assert len(failed) == 5 and "512 positions" in failed[0]["reason"]
     said = generate(tiny_llama_dir, "b", code=1, extra={"top_kk": 3})
-    assert "`top_kk`" in said and "does not take" in said
+    assert "`top_kk`" in said and "does not take" in said and "Loading weights" not in said
+    said = generate(tiny_llama_dir, "b", code=1, extra={"stop_strings": ["."], "max_length": 9})
+    assert "`max_length`, `stop_strings`, which this package sets itself" in said
     said = generate(tiny_llama_dir, "c", code=1, max_tokens=None)
     assert "`generate.max_tokens` is needed" in said
     assert "cannot be loaded" in generate(tmp_path / "nowhere", "d", code=1)
+
+
+def test_a_prompt_that_the_template_refuses(generate, tmp_path, tiny_model):
+    folder = tmp_path / "strict"
+    model = tiny_model()
+    model.save_pretrained(folder)
+    strict = "{% if messages[0]['content'] == 'Hi' %}{{ raise_exception('say more') }}{% endif %}"
+    model.tokenizer.chat_template = strict + model.tokenizer.chat_template
+    model.tokenizer.save_pretrained(folder)
+    assert len(generate(folder)) == 4
+    (failed,) = read_trajectories(tmp_path / "out" / "failed")
+    assert failed["messages"][-1]["content"] == "Hi" and "say more" in failed["reason"]
 
 
 def test_the_budget_holds_here_too(generate, tiny_llama_dir):
     rows = generate(tiny_llama_dir, n=5, batch_size=2, budget={"tokens": 1500})
     spent = sum(sum(row["usage"].values()) for row in rows.values())
     assert 700 < spent <= 1500 and len(rows) < 25
+    rows = generate(tiny_llama_dir, "b", n=5, batch_size=25, budget={"tokens": 1500})
+    assert 1 < len(rows) < 25, "a batch that does not fit whole is asked in part"

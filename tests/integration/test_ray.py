@@ -2,7 +2,10 @@
 
 import json
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -12,12 +15,21 @@ from support.recipes import CHAT, Recipe, say
 from support.trajectories import trajectory, write_trajectories
 
 from axolotl_distill.cli import distill
+from axolotl_distill.filter import ray_engine
+from axolotl_distill.recipe.steps import StepArgs
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    # Ray's workers are nice by default, and starve beside other tests.
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config={"worker_niceness": 0},
+    )
     yield
     ray.shutdown()
 
@@ -79,6 +91,47 @@ def test_generate_stops_everywhere_after_a_fatal_answer(tmp_path):
         assert len(recipe.rows()) == len(server.answered) < 399
 
 
+def test_a_dead_worker_doubles_nothing(tmp_path):
+    """Its batch is not asked again in the same run; the next run asks for what is missing."""
+    killed = []
+
+    def chat(body):
+        if body["messages"][-1]["content"] == "question 30" and not killed:
+            killed.append(kill_a_worker())
+        return say(body)
+
+    with FaultyServer({CHAT: chat}) as server:
+        recipe = Recipe(
+            tmp_path, server.url, 60, server={"concurrency": 2}, budget={"tokens": 10_000_000}
+        )
+        done = recipe.run("--engine", "ray")
+        assert killed and done.exit_code == 1 and "worker of the Ray cluster died" in done.output
+        kept = [row["id"] for row in recipe.rows()]
+        assert 0 < len(kept) < 60
+        assert recipe.run("--engine", "ray").exit_code == 0
+    rows = [row["id"] for row in recipe.rows()]
+    assert len(rows) == len(set(rows)) == 60
+
+
+def kill_a_worker():
+    """SIGKILL to a process of ours that Ray calls after the worker's class."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "MapWorker" in " ".join(process.cmdline()):
+                process.kill()
+                return process.pid
+    raise AssertionError([p.cmdline() for p in psutil.Process().children(recursive=True)])
+
+
+def test_generate_says_what_a_worker_could_not_load(tmp_path):
+    recipe = Recipe(tmp_path, "http://127.0.0.1:9/v1", 4)
+    del recipe.values["teacher"]["server"]
+    recipe.values["teacher"] = {"type": "model", "name": str(tmp_path / "SmolLM2-nothing")}
+    done = recipe.run("--engine", "ray")
+    assert done.exit_code == 1 and "(`teacher.name`) cannot be loaded" in done.output, done.output
+    assert "Traceback" not in done.output
+
+
 def test_filter_gives_the_same_rows(tmp_path):
     rows = [
         trajectory(
@@ -118,3 +171,34 @@ def test_filter_gives_the_same_rows(tmp_path):
         found[name] = (kept, report["steps"])
     assert found["local"] == found["ray"]
     assert len(found["ray"][0]) == 25
+
+
+@pytest.mark.parametrize(
+    ("kind", "there", "said"),
+    [
+        ("verify", {"method": "exact"}, "`verify` reads the column 'answer'"),
+        ("language", {"allow": ["xx"]}, "`language.allow` names xx"),
+    ],
+)
+def test_filter_says_what_stops_a_worker(tmp_path, monkeypatch, kind, there, said):
+    """In our words and not inside Ray's, for a step that fails and one that cannot be built."""
+    rows = [trajectory(n, meta={"answer": "0"}) for n in range(40)]
+    rows[30]["meta"] = {}
+    settings = {"method": "exact"} if kind == "verify" else {}
+    recipe = {
+        "teacher": {"name": "teacher"},
+        "generate": {"prompts": ["unused.jsonl"], "output": str(tmp_path / "trajectories")},
+        "filter": {"output": str(tmp_path / "dataset"), "steps": [{kind: settings}]},
+    }
+    write_trajectories(tmp_path / "trajectories", rows)
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    # A node that is not like this machine.
+    monkeypatch.setattr(
+        ray_engine,
+        "_for_one_worker",
+        lambda plan: replace(plan, args=StepArgs.model_validate({kind: there}).args),
+    )
+    done = CliRunner().invoke(distill, ["filter", str(tmp_path / "recipe.yml"), "--engine", "ray"])
+    assert done.exit_code == 1 and said in done.output, done.output
+    assert "Traceback" not in done.output and "UserCode" not in done.output
+    assert not (tmp_path / "dataset").exists()

@@ -177,6 +177,19 @@ def test_a_server_that_gives_up_leaves_what_came(tmp_path, model, rows, local):
     assert_same(from_server(path, rows, model), local)
 
 
+def test_a_refused_row_leaves_what_came(tmp_path, model, rows):
+    """Not only a server that gives up: what was bought before one bad row is kept."""
+    wrong = tuple(rows[7]["input_ids"])
+    path = tmp_path / "store"
+
+    def faults(number, path, body):
+        return "400" if tuple(body.get("prompt", ())) == wrong else None
+
+    with pytest.raises(CaptureError, match="told to fail"):
+        from_server(path, rows, model, faults=faults)
+    assert open_store(path, allow_incomplete=True).num_rows == 7
+
+
 def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
     method = {"kind": "nucleus", "p": 0.4, "max_k": 30}
     seen = from_server(tmp_path / "seen", rows, model, method=method)

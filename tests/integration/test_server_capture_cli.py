@@ -131,6 +131,13 @@ def test_import_command(tmp_path, tiny_model, tiny_llama_dir):
     assert "tail estimated at T" in shown and "a-tiny-teacher" in shown
 
 
+@pytest.mark.parametrize("command", ["capture", "generate"])
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_a_limit_of_nothing(command, limit):
+    done = CliRunner().invoke(commands, [command, "nowhere.yml", "--limit", limit])
+    assert done.exit_code == 2 and f"{limit} is not in the range x>=1" in done.output
+
+
 @pytest.mark.parametrize(
     ("teacher", "changes", "about"),
     [

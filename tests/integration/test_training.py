@@ -45,10 +45,10 @@ def learns(run):
         ("packed_sdpa", PACKED),
         ("packed_eager_lora", {**PACKED, **LORA_HEAD, "attn_implementation": "eager"}),
         ("checkpointing", {"gradient_checkpointing": True, "distill": JSD}),
-        ("compiled", {"torch_compile": True}),
+        pytest.param("compiled", {"torch_compile": True}, marks=pytest.mark.slow),
         ("streaming", {"streaming": True, "micro_batch_size": 4}),
         ("streaming_packed", {**PACKED, "streaming": True, "micro_batch_size": 4}),
-        ("bf16", {"bf16": True}),
+        pytest.param("bf16", {"bf16": True}, marks=pytest.mark.slow),
     ],
 )
 def test_trains(tmp_path, config, name, extra):

@@ -8,7 +8,8 @@ from support.synthetic import VOCAB, manifest
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.logits import LogitsSource
-from axolotl_distill.capture.run import WINDOW_ROWS, capture
+from axolotl_distill.capture.run import capture
+from axolotl_distill.capture.source import WINDOW_ROWS
 from axolotl_distill.store import StoreWriter, open_store
 
 ROWS = 2000

@@ -180,3 +180,21 @@ def test_foreign_folder_is_left_alone(tmp_path, names):
     write(tmp_path / "d", *names)
     with pytest.raises(ConfigError, match="no filter wrote"):
         DatasetFolder(tmp_path / "d")
+
+
+def test_killed_between_the_two_renames(tmp_path):
+    """The dataset is `.d.old` then, and nowhere else."""
+    write(tmp_path, ".d.old/report.json", ".d.part/report.json", ".d.lock")
+    with pytest.raises(OSError), DatasetFolder(tmp_path / "d").build():
+        raise OSError("the disk is full")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+    assert (tmp_path / "d" / "report.json").exists()
+
+
+def test_the_folder_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (".", "..", "../here", "/"):
+        with pytest.raises(ConfigError, match=r"filter\.output.*the folder this runs in"):
+            DatasetFolder(path)
+    assert DatasetFolder("../here/d").path == tmp_path / "here" / "d"

@@ -1,12 +1,14 @@
 """A reward model in this process: a real, tiny sequence classifier on disk."""
 
+import json
+
 import pytest
 import torch
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.steps.reward import ModelRewardStep
+from axolotl_distill.filter.steps.reward import ModelRewardStep, verdict_of
 from axolotl_distill.recipe.steps import RewardArgs
 
 
@@ -88,3 +90,39 @@ def test_no_classifier(tiny_llama_dir, tmp_path):
         judge(tiny_llama_dir, ROWS[:1], label=0)
     with pytest.raises(ConfigError, match="cannot be loaded"):
         ModelRewardStep(RewardArgs(model=str(tmp_path / "nothing")))
+
+
+def test_auto_is_a_device_that_can_be_used(classifier, monkeypatch):
+    """A CUDA wheel on a machine without a GPU names an accelerator all the same."""
+    folder, _, _ = classifier(1)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    step = ModelRewardStep(RewardArgs(model=str(folder)))
+    assert len(list(step.judge(ROWS[:1]))) == 1
+
+
+def test_no_finite_score(classifier):
+    folder, model, _ = classifier(1)
+    with torch.no_grad():
+        model.score.weight.fill_(float("nan"))
+    model.save_pretrained(folder)
+    for limit in (None, 0.0):
+        (found,) = judge(folder, ROWS[:1], min_score=limit)
+        assert (found.keep, found.score) == (False, None)
+        assert found.reason == "the reward is not a finite number" and "nan" in found.detail
+    args = RewardArgs(model="r", label=1)
+    assert not verdict_of([float("inf"), 0.0], args).keep
+
+
+def test_a_tokenizer_with_code_of_its_own(classifier, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    folder, _, _ = classifier(1)
+    (folder / "own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class Own(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    file = folder / "tokenizer_config.json"
+    settings = {**json.loads(file.read_text()), "tokenizer_class": "Own"}
+    file.write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
+    step = ModelRewardStep(RewardArgs(model=str(folder), trust_remote_code=True))
+    assert type(step.reader.tokenizer).__name__ == "Own"

@@ -223,3 +223,22 @@ def test_reward_with_labels(tmp_path, tokenizer):
         for label in (None, 2):
             with pytest.raises(ConfigError, match="2 outputs"):
                 reward(server, tmp_path, path, "sglang", [row(1)], label=label)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Score: -1", None),
+        ("Score: −1", None),
+        ("Score: .5", 0.5),
+        ("Score: +7", 7),
+        ("**Score:** 8.5.", 8.5),
+        ("Score - 7", 7),
+        ("SCORE = **6**/10", 6),
+        ("Score: \\(4\\)", 4),
+    ],
+)
+def test_signs_and_points(tmp_path, text, score):
+    with FaultyServer({CHAT: lambda body: answered(text)}) as server:
+        (found,) = judge(server, tmp_path, [row(0)])
+    assert found.score == score and found.keep == (score is not None)

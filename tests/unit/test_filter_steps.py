@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support.trajectories import trajectory
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.steps import checks
 from axolotl_distill.filter.steps.checks import FormatStep, LanguageStep, LengthStep, ThinkingStep
 from axolotl_distill.filter.steps.choose import BestOfNStep, TopStep
 from axolotl_distill.filter.steps.deduplicate import deduplicate, shingles
@@ -226,3 +227,11 @@ def test_top_share_is_exact():
     for share, count in ((0.1, 1), (0.3, 3), (0.7, 7), (0.25, 3), (1.0, 10)):
         kept = [v.keep for v in verdicts(TopStep(TopArgs(by="reward", share=share)), *rows)]
         assert sum(kept) == count and all(kept[10 - count :])
+
+
+def test_a_pattern_that_backtracks_for_ever(monkeypatch):
+    monkeypatch.setattr(checks, "MATCH_SECONDS", 0.5)
+    step = FormatStep(FormatArgs(match=r"(a+)+$"))
+    found = verdicts(step, trajectory(content="a" * 60 + "b"), trajectory(content="aa"))
+    step.close()
+    assert (found[0].reason, found[1].keep) == ("match timed out", True)

@@ -11,9 +11,14 @@ import torch
 from support.faulty_server import FaultyServer
 
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError, TrajectoryError
+from axolotl_distill.generate.meter import Meter
+from axolotl_distill.generate.prompts import Prompt
+from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.sampling import Draws
+from axolotl_distill.generate.tally import Tally
 from axolotl_distill.generate.writer import GroupWriter
 from axolotl_distill.recipe import ServerArgs
+from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.recipe.load import load_recipe
 from axolotl_distill.teachers.client import ServerClient
 from axolotl_distill.trajectories import Journal, read_trajectories
@@ -62,7 +67,7 @@ def test_tries_of_every_kind_count_together(faults, says):
 def test_a_hanging_server_times_out():
     with FaultyServer({PATH: lambda body: {}}, lambda *_: "hang") as server:
         start = time.monotonic()
-        with pytest.raises(ServerError, match="does not answer"):
+        with pytest.raises(ServerError, match=r"takes longer than `timeout: 0\.2`"):
             post(server, retries=1, timeout=0.2)
         assert 0.4 <= time.monotonic() - start < 3.0
         assert len(server.requests) == 2
@@ -170,6 +175,7 @@ def test_draws_follow_the_scores():
         ({"budget": {"usd": 1.0}}, r"`budget\.usd` needs `price: "),
         ({"budget": {}}, r"`generate\.budget`: a budget needs `tokens`, `usd`, or both"),
         ({"budget": {"tokens": 9}, "max_tokens": None}, r"`budget` needs `max_tokens`"),
+        ({"extra": {"max_completion_tokens": 9}}, r"`max_tokens: 4096` would both be sent"),
         ({"prompts": []}, r"generate\.prompts"),
         ({"prompts": {"path": "p", "prompt": "a", "messages": "b"}}, r"give one of them"),
         ({"temprature": 1}, r"did you mean `temperature`"),
@@ -181,6 +187,43 @@ def test_a_wrong_recipe_is_refused(tmp_path, changes, says):
     path.write_text(json.dumps({"teacher": {"name": "m"}, "generate": generate}))
     with pytest.raises(ConfigError, match=says):
         load_recipe(path)
+
+
+def test_a_batch_that_fits_in_part():
+    """Two requests of 110 + 256 tokens and a few bytes; then what they left, then nothing."""
+    args = GenerateArgs(prompts=["p"], output="o", max_tokens=110, budget={"tokens": 1000})
+    requests = [Request(Prompt(str(n), [{"role": "user", "content": "a"}], {}), 0) for n in "abc"]
+
+    async def spend():
+        meter = Meter(args, Tally())
+        assert await meter.reserve(requests) == 2 and not meter.stopped
+        used = {"usage": {"prompt_tokens": 10, "completion_tokens": 10}}
+        await meter.settle(requests[:2], [used, used])
+        assert await meter.reserve(requests[2:]) == 1
+        await meter.settle(
+            requests[2:], [{"usage": {"prompt_tokens": 700, "completion_tokens": 9}}]
+        )
+        assert await meter.reserve(requests) == 0 and meter.stopped
+
+    asyncio.run(spend())
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 900}, None])
+def test_a_halt_ends_the_wait_for_budget(budget):
+    args = GenerateArgs(prompts=["p"], output="o", max_tokens=110, budget=budget)
+    requests = [Request(Prompt("a", [{"role": "user", "content": "a"}], {}), n) for n in range(2)]
+
+    async def wait():
+        meter = Meter(args, Tally())
+        assert await meter.reserve(requests) == 2
+        waiting = [asyncio.create_task(meter.reserve(requests)) for _ in range(3)] if budget else []
+        await asyncio.sleep(0.01)
+        assert not any(task.done() for task in waiting)
+        await meter.halt()
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [0] * len(waiting)
+        assert await meter.reserve(requests) == 0 and not meter.stopped
+
+    asyncio.run(wait())
 
 
 def test_a_recipe_may_be_short(tmp_path):

@@ -141,8 +141,16 @@ def test_the_system_prompt_comes_first(tmp_path):
     chat = [{"role": "system", "content": "x"}, {"role": "user", "content": "a"}]
     path = write_jsonl(tmp_path / "p.jsonl", [{"messages": chat}])
     assert read(path)[0].messages == chat
-    with pytest.raises(ConfigError, match=r"row 1: it has a system message already"):
-        read(path, system="Be brief.")
+    assert read(path, system="Be brief.")[0].messages == chat
+
+
+def test_a_chat_that_ends_in_a_tool_call(tmp_path):
+    chat = [
+        {"role": "user", "content": "Two and two?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]},
+    ]
+    (prompt,) = read(write_jsonl(tmp_path / "p.jsonl", [{"messages": chat}]))
+    assert prompt.messages == chat[:1] and prompt.meta == {"original_answer": None}
 
 
 def test_meta_is_plain_json(tmp_path):

@@ -5,6 +5,8 @@ held against the model's own distributions, position by position.
 """
 
 import json
+import re
+import weakref
 
 import numpy as np
 import pytest
@@ -123,7 +125,12 @@ def trajectories(chat, tokenizer):
 def openai_batch(chat, tokenizer):
     body = {
         "model": "tiny",
-        "choices": [{"logprobs": {"content": content(chat, by_bytes(tokenizer))}}],
+        "choices": [
+            {
+                "message": {"role": "assistant", "content": chat.answer},
+                "logprobs": {"content": content(chat, by_bytes(tokenizer))},
+            }
+        ],
         "usage": {"prompt_tokens": chat.start},
     }
     return {"request": {"body": {"messages": chat.messages}}, "response": {"body": body}}
@@ -140,7 +147,13 @@ def vllm_chat(chat, tokenizer):
         "model": "tiny",
         "prompt_token_ids": chat.prompt,
         "prompt_logprobs": None,
-        "choices": [{"logprobs": {"content": entries}, "token_ids": chat.ids[chat.start :]}],
+        "choices": [
+            {
+                "message": {"content": None, "reasoning": chat.answer},
+                "logprobs": {"content": entries},
+                "token_ids": chat.ids[chat.start :],
+            }
+        ],
     }
 
 
@@ -155,7 +168,7 @@ def vllm_completion(chat, tokenizer):
         columns["top_logprobs"].append({f"token_id:{own}": logprob, **listed})
     return {
         "model": "tiny",
-        "choices": [{"logprobs": columns, "prompt_token_ids": chat.prompt}],
+        "choices": [{"text": chat.answer, "logprobs": columns, "prompt_token_ids": chat.prompt}],
     }
 
 
@@ -330,6 +343,122 @@ def test_a_token_that_is_not_in_the_vocabulary(tmp_path, chats, context, tokeniz
     row["logprobs"][0] = {"token": "Bonjoürstraße", "bytes": None, "logprob": -1.0}
     with pytest.raises(CaptureError, match=r"row 1.*'Bonjoürstraße'.*not in the vocabulary"):
         imported(write(tmp_path, [row]), context)[1].survey()
+
+
+def renumbered(row, change):
+    """The row as text, with its "token_id:…" changed."""
+    text = re.sub(r"token_id:(\d+)", lambda m: f"token_id:{change(int(m[1]))}", json.dumps(row))
+    return json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [(trajectories, "content"), (vllm_chat, "reasoning"), (vllm_completion, "text")],
+)
+def test_ids_of_another_tokenizer(tmp_path, chats, context, tokenizer, writer, name):
+    """Ids that the vocabulary has, and means something else by."""
+    rows = [writer(chat, tokenizer) for chat in chats]
+    rows[1] = renumbered(rows[1], lambda token: (token + 1) % len(tokenizer))
+    with pytest.raises(CaptureError, match=rf"row 2.*do not spell its `{name}`.*`base_model`"):
+        imported(write(tmp_path, rows), context)[1].survey()
+
+
+def test_a_message_that_its_tokens_do_not_spell(tmp_path, chats, context, tokenizer):
+    row = openai_batch(chats[0], tokenizer)
+    row["response"]["body"]["choices"][0]["message"]["content"] = chats[1].answer
+    with pytest.raises(CaptureError, match="do not spell its `content`"):
+        imported(write(tmp_path, [row]), context)[1].survey()
+
+
+def test_ids_beyond_the_vocabulary(tmp_path, chats, context, tokenizer):
+    """With and without a text to compare with; as alternatives they are a padded head's."""
+    beyond = len(tokenizer)
+    prepared = axolotl_kd_prepared(chats[0], tokenizer)
+    prepared["input_ids"][3] = beyond
+    row = vllm_completion(chats[0], tokenizer)
+    row["choices"][0]["prompt_token_ids"] = [beyond, *chats[0].prompt[1:]]
+    own = trajectories(chats[0], tokenizer)
+    own["logprobs"][0]["token"] = f"token_id:{beyond}"
+    for wrong in (prepared, row, own):
+        with pytest.raises(CaptureError, match=rf"row 1.*id {beyond} is not in the vocabulary"):
+            imported(write(tmp_path, [wrong]), context)[1].survey()
+
+    padded = trajectories(chats[0], tokenizer)
+    padded["logprobs"][0]["top_logprobs"][-1]["token"] = f"token_id:{beyond}"
+    _, rows = imported(write(tmp_path, [padded]), context)
+    store, _ = store_of(tmp_path, rows, tokenizer, rows.survey().k)
+    assert store.num_records == len(chats[0].written)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("<think>\nLet me see.\n</think>\n\nYes .<|im_end|>", {"content": "Yes."}),
+        (
+            "Let me see.</think> Yes.<|im_end|>",
+            {"content": "\n\nYes.\n", "reasoning_content": "Let me see.\n", "reasoning": None},
+        ),
+        ("Yes.<|im_end|>", {"content": "Yes.<|im_end|>"}),
+        ("a<|im_end|>b", {"content": "ab"}),
+        ("One. Two.STOP", {"text": " One. Two."}),
+        ("One 🙂", {"content": "One \ufffd"}),
+        ('<tool_call>{"name": "f"}</tool_call>', {"content": None, "tool_calls": [{}]}),
+        ("anything", {"content": ""}),
+        ("", {"content": "without log-probabilities"}),
+    ],
+)
+def test_what_servers_do_to_text(tokenizer, written, said):
+    """… is no reason to think that the tokens are another tokenizer's."""
+    TokenIds(tokenizer).check_spelling(tokenizer(written)["input_ids"], said)
+
+
+def test_words_are_compared_in_their_order(tokenizer):
+    tokens = TokenIds(tokenizer)
+    for said in ("Two. One.", "One. One.", "One. Two. Three.", "\ufffd Three."):
+        with pytest.raises(ValueError, match="do not spell"):
+            tokens.check_spelling(tokenizer("One. Two.")["input_ids"], {"content": said})
+
+
+def test_a_template_that_refuses_a_row(tmp_path, chats, tokenizer):
+    """Both that a layout may ask for: the prompt, and the whole chat."""
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+
+    def refuse(row):
+        tokenizer.apply_chat_template(chats[0].messages)
+
+    context = Context(tokens=TokenIds(tokenizer), prompt=refuse, chat=refuse)
+    for writer in (trajectories, axolotl_kd):
+        path = write(tmp_path, [writer(chats[0], tokenizer)])
+        with pytest.raises(CaptureError, match=r"row 1 .*template refuses.*roles must alternate"):
+            imported(path, context)[1].survey()
+
+
+def test_rows_are_read_twice_and_held_one_by_one(tmp_path, chats, context, tokenizer):
+    class Held(dict):
+        __hash__ = object.__hash__
+
+    class Watched(ImportedRows):
+        alive, most = weakref.WeakSet(), 0
+
+        def __getitem__(self, index):
+            row = Held(super().__getitem__(index))
+            self.alive.add(row)
+            self.most = max(self.most, len(self.alive))
+            return row
+
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    source = Counted(trajectories(chat, tokenizer) for chat in chats * 4)
+    rows = Watched(source, LAYOUTS["trajectories"], context, "rows", longest=1000)
+    store_of(tmp_path, rows, tokenizer, rows.survey().k)
+    assert source.reads == 2 * len(source)
+    # The next one is read before the last one is let go.
+    assert rows.most == 2
 
 
 def test_names_of_tokens(tokenizer):

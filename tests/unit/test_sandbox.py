@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from axolotl_distill.filter import sandbox
-from axolotl_distill.filter.sandbox import MARK, Limits, run_python
+from axolotl_distill.filter.sandbox import CUT, MARK, Limits, run_python
 
 DAEMON = """
 import os, sys, time
@@ -88,9 +88,43 @@ def test_output_and_input_and_exit_codes():
 
 def test_output_is_cut_and_files_are_small():
     limits = Limits(output=1000, file_mb=1)
-    assert run_python("print('x' * 5000)", limits=limits).stdout == "x" * 1000
+    outcome = run_python("print('a' * 5000 + 'b' * 5000)", limits=limits)
+    assert outcome.stdout == "a" * 500 + CUT + "b" * 499 + "\n"
+    assert run_python("print('x' * 999)", limits=limits).stdout == "x" * 999 + "\n"
     outcome = run_python("open('big', 'wb').write(bytes(2 << 20))", limits=limits)
     assert outcome.status == "failed" and "File too large" in outcome.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        # Each of four is far within the limit, together they are not.
+        ("[os.fork() for _ in range(2)]; x = b'x' * (40 << 20); time.sleep(60)", "out of memory"),
+        # What forks share is there once.
+        ("x = b'x' * (60 << 20); [os.fork() for _ in range(2)]; time.sleep(1)", "ok"),
+        (
+            "for i in range(99): open(str(i), 'wb').write(bytes(1 << 20))\ntime.sleep(60)",
+            "out of disk",
+        ),
+        (
+            "for i in range(99):\n    os.mkdir('d'); os.chdir('d')\n"
+            "    for i in range(99): open(str(i), 'w')\ntime.sleep(60)",
+            "out of disk",
+        ),
+    ],
+)
+def test_memory_and_files_are_limited_in_sum(code, status):
+    limits = Limits(seconds=8, memory_mb=128, folder_mb=16)
+    started = time.monotonic()
+    assert run_python("import os, time\n" + code, limits=limits).status == status
+    assert time.monotonic() - started < 6
+    assert left_behind() == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_system_kills_the_code_first():
+    assert run_python("print(open('/proc/self/oom_score_adj').read())").stdout.strip() == "1000"
 
 
 def test_no_secrets_no_caller_s_folder_nothing_kept(monkeypatch, tmp_path):

@@ -144,6 +144,17 @@ def test_earlier_turns_that_lose_their_thinking(strategy, caplog):
     assert len(re.findall("drops the thinking of turns before", caplog.text)) == 1
 
 
+def test_thinking_before_a_tool_call(strategy):
+    """A turn without content, as agents write it, thinks like any other."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}
+    turn = {"role": "assistant", "reasoning_content": "Let us see.", "tool_calls": [call]}
+    for content in ({"content": None}, {"content": ""}, {}):
+        seen = strategy("axolotl qwen3", 0.25).read(QUESTION, {**turn, **content})
+        assert "Let:0.25| us:0.25| see:0.25|.:0.25|" in seen and "add" in seen
+        dropped = strategy("axolotl qwen3", "drop").read(QUESTION, {**turn, **content})
+        assert "see" not in dropped and "add" in dropped
+
+
 EXPECTED_TEXT = "<think>\nLet us see.\n</think>\n\nSeven.<|im_end|>"
 
 

@@ -57,6 +57,18 @@ RIGHT = [
     ("Monday", r"\boxed{\text{Monday}}"),
     ("B", r"\boxed{\text{(B)}}"),
     ("7", r"First \boxed{6}, no: \boxed{7}"),
+    ("12", "<answer>12.</answer>"),
+    ("12", r"\boxed{12.}"),
+    ("12.", r"\boxed{12}"),
+    ("3/4", "<answer>3/4.</answer>"),
+    ("-3", r"\boxed{-3.}"),
+    ("x+1", r"\boxed{x+1.}"),
+    ("1234", "<answer>1,234.</answer>"),
+    ("(1,2)", r"\boxed{(1,2).}"),
+    ("50%", "<answer>50%.</answer>"),
+    ("12", "<answer>The answer is 12.</answer>"),
+    ("12", "<answer>The answer is 12</answer>"),
+    (["1", "2."], r"\boxed{1.} and \boxed{2}"),
 ]
 WRONG = [
     (r"12\pi", r"\boxed{12}"),
@@ -66,6 +78,8 @@ WRONG = [
     ("2", "The answer is 3, not 2"),
     ("6", r"First \boxed{6}, no: \boxed{7}"),
     (r"\{1,2\}", r"\boxed{21}"),
+    ("12", r"\boxed{12.5.}"),
+    ("12", r"\boxed{.12}"),
 ]
 
 
@@ -89,6 +103,11 @@ def test_only_what_follows_the_thinking_counts(judge):
     verdicts = judge(rows, method="numeric")
     assert [v.keep for v in verdicts] == [False, True, False, False, True]
     assert [v.reason for v in verdicts] == ["wrong answer", "", "no answer", "no answer", ""]
+
+
+def test_a_full_stop_after_the_answer(judge):
+    (verdict,) = judge([row("Answer: 12.", answer="12")], method="math", extract="after:Answer:")
+    assert verdict.keep, verdict
 
 
 def test_fifty_answers_some_of_which_hang_or_eat_memory(judge):

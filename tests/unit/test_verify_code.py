@@ -1,6 +1,8 @@
 """Code against tests: every form of tests, and answers that cheat, hang and break things."""
 
+import json
 import logging
+import time
 
 import pytest
 
@@ -41,6 +43,7 @@ def test_the_score_is_the_share_of_tests_passed(judge):
     codes = [ADD, "def add(a, b):\n    return abs(a) + abs(b)", "def add(a, b) return", "x = 1"]
     verdicts = judge((row(code, tests=ASSERTS) for code in codes), min_score=0.75)
     assert [v.score for v in verdicts] == [1.0, 0.75, 0.0, 0.0]
+    assert verdicts[3].detail.endswith("2 not run: min_score is out of reach")
     assert [v.keep for v in verdicts] == [True, True, False, False]
     assert "SyntaxError" in verdicts[2].detail and "NameError" in verdicts[3].detail
 
@@ -91,10 +94,103 @@ def test_what_stands_before_an_assert_is_run_before_it():
     assert second.script == "x = 1\nx = 2\nassert f(x)"
 
 
-@pytest.mark.parametrize("tests", ["assert (", [1], {"fn_name": "f"}, "[]", "import os\nx = 1"])
-def test_unreadable_tests(tests):
-    with pytest.raises(UnreadableTests):
+def test_what_stands_after_the_last_assert_is_a_test(judge):
+    tests = "assert add(1, 2) == 3\nfor a in range(9): assert add(a, a) == 2 * a"
+    rows = [row(code, tests=tests) for code in (ADD, "def add(a, b): return 3")]
+    assert [v.score for v in judge(rows)] == [1.0, 0.5]
+    assert len(read_tests("assert f(1)\ndef g(): pass\n'the end'")) == 1
+    assert len(read_tests("assert True\ndef check(f): assert f()", "f")) == 2
+
+
+CALLS = [
+    ({"fn_name": "add", "inputs": [[1, 2], [0, 0]], "outputs": [3, 0]}, ADD),
+    ({"fn_name": "add", "inputs": [[1, 2], [0, 0]], "outputs": [[3], [0]]}, ADD),
+    ({"fn_name": "rev", "inputs": [["abc"]], "outputs": ["cba"]}, "def rev(s): return s[::-1]"),
+    ({"fn_name": "two", "inputs": [[1]], "outputs": [[[1], 2]]}, "def two(a): return ((a,), 2)"),
+    (
+        {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]},
+        "class Solution:\n    def add(self, a, b): return a + b",
+    ),
+    (
+        [
+            {"input": '"ab"\n[1, null]', "output": '["ab", [1, null]]', "testtype": "functional"},
+            {
+                **{"input": "1\n2", "output": "[1, 2]", "testtype": "functional"},
+                "metadata": {"func_name": "pair"},
+            },
+        ],
+        "def pair(a, b): return [a, b]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("tests", "code"), CALLS)
+def test_tests_that_call_a_function(judge, tests, code):
+    wrong = code.replace("return ", "return 'x' and not ")
+    rows = [row(c, tests=t, name="pair") for c in (code, wrong) for t in (tests, json.dumps(tests))]
+    verdicts = judge(rows, entry_point="name")
+    assert [v.score for v in verdicts] == [1.0, 1.0, 0.0, 0.0], verdicts
+    assert "AssertionError" in verdicts[2].detail
+
+
+@pytest.mark.parametrize(
+    ("tests", "message"),
+    [
+        ("assert (", "not Python"),
+        ("(" * 100_000, "not Python"),
+        ("assert 0" + "+1" * 100_000, "not Python"),
+        ([1], "tests nothing"),
+        ({"fn_name": "f"}, "not tests"),
+        ("[]", "not tests"),
+        ("import os\nx = 1", "tests nothing"),
+        ("'Tests.'\nx: int\nasync def check(f): assert f()\npass", "tests nothing"),
+        ({"inputs": [[1, 2]], "outputs": [3]}, r"text, not \[1, 2\].*fn_name"),
+        ({"inputs": [5], "outputs": ["3"]}, "text, not 5"),
+        ([{"input": {}, "output": "3"}], "text, not {}"),
+        ({"fn_name": "f g", "inputs": [[1]], "outputs": [3]}, "'f g'"),
+        ({"fn_name": "f", "inputs": [{"a": 1}], "outputs": [3]}, "are a list, not {'a': 1}"),
+        ({"fn_name": "f", "inputs": ["1\nx"], "outputs": ["3"]}, "in JSON"),
+        ([{"input": "1", "output": "3", "testtype": "functional"}], "entry_point.*None"),
+        ([{"input": "1", "output": "3", "testtype": "image"}], "'image'"),
+    ],
+)
+def test_unreadable_tests(judge, tests, message):
+    with pytest.raises(UnreadableTests, match=message):
         read_tests(tests)
+    assert judge([row(ADD, tests=tests)])[0].reason == "unreadable tests"
+
+
+def test_long_output(judge):
+    """Longer than what is kept of a stream, and than a file may be."""
+    million = "x" * 1_000_000 + "\n"
+    code = "for _ in range(int(input())): print('x' * 1_000_000, end=' \\n')"
+    rows = [
+        row(code, tests=[{"input": "2", "output": 2 * million}]),
+        row(code, tests=[{"input": "17", "output": 17 * million}]),
+        row(code, tests=[{"input": "3", "output": 2 * million}]),
+        row("print('x' * 3_000_000)\n" + ADD, tests=ASSERTS),
+    ]
+    assert [v.keep for v in judge(rows)] == [True, True, False, True]
+
+
+def test_an_answer_that_hangs_or_fails_costs_little(judge):
+    tests = [f"assert add({i}, 0) == {i}" for i in range(200)]
+    late = "def add(a, b):\n    while a == 2: pass\n    return a"
+    rows = [
+        row(code, tests=tests) for code in ("while True: pass", late, "def add(a, b): return 1")
+    ]
+    started = time.monotonic()
+    verdicts = judge(rows, timeout=1.0)
+    assert time.monotonic() - started < 20
+    assert [v.score for v in verdicts] == [0.0, 0.01, 0.0]
+    assert "1 of 200" in verdicts[0].detail and "199 not run: it timed out" in verdicts[0].detail
+    assert "197 not run: it timed out" in verdicts[1].detail
+    assert "199 not run: min_score is out of reach" in verdicts[2].detail
+
+
+def test_a_row_that_may_still_be_kept_has_all_its_tests_run(judge):
+    tests = ["assert add(1, 1) == 3", *["assert add(1, 2) == 3"] * 3]
+    assert [v.score for v in judge([row(ADD, tests=tests)], min_score=0.5)] == [0.75]
 
 
 @pytest.mark.parametrize(

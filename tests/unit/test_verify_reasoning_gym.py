@@ -48,6 +48,14 @@ def test_right_answers_score_one_and_wrong_ones_less(step, entries):
     assert all(v.score < 1.0 for v in verdicts), verdicts
 
 
+def test_a_number_may_end_a_sentence(step, entries):
+    (entry,) = [one for one in entries if one["metadata"]["source_dataset"] == "basic_arithmetic"][
+        :1
+    ]
+    rows = [row(f"{entry['answer']}{end}", **entry) for end in (".", "..", "0.")]
+    assert [verdict.keep for verdict in step.judge(rows)] == [True, False, False]
+
+
 def test_the_entry_in_one_column_or_as_json_text(entries):
     entry = entries[0]
     text = {**entry, "metadata": json.dumps(entry["metadata"])}

@@ -26,12 +26,10 @@ class AxolotlKD:
     without any supervises nothing."""
 
     renormalised = False
+    count = None
 
     def fits(self, row: Row) -> bool:
         return _field(row) is not None and "input_ids" not in row
-
-    def count(self, row: Row) -> int:
-        return 1
 
     def read(self, row: Row, number: int, context: Context) -> Example:
         name = _field(row)
@@ -55,12 +53,10 @@ class AxolotlKDPrepared:
     default `kd_temperature`."""
 
     renormalised = True
+    count = None
 
     def fits(self, row: Row) -> bool:
         return {"input_ids", "target_token_ids", "target_logprobs"} <= row.keys()
-
-    def count(self, row: Row) -> int:
-        return 1
 
     def read(self, row: Row, number: int, context: Context) -> Example:
         input_ids = list(row["input_ids"])

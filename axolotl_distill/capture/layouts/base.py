@@ -32,6 +32,8 @@ class Context:
     tokens   token texts to ids
     prompt   messages to the ids of a prompt, the generation prompt included
     chat     a row with messages to (ids, labels), as training with the config would have them
+
+    The last two raise jinja2.TemplateError where the template refuses.
     """
 
     tokens: TokenIds
@@ -41,20 +43,19 @@ class Context:
 
 class Layout(Protocol):
     """One way to lay log-probabilities out. `renormalised`: its probabilities were scaled to sum
-    to one, so that the tail's mass is lost."""
+    to one, so that the tail's mass is lost. `count`: how many examples a row holds; None where
+    that is always one, so that rows need not be read to be counted."""
 
     renormalised: bool
+    count: Callable[[Row], int] | None
 
     def fits(self, row: Row) -> bool:
         """Whether a row looks like this layout."""
         ...
 
-    def count(self, row: Row) -> int:
-        """How many examples a row holds."""
-        ...
-
     def read(self, row: Row, number: int, context: Context) -> Example:
-        """Raises ValueError or KeyError for a row that cannot be read."""
+        """Raises ValueError or KeyError for a row that cannot be read, and what the context does
+        for one that the chat template refuses."""
         ...
 
 

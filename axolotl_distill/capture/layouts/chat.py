@@ -21,15 +21,15 @@ class Trajectories:
     """Rows of `axolotl distill generate`; those without `logprobs` supervise nothing."""
 
     renormalised = False
+    count = None
 
     def fits(self, row: Row) -> bool:
         return {"prompt_id", "messages", "content", "logprobs"} <= row.keys()
 
-    def count(self, row: Row) -> int:
-        return 1
-
     def read(self, row: Row, number: int, context: Context) -> Example:
-        return read_content(row["logprobs"] or [], context.tokens).after(
+        written = read_content(row["logprobs"] or [], context.tokens)
+        context.tokens.check_spelling(written.ids, row)
+        return written.after(
             context.prompt(row["messages"]),
             teacher=row.get("teacher"),
             prompt_tokens=(row.get("usage") or {}).get("prompt_tokens"),
@@ -51,8 +51,11 @@ class OpenAIChat:
 
     def read(self, row: Row, number: int, context: Context) -> Example:
         response = _response(row)
-        content = (response["choices"][number].get("logprobs") or {}).get("content") or []
-        return read_content(content, context.tokens).after(
+        choice = response["choices"][number]
+        content = (choice.get("logprobs") or {}).get("content") or []
+        written = read_content(content, context.tokens)
+        context.tokens.check_spelling(written.ids, choice.get("message") or {})
+        return written.after(
             context.prompt(_messages(row)),
             teacher=response.get("model"),
             prompt_tokens=(response.get("usage") or {}).get("prompt_tokens"),

@@ -57,6 +57,8 @@ class VLLMAnswers:
             prompt_ids = context.prompt(row["messages"])
         written = _written(choice, context.tokens)
         if written.ids:
+            # Completions have `text`, chat completions a message.
+            context.tokens.check_spelling(written.ids, choice.get("message") or choice)
             return written.after(
                 prompt_ids,
                 teacher=answer.get("model"),

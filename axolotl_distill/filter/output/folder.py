@@ -1,12 +1,14 @@
 """The dataset's folder: built under another name, put in place whole."""
 
+import fcntl
+import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from axolotl_distill.errors import ConfigError
+from axolotl_distill.errors import ConfigError, FilterError
 
 REPORT = "report.json"
 ENTRIES = ("README.md", REPORT, "tokens.png", "data", "rejected")
@@ -16,31 +18,65 @@ SHARD = re.compile(r"(train|eval|rejected)-[\w-]*\d{5}-of-\d{5}\.(parquet|jsonl\
 class DatasetFolder:
     """Where a filter writes: beside `path` until all is there, and then in its place.
 
-    A filter that fails or is killed leaves what was at `path` as it was.
+    A filter that fails or is killed leaves what was at `path` as it was; killed in the moment
+    between the two renames, it leaves it as `.old`, and the next one puts it back.
     Raises ConfigError where `path` holds anything that no filter wrote.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
+        self.path = Path(path).resolve()
+        if Path.cwd().is_relative_to(self.path):
+            raise ConfigError(
+                f"`filter.output: {path}` is the folder this runs in, or one above it, and a "
+                "filter replaces its folder wholly. Name one of its own, such as ./dataset."
+            )
         self._part = self.path.with_name(f".{self.path.name}.part")
         self._old = self.path.with_name(f".{self.path.name}.old")
         self._refuse_foreign()
 
     @contextmanager
     def build(self) -> Iterator[Path]:
-        """An empty folder to write to, which replaces `path` when the context ends well."""
-        for left in (self._part, self._old):
-            shutil.rmtree(left, ignore_errors=True)
-        self._part.mkdir(parents=True)
-        try:
-            yield self._part
-        except BaseException:
-            shutil.rmtree(self._part, ignore_errors=True)
-            raise
-        if self.path.exists():
-            self.path.rename(self._old)
-        self._part.rename(self.path)
-        shutil.rmtree(self._old, ignore_errors=True)
+        """An empty folder to write to, which replaces `path` when the context ends well.
+
+        Raises FilterError while another filter is at work here.
+        """
+        with self._locked():
+            if self._old.exists() and not self.path.exists():
+                self._old.rename(self.path)
+            for left in (self._part, self._old):
+                shutil.rmtree(left, ignore_errors=True)
+            self._part.mkdir()
+            try:
+                yield self._part
+            except BaseException:
+                shutil.rmtree(self._part, ignore_errors=True)
+                raise
+            if self.path.exists():
+                self.path.rename(self._old)
+            self._part.rename(self.path)
+            shutil.rmtree(self._old, ignore_errors=True)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """The lock is a file beside `path`, which itself is replaced; it goes in the end."""
+        file = self.path.with_name(f".{self.path.name}.lock")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Its owner may have removed it after we opened it: then it keeps nobody out.
+                is_free = os.fstat(lock.fileno()).st_nlink > 0
+            except BlockingIOError:
+                is_free = False
+            if not is_free:
+                raise FilterError(
+                    f"{self.path} (`filter.output`) is being written by another filter. Wait for "
+                    "it or stop it, or name another folder."
+                )
+            try:
+                yield
+            finally:
+                file.unlink(missing_ok=True)
 
     def _refuse_foreign(self) -> None:
         if not self.path.exists():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from axolotl_distill.errors import FilterError
+from axolotl_distill.filter.rows import MESSAGE
 from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.trajectories import OPEN, join_thinking, split_thinking
 from axolotl_distill.trajectories.journal import Row
@@ -29,8 +30,12 @@ def assistant(row: Row, reasoning: str) -> Message:
 
 
 def conversation(row: Row, reasoning: str, system: str = "keep") -> list[Message]:
-    """The prompt's messages and the assistant's."""
-    kept = [m for m in row["messages"] if system == "keep" or m["role"] != "system"]
+    """The prompt's messages, role and content only, and the assistant's."""
+    kept = [
+        {key: message[key] for key in MESSAGE}
+        for message in row["messages"]
+        if system == "keep" or message["role"] != "system"
+    ]
     return [*kept, assistant(row, reasoning)]
 
 

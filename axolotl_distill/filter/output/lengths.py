@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from axolotl_distill.filter.output.formats import conversation
+from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.rows import part
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer, render
 from axolotl_distill.recipe.filter import FilterArgs
@@ -19,9 +20,12 @@ BATCH = 256
 class Lengths:
     """Counts tokens of rows. "total" is the whole conversation as the tokenizer's chat template
     writes it; "prompt", "thinking" and "answer" are their plain texts.
+
+    Raises ConfigError where there is no such tokenizer, or nothing to plot with.
     """
 
     def __init__(self, args: FilterArgs):
+        require("matplotlib", "filter.tokenizer")
         self.args = args
         self.tokenizer = load_tokenizer(args.tokenizer)
         self.counts = {name: array("q") for name in PARTS}

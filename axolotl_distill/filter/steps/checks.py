@@ -7,6 +7,7 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.rows import part
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
+from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.steps import FormatArgs, LanguageArgs, LengthArgs, ThinkingArgs
 from axolotl_distill.trajectories import CLOSE, OPEN
 from axolotl_distill.trajectories.journal import Row
@@ -20,6 +21,13 @@ NO_LANGUAGE = re.compile(
     re.DOTALL,
 )
 LANGUAGE_CHARS = 2000  # enough to tell; the time goes with the length
+MATCH_SECONDS = 10.0
+MATCH_MEMORY_MB = 1024
+
+
+def found(pattern: str, text: str) -> bool:
+    """Whether the pattern is found. Can backtrack for ever, so it is called in a worker."""
+    return re.search(pattern, text) is not None
 
 
 class FormatStep:
@@ -30,7 +38,7 @@ class FormatStep:
 
     def __init__(self, args: FormatArgs):
         self.args = args
-        self.match = re.compile(args.match) if args.match else None
+        self._workers: Workers | None = None
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
         return map(self._judge, rows)
@@ -44,9 +52,23 @@ class FormatStep:
             return Verdict(False, "no answer")
         if self.args.boxed and not BOXED.search(answer):
             return Verdict(False, "no \\boxed{…}", detail=f"…{answer[-100:]}")
-        if self.match and not self.match.search(answer):
-            return Verdict(False, f"does not match {self.args.match}", detail=f"…{answer[-100:]}")
+        return self._match(self.args.match, answer) if self.args.match else KEEP
+
+    def _match(self, pattern: str, answer: str) -> Verdict:
+        if self._workers is None:
+            self._workers = Workers(f"{__name__}:found", count=1, memory_mb=MATCH_MEMORY_MB)
+        seen = self._workers.submit(pattern, answer, timeout=MATCH_SECONDS).result()
+        if isinstance(seen, Failed):
+            reason = seen.reason.replace("verifier", "match")
+            return Verdict(False, reason, detail=f"{pattern} {seen.detail}")
+        if not seen:
+            return Verdict(False, f"does not match {pattern}", detail=f"…{answer[-100:]}")
         return KEEP
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
 
 class ThinkingStep:

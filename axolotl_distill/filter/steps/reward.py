@@ -34,6 +34,8 @@ def score_of(outputs: list[float], args: RewardArgs) -> float:
 
 def verdict_of(outputs: list[float], args: RewardArgs) -> Verdict:
     score = score_of(outputs, args)
+    if not math.isfinite(score):  # NaN is below no limit, and has no place among other scores
+        return Verdict(False, "the reward is not a finite number", detail=f"outputs: {outputs}")
     if args.min_score is not None and score < args.min_score:
         return Verdict(False, f"reward below {args.min_score:g}", score=score)
     return Verdict(True, score=score)
@@ -44,7 +46,9 @@ class _Reader:
 
     def __init__(self, args: RewardArgs):
         self.args = args
-        self.tokenizer = load_tokenizer(args.tokenizer or args.model, "reward.tokenizer")
+        self.tokenizer = load_tokenizer(
+            args.tokenizer or args.model, "reward.tokenizer", args.trust_remote_code
+        )
         if self.tokenizer.chat_template is None:
             raise ConfigError(
                 f"`reward.tokenizer: {args.tokenizer or args.model}` has no chat template, so it "
@@ -102,9 +106,9 @@ class ModelRewardStep:
         import torch
         from transformers import AutoModelForSequenceClassification
 
-        args, device = self.args, self.args.device
-        if device == "auto":
-            device = torch.accelerator.current_accelerator() or "cpu"
+        from axolotl_distill.teachers.load import resolve_device
+
+        args = self.args
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             args.model,
             dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
@@ -122,7 +126,7 @@ class ModelRewardStep:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return model.to(device).eval()
+        return model.to(resolve_device(args.device)).eval()
 
 
 class ServerRewardStep:

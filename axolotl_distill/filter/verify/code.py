@@ -4,13 +4,28 @@ import ast
 import contextlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from axolotl_distill.filter.sandbox import Limits, Outcome, run_python
 from axolotl_distill.filter.verify.text import Scored
 
 LANGUAGES = {"python", "py", "python3"}
+DEFINITIONS = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
+    *(ast.Assign, ast.AnnAssign, ast.Pass),
+)
+# The names end in __ so as to meet none of the answer's. Results of right answers may be tuples,
+# which JSON does not have.
+CALL = """
+import json
+def plain__(value):
+    return [*map(plain__, value)] if isinstance(value, (list, tuple)) else value
+arguments__, right__ = json.loads({values!r})
+function__ = {name} if "{name}" in globals() else Solution().{name}
+result__ = plain__(function__(*arguments__))
+assert any(result__ == one for one in right__), f"{{result__!r:.80}} is not {{right__[0]!r:.80}}"
+"""
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,29 @@ class UnreadableTests(ValueError):
 
 
 def score(code: str, tests: list[dict[str, Any]], options: dict[str, Any]) -> Scored:
-    """The share of `read_tests`' tests that the code passes."""
+    """The share of `read_tests`' tests that the code passes.
+
+    Ends early, with the tests not run counted as failed, when `min_score` is out of reach, for then
+    the row is dropped, and at the first time-out, for the next tests would take as long.
+    """
     limits = Limits(seconds=options["seconds"], memory_mb=options["memory_mb"])
-    faults = [fault for test in tests if (fault := _fault(code, Test(**test), limits))]
-    return 1.0 - len(faults) / len(tests), f"{len(faults)} of {len(tests)} tests failed" + (
-        f"; the first: {faults[0]}" if faults else ""
-    )
+    total, run, why = len(tests), 0, ""
+    faults: list[str] = []
+    while run < total and not why:
+        fault = _fault(code, Test(**tests[run]), limits)
+        run += 1
+        if fault:
+            faults.append(fault)
+            if fault.startswith("timed out"):
+                why = "it timed out"
+            elif (total - len(faults)) / total < options["min_score"] - 1e-9:
+                why = "min_score is out of reach"
+    detail = f"{len(faults)} of {total} tests failed"
+    if faults:
+        detail += f"; the first: {faults[0]}"
+    if run < total:
+        detail += f"; {total - run} not run: {why}"
+    return (run - len(faults)) / total, detail
 
 
 def last_block(answer: str) -> str | None:
@@ -57,24 +89,34 @@ def read_tests(tests: Any, function: str | None = None) -> list[Test]:
     """The forms that data sets have:
 
     * Python text: each `assert` at its top is a test, run after all that stands before it which is
-      no assert; text that defines `check(candidate)` is one test, of `function`; other text one.
+      no assert; what stands after the last one is a test, too. Of text that defines
+      `check(candidate)`, the call with `function`.
     * a list of such texts, each one test;
     * [{"input": …, "output": …}, …] or {"inputs": […], "outputs": […]}: standard input and output.
       Lines are compared without the spaces at their ends.
+    * the same with `fn_name` (APPS, TACO), or with `testtype: functional` (LiveCodeBench) and the
+      name in `metadata.func_name` or `function`: arguments and result of a function, or of a method
+      of `class Solution`. Arguments are a list, or a line of JSON each.
 
-    Lists and objects may be JSON text.
+    Lists and objects may be JSON text. Raises UnreadableTests for everything else.
     """
     if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             tests = json.loads(tests)
     match tests:
         case str():
             cases = _asserts(tests, function)
         case {"inputs": list(inputs), "outputs": list(outputs)} if len(inputs) == len(outputs):
-            cases = [_pair(*pair) for pair in zip(inputs, outputs, strict=True)]
+            shared = {
+                key: value for key, value in tests.items() if key not in ("inputs", "outputs")
+            }
+            cases = [
+                _pair({**shared, "input": one, "output": other}, function)
+                for one, other in zip(inputs, outputs, strict=True)
+            ]
         case [*items] if items:
             cases = [
-                _pair(item["input"], item["output"])
+                _pair(item, function)
                 if isinstance(item, dict) and {"input", "output"} <= item.keys()
                 else Test(script=_one_script(item))
                 for item in items
@@ -87,30 +129,29 @@ def read_tests(tests: Any, function: str | None = None) -> list[Test]:
 
 
 def _asserts(text: str, function: str | None) -> list[Test]:
+    statements = _statements(text)
+    if function and any(
+        isinstance(s, ast.FunctionDef) and s.name == "check" for s, _ in statements
+    ):
+        statements += _statements(f"check({function})")
     before: list[str] = []
     tests: list[Test] = []
-    tree = _parsed(text)
-    for statement in tree.body:
-        source = ast.unparse(statement)
+    untested = False  # whether something was done since the last assert
+    for statement, source in statements:
         if isinstance(statement, ast.Assert):
             tests.append(Test(script="\n".join([*before, source])))
+            untested = False
         else:
             before.append(source)
-    if tests:
-        return tests
-    defines_check = any(
-        isinstance(statement, ast.FunctionDef) and statement.name == "check"
-        for statement in tree.body
-    )
-    if defines_check and function:
-        return [Test(script=f"{text}\ncheck({function})")]
-    return [Test(script=_one_script(text))]
+            untested |= _acts(statement)
+    if untested:
+        tests.append(Test(script="\n".join(before)))
+    return tests or [Test(script=_one_script(text))]
 
 
 def _one_script(text: Any) -> str:
     """Refuses text that only defines something: it would always pass."""
-    defines = ast.FunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assign
-    if not isinstance(text, str) or all(isinstance(s, defines) for s in _parsed(text).body):
+    if not isinstance(text, str) or not any(_acts(s) for s, _ in _statements(text)):
         raise UnreadableTests(
             f"tests nothing: {str(text)[:200]!r}. Tests that define `check(candidate)` need "
             "`entry_point: COLUMN`."
@@ -118,22 +159,71 @@ def _one_script(text: Any) -> str:
     return text
 
 
-def _parsed(text: str) -> ast.Module:
+def _acts(statement: ast.stmt) -> bool:
+    """Whether it does more than to define something, or to be a docstring."""
+    if isinstance(statement, ast.Expr):
+        return not isinstance(statement.value, ast.Constant)
+    return not isinstance(statement, DEFINITIONS)
+
+
+def _statements(text: str) -> list[tuple[ast.stmt, str]]:
+    """Those at the top, each with its source."""
     try:
-        return ast.parse(text)
-    except (SyntaxError, ValueError) as error:
+        return [(statement, ast.unparse(statement)) for statement in ast.parse(text).body]
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UnreadableTests(f"not Python: {error} in {text[:200]!r}") from None
 
 
-def _pair(stdin: Any, stdout: Any) -> Test:
-    texts = ["\n".join(part) if isinstance(part, list) else str(part) for part in (stdin, stdout)]
-    return Test(stdin=texts[0], stdout=texts[1])
+def _pair(item: dict[str, Any], function: str | None) -> Test:
+    name, metadata = item.get("fn_name"), item.get("metadata")
+    if not name and isinstance(metadata, dict):
+        name = metadata.get("func_name")
+    kind = item.get("testtype") or ("functional" if name else "stdin")
+    if kind == "functional":
+        return _call(name or function, item["input"], item["output"])
+    if kind != "stdin":
+        raise UnreadableTests(f"`testtype` is {kind!r}, and neither stdin nor functional")
+    return Test(stdin=_text(item["input"]), stdout=_text(item["output"]))
+
+
+def _text(value: Any) -> str:
+    """Of standard input or output: a text, or its lines."""
+    lines = value if isinstance(value, list) else [value]
+    if not all(isinstance(line, str) for line in lines):
+        raise UnreadableTests(
+            f"standard input and output are text, not {value!r:.200}; tests that call a "
+            "function have its name in `fn_name`"
+        )
+    return "\n".join(lines)
+
+
+def _call(name: Any, arguments: Any, result: Any) -> Test:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UnreadableTests(
+            "tests that call a function need its name, in `fn_name` or by `entry_point: COLUMN`; "
+            f"it is {name!r}"
+        )
+    if isinstance(arguments, str):
+        try:
+            arguments = [json.loads(line) for line in arguments.split("\n") if line.strip()]
+            right = [json.loads(result) if isinstance(result, str) else result]
+        except (ValueError, RecursionError) as error:
+            raise UnreadableTests(f"not arguments and result in JSON: {error}") from None
+    elif isinstance(arguments, list):
+        # APPS wraps some results in a list of one.
+        right = [result, *(result if isinstance(result, list) and len(result) == 1 else ())]
+    else:
+        raise UnreadableTests(f"the arguments are a list, not {arguments!r:.200}")
+    return Test(script=CALL.format(name=name, values=json.dumps([arguments, right])))
 
 
 def _fault(code: str, test: Test, limits: Limits) -> str:
     """What went wrong, in a few words; nothing when the test passed."""
     if test.stdin is not None:
-        outcome = run_python(code, test.stdin, limits)
+        # A right answer must fit, with some space at the ends of its lines.
+        size = limits.output + 2 * len(test.stdout.encode(errors="replace"))
+        file_mb = limits.file_mb + (size >> 20)
+        outcome = run_python(code, test.stdin, replace(limits, output=size, file_mb=file_mb))
         if outcome.status == "ok" and _lines(outcome.stdout) != _lines(test.stdout):
             return f"printed {outcome.stdout[:100]!r}, expected {test.stdout[:100]!r}"
         return _trouble(outcome)

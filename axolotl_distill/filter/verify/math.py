@@ -11,7 +11,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from axolotl_distill.filter.verify.text import Scored, exact, share
+from axolotl_distill.filter.verify.text import Scored, exact, share, without_stop
 
 logging.disable(logging.CRITICAL)
 
@@ -22,6 +22,7 @@ def score(found: list[str], references: list[str], options: dict[str, Any]) -> S
     """
 
     def same(one: str, other: str) -> bool:
+        one, other = without_stop(one), without_stop(other)
         if exact([one], [other], {"ignore": ["space"]})[0] == 1.0:
             return True
         answer = _parse(one) if options["in_prose"] else _expression(one)
@@ -35,7 +36,8 @@ def _expression(text: str) -> list[Any]:
 
     Bare, math-verify would take a part of it for the whole: 12 for 12\pi, 1 for x^2+1.
     """
-    text = text.strip()
+    # What a model puts into a marked answer may still be a sentence.
+    text = re.sub(r"\A[\w\s]*\banswer(?: is|:)", "", text, flags=re.IGNORECASE).strip()
     if re.search(r"\\boxed|\\\(|\\\[|\$.+\$", text):
         return _parse(text)
     if re.fullmatch(r"[-+]?\d+(?:\.\d+)?[eE][-+]?\d{1,3}", text):

@@ -10,7 +10,8 @@ from typing import Any
 
 import reasoning_gym
 
-from axolotl_distill.filter.verify.text import Scored, seen
+from axolotl_distill.filter.verify.extract import NUMBER
+from axolotl_distill.filter.verify.text import Scored, seen, without_stop
 
 # Scorers that compare with a tuple, which JSON turned into a list.
 BOARDS = {"arc_agi", "rearc"}
@@ -22,7 +23,10 @@ def score(found: list[str], entry: dict[str, Any], options: dict[str, Any]) -> S
     if dataset in BOARDS:
         board = tuple(tuple(line) for line in entry["metadata"]["output"])
         entry = {**entry, "metadata": {**entry["metadata"], "output": board}}
-    return float(_scorer(dataset)(found[-1], entry)), seen(found[-1:], [str(entry.get("answer"))])
+    answer = without_stop(found[-1])
+    if not NUMBER.fullmatch(answer):
+        answer = found[-1]  # to some tasks a full stop matters
+    return float(_scorer(dataset)(answer, entry)), seen(found[-1:], [str(entry.get("answer"))])
 
 
 @functools.cache

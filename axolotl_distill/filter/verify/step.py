@@ -194,7 +194,11 @@ class VerifyStep:
             cases = read_tests(tests, function)
         except UnreadableTests as error:
             return Verdict(False, "unreadable tests", detail=str(error))
-        options = {"seconds": self.args.timeout, "memory_mb": self.args.memory_mb}
+        options = {
+            "seconds": self.args.timeout,
+            "memory_mb": self.args.memory_mb,
+            "min_score": self.args.min_score,
+        }
         return code, [asdict(case) for case in cases], options
 
 

@@ -22,6 +22,11 @@ def seen(found: list[str], references: list[str]) -> str:
     return f"answered {answer!r}, expected {reference!r}"
 
 
+def without_stop(text: str) -> str:
+    """Without the full stop at its end, which ends a sentence and is no part of a number."""
+    return re.sub(r"(?<=[\w)\]}%$])\.$", "", text.strip())
+
+
 def exact(found: list[str], references: list[str], options: dict[str, Any]) -> Scored:
     """Equal after Unicode composition and without what `ignore` names."""
 

@@ -1,0 +1,106 @@
+"""What a filter finds out before a step runs, so that no work is thrown away and no judge paid."""
+
+import json
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from support.trajectories import trajectory, write_trajectories
+
+from axolotl_distill.errors import ConfigError, FilterError, TrajectoryError
+from axolotl_distill.filter.output.folder import DatasetFolder
+from axolotl_distill.filter.run import run_filter
+from axolotl_distill.recipe.filter import FilterArgs
+
+JUDGE = {"model": "j", "server": {"base_url": "http://localhost:9/v1"}}
+
+
+def no_step(plan, rows):
+    raise AssertionError("a step ran")
+
+
+def refused(tmp_path, error, match, rows=None, **values):
+    source = write_trajectories(tmp_path / "t", rows or [trajectory()])
+    args = FilterArgs(output=str(tmp_path / "d"), **values)
+    with pytest.raises(error, match=match):
+        run_filter(args, source, engine=no_step)
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "steps"),
+    [
+        ("py3langid", [{"language": {"name": "english"}}]),
+        ("datasketch", [{"deduplicate": {"method": "near", "name": "english"}}]),
+        ("matplotlib", []),
+    ],
+)
+def test_a_package_that_is_not_installed(tmp_path, monkeypatch, tokenizer, package, steps):
+    monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
+    key = "steps: english" if steps else "tokenizer"
+    said = rf"`filter\.{key}` needs the package {package}.*axolotl-distill\[filter\]"
+    refused(tmp_path, ConfigError, said, steps=steps, tokenizer=tokenizer.name_or_path)
+
+
+def test_packages_of_other_recipes_are_not_needed(tmp_path, monkeypatch):
+    for package in ("py3langid", "datasketch", "matplotlib"):
+        monkeypatch.setitem(sys.modules, package, None)
+    source = write_trajectories(tmp_path / "t", [trajectory()])
+    report = run_filter(FilterArgs(output=str(tmp_path / "d"), steps=["deduplicate"]), source)
+    assert report["rows"]["train"] == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "step"),
+    [
+        ("judge.reference", {"judge": {**JUDGE, "reference": "soluton"}}),
+        ("verify.answer", {"verify": {"method": "math", "answer": ["solution", "soluton"]}}),
+        ("verify.entry", {"verify": {"method": "reasoning_gym", "entry": "soluton"}}),
+    ],
+)
+def test_a_column_that_is_not_there(tmp_path, key, step):
+    rows = [trajectory(1, meta={"soluton": None}), trajectory(2, meta={"solution": "4"})]
+    if key == "verify.answer":
+        rows[0]["meta"]["solution"] = "3"
+    said = rf"`{key}` names the column 'soluton'.*row p2-0 has solution\."
+    refused(tmp_path, FilterError, said, rows, steps=["format", step])
+
+
+def test_messages_with_more_than_role_and_content(tmp_path):
+    """`generate` keeps all of a message; the dataset has no place for it, and says so."""
+    chat = [
+        {"role": "user", "content": "Hi", "name": "Ann"},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "user", "content": "Well?", "tokens": 3},
+    ]
+    source = write_trajectories(
+        tmp_path / "t", [trajectory(messages=chat), trajectory(1, messages=chat, content="")]
+    )
+    args = FilterArgs(output=str(tmp_path / "d"), steps=["format"])
+    told = []
+    report = run_filter(args, source, warn=told.append)
+    assert any("also have name, tokens, tool_calls" in text for text in told)
+    assert report["warnings"] == told
+    (row,) = pq.read_table(next((tmp_path / "d" / "data").glob("*"))).to_pylist()
+    assert row["messages"][:3] == [{key: m[key] for key in ("role", "content")} for m in chat]
+    (dropped,) = pq.read_table(next((tmp_path / "d" / "rejected").glob("*"))).to_pylist()
+    assert json.loads(dropped["row"])["messages"] == chat
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "image_url"}]])
+def test_messages_without_text(tmp_path, content):
+    chat = [{"role": "user", "content": content, "tool_calls": []}]
+    said = r"part-00000\.jsonl, row 1 .*`role` and `content`, both text"
+    refused(tmp_path, TrajectoryError, said, [trajectory(messages=chat)])
+
+
+def test_another_filter_is_at_work(tmp_path):
+    source = write_trajectories(tmp_path / "t", [trajectory()])
+    args = FilterArgs(output=str(tmp_path / "d"), steps=["format"])
+    with DatasetFolder(args.output).build() as building:
+        (building / "report.json").write_text("{}")
+        with pytest.raises(FilterError, match=r"/d \(`filter\.output`\) is being written"):
+            run_filter(args, source, engine=no_step)
+        assert (building / "report.json").exists()
+    run_filter(args, source)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]
