@@ -113,7 +113,8 @@ def _await(supervisor: subprocess.Popen[bytes], order: bytes, seconds: float) ->
 
 def _kill_marked(mark: str) -> None:
     """Best effort: the processes that still have the mark that the code was started with."""
-    deadline = time.monotonic() + GRACE
+    # Until they are stopped they leave this process little of the CPU.
+    deadline = time.monotonic() + 3 * GRACE
     while _stop_and_kill(lambda: _marked(mark)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
