@@ -210,7 +210,8 @@ def test_the_same_without_root(tmp_path, kills_supervisor):
     )
     first, second = done.stdout.split("\n")[:2]
     assert first == ("lost" if kills_supervisor else "ok"), done.stderr
-    assert second == ("lost" if kills_supervisor else "timed out"), done.stderr
+    # Every fork kills its parent: the supervisor's turn may come after that of the code itself.
+    assert second in (("lost", "killed") if kills_supervisor else ("timed out",)), done.stderr
     # Without the supervisor nobody waits for those that were killed to be dead.
     deadline = time.monotonic() + (10 if kills_supervisor else 0)
     while left_behind() and time.monotonic() < deadline:
