@@ -4,9 +4,7 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,29 +12,11 @@ import pytest
 import torch
 import yaml
 from support.axolotl_run import BASE, environment
+from support.cli import CHATS, COMMAND, distill, distill_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.store import open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
-
-ROOT = Path(__file__).resolve().parents[2]
-CHATS = ROOT / "example_configs" / "data" / "pydoc-chat" / "heldout.jsonl"
-AXOLOTL = [sys.executable, "-m", "axolotl.cli.main", "distill"]
-
-
-def cli(*args, check=True, cwd=None):
-    done = subprocess.run(
-        [*AXOLOTL, *map(str, args)],
-        env=environment(),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    if check and done.returncode:
-        raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
-    return done
 
 
 @pytest.fixture
@@ -73,7 +53,7 @@ def config(tmp_path, tiny_llama_dir):
 
 def test_records_are_the_teachers(tmp_path, config, tiny_llama_dir):
     """Every record is the distribution of the next token, and of no other."""
-    cli("capture", config())
+    distill("capture", config())
     store = verify_store(tmp_path / "store")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
@@ -111,7 +91,7 @@ def test_records_are_the_teachers(tmp_path, config, tiny_llama_dir):
 def test_killed_and_run_again(tmp_path, config):
     """kill -9 at random moments: the store ends as that of one uninterrupted run."""
     path = config(lambda values: values["distill"]["capture"].update(shard_records=60))
-    command = [*AXOLOTL, "capture", str(path)]
+    command = [*COMMAND, "capture", str(path)]
     manifest = tmp_path / "store" / "manifest.json"
     kills = 0
     for _ in range(12):
@@ -129,7 +109,7 @@ def test_killed_and_run_again(tmp_path, config):
         if child.wait() == 0:
             break
     assert kills == 2
-    cli("capture", path, "--output", tmp_path / "whole")
+    distill_here("capture", path, "--output", tmp_path / "whole")
     killed, whole = verify_store(tmp_path / "store"), verify_store(tmp_path / "whole")
     index = np.arange(whole.num_records)
     assert killed.num_records == whole.num_records
@@ -142,7 +122,7 @@ def test_killed_and_run_again(tmp_path, config):
     assert (ids == true_ids).all()
     assert np.abs(logprobs - true_logprobs).max() < 2e-3
     assert np.abs(seen.tail.astype(int) - expected.tail).max() <= 2
-    again = cli("capture", path)
+    again = distill_here("capture", path)
     assert "complete" in again.stdout
 
 
@@ -152,42 +132,44 @@ def test_sampled_and_nucleus(tmp_path, config):
             method="sampled", draws=20, sampling_temperature=2.0, temperatures=[2.0]
         )
 
-    cli("capture", config(sampled), "--limit", 10)
+    distill_here("capture", config(sampled), "--limit", 10)
     store = verify_store(tmp_path / "store")
     assert store.num_rows == 10 and store.manifest.method["draws"] == 20
 
     def nucleus(values):
         values["distill"]["capture"].update(method="nucleus", p=0.5, max_k=30)
 
-    cli("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
+    distill_here("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
     entries = verify_store(tmp_path / "nucleus").read(np.arange(50)).entries
     assert entries.shape[1] <= 30
 
 
 def test_another_source_is_not_resumed(tmp_path, config):
-    cli("capture", config(), "--limit", 5)
-    done = cli("capture", config(), "--limit", 6, check=False)
+    distill_here("capture", config(), "--limit", 5)
+    done = distill_here("capture", config(), "--limit", 6, check=False)
     assert done.returncode == 1
     assert "another `source`" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_inspect_and_verify(tmp_path, config, tiny_llama_dir):
     path = config()
-    cli("capture", path, "--limit", 6)
-    numbers = json.loads("{" + cli("inspect", tmp_path / "store", "--json").stdout.split("{", 1)[1])
+    distill_here("capture", path, "--limit", 6)
+    numbers = json.loads(
+        "{" + distill_here("inspect", tmp_path / "store", "--json").stdout.split("{", 1)[1]
+    )
     store = open_store(tmp_path / "store")
     assert numbers["records"] == store.num_records and numbers["rows"] == 6
     assert set(numbers["mass held at T"]) == {"1", "2", "4"}
-    shown = cli("inspect", tmp_path / "store").stdout
+    shown = distill_here("inspect", tmp_path / "store").stdout
     assert "assistant" in shown and "->" in shown
-    good = cli("verify", tmp_path / "store", "--config", path)
+    good = distill_here("verify", tmp_path / "store", "--config", path)
     assert "fit the store" in good.stdout
 
     file = next((tmp_path / "store" / "teacher").iterdir())
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    bad = cli("verify", tmp_path / "store", check=False)
+    bad = distill_here("verify", tmp_path / "store", check=False)
     assert bad.returncode == 1 and file.name in bad.stderr and "sha256" in bad.stderr
 
 
@@ -198,7 +180,7 @@ def test_nothing_supervised(tmp_path, config):
     def change(values):
         values["distill"]["capture"]["datasets"][0]["path"] = str(chats)
 
-    done = cli("capture", config(change), check=False)
+    done = distill_here("capture", config(change), check=False)
     assert done.returncode == 1
     assert "questions.jsonl" in done.stderr and "supervised" in done.stderr
 
@@ -207,6 +189,6 @@ def test_unknown_key_names_the_right_one(config):
     def change(values):
         values["distill"]["temprature"] = values["distill"].pop("temperature")
 
-    done = cli("capture", config(change), check=False)
+    done = distill_here("capture", config(change), check=False)
     assert done.returncode == 1
     assert "did you mean `temperature`?" in done.stderr

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from support.axolotl_run import environment
-from support.cli import CHATS, COMMAND, capture_config, distill
+from support.cli import CHATS, COMMAND, capture_config, distill, distill_here
 from support.faulty_server import FaultyServer
 from support.model_server import ModelServer
 
@@ -30,7 +30,7 @@ def test_killed_and_run_again(tmp_path, tiny_model, tiny_llama_dir):
     model = tiny_model()
     local, remote = tmp_path / "local", tmp_path / "remote"
     local.mkdir(), remote.mkdir()
-    distill(
+    distill_here(
         "capture", capture_config(local, tiny_llama_dir, str(tiny_llama_dir), k=8), "--limit", ROWS
     )
     serving = ModelServer(model, model.tokenizer)
@@ -122,7 +122,7 @@ def test_import_command(tmp_path, tiny_model, tiny_llama_dir):
             }
             file.write(json.dumps(row) + "\n")
     config = capture_config(tmp_path, tiny_llama_dir, {"name": "x", "server": SERVER})
-    done = distill("import", config, folder, "--output", tmp_path / "imported")
+    done = distill_here("import", config, folder, "--output", tmp_path / "imported")
     assert "trajectories" in done.stdout and f"{written} tokens" in done.stdout
     store = verify_store(tmp_path / "imported")
     assert store.num_records == written

@@ -1,4 +1,4 @@
-"""`axolotl distill …` in a process of its own."""
+"""`axolotl distill …`, in a process of its own or in this one."""
 
 import subprocess
 import sys
@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from click.testing import CliRunner
 from support.axolotl_run import BASE, environment
+
+from axolotl_distill.cli import distill as group
 
 COMMAND = [sys.executable, "-m", "axolotl.cli.main", "distill"]
 CHATS = (
@@ -23,6 +26,17 @@ def distill(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
         timeout=600,
         check=False,
     )
+    if check and done.returncode:
+        raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
+    return done
+
+
+def distill_here(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """The same without the many seconds that a new process takes to import Axolotl."""
+    found = CliRunner().invoke(group, [str(arg) for arg in args])
+    done = subprocess.CompletedProcess(args, found.exit_code, found.stdout, found.stderr)
+    if found.exception is not None and not isinstance(found.exception, SystemExit):
+        raise found.exception
     if check and done.returncode:
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
     return done
