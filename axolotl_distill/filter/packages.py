@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from axolotl_distill.errors import ConfigError
 
 
-def require(package: str, key: str) -> None:
+def require(package: str, key: str, extra: str = "filter") -> None:
     """Raises ConfigError where the package that the recipe's `key` needs is not installed.
 
     Called when steps are built, which is before any row is judged: a package that is first missed
@@ -14,5 +14,5 @@ def require(package: str, key: str) -> None:
     if find_spec(package) is None:
         raise ConfigError(
             f"`{key}` needs the package {package}, which is not installed here: "
-            "pip install 'axolotl-distill[filter]'."
+            f"pip install 'axolotl-distill[{extra}]'."
         )

@@ -88,6 +88,41 @@ def cli(tmp_path, source, code=0, command=FILTER, **values):
     return done
 
 
+def test_hostile_code_does_not_take_the_filter_down(tmp_path):
+    """Answers that hang, fork, eat memory, write without end or crash; the right ones are kept."""
+    codes = {
+        "right": "def add(a, b):\n    return a + b",
+        "wrong": "def add(a, b):\n    return a - b",
+        "hangs": "while True: pass",
+        "forks": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+        "eats": "x = []\nwhile True: x.append(bytearray(1 << 24))",
+        "writes": "while True: print('x' * 100_000)",
+        "kills": "import os, signal\nos.kill(0, signal.SIGKILL)",
+        "exits": "import sys\nsys.exit(0)",
+    }
+    tests = {"fn_name": "add", "inputs": [[1, 2], [3, 5]], "outputs": [3, 8]}
+    rows = [
+        trajectory(
+            name,
+            sample,
+            content=f"<think>\nHm.\n</think>\n\n```python\n{code}\n```",
+            meta={"tests": tests},
+        )
+        for sample in range(2)
+        for name, code in codes.items()
+    ]
+    source = write_trajectories(tmp_path / "trajectories", rows)
+    limits = {"allow": True, "timeout": 1.5, "memory_mb": 256, "workers": 2}
+    cli(tmp_path, source, steps=[{"verify": {"method": "code", **limits}}], max_drop=1.0)
+    report = json.loads((tmp_path / "dataset" / "report.json").read_text())
+    assert report["steps"][0]["rows"] == 16 and report["steps"][0]["kept"] == 2
+    dropped = rejected(tmp_path / "dataset")
+    assert Counter(row["id"] for row in dropped) == Counter(
+        row["id"] for row in rows if not row["id"].startswith("pright")
+    )
+    assert all(row["reason"] for row in dropped)
+
+
 def rejected(folder):
     return [
         row for file in (folder / "rejected").glob("*") for row in pq.read_table(file).to_pylist()

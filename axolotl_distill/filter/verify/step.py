@@ -1,7 +1,6 @@
 """The step `verify`: finds answer and reference, has them compared, gives the verdict."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 from collections import deque
@@ -11,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from axolotl_distill.errors import ConfigError, FilterError
+from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.sandbox import GRACE, run_python
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.verify import extract, text
@@ -55,12 +55,9 @@ class VerifyStep:
 
     def __init__(self, args: VerifyArgs):
         self.args = args
-        package, extra = NEEDS.get(args.method, (None, None))
-        if package and importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"`verify.method: {args.method}` needs the package {package}: "
-                f"pip install 'axolotl-distill[{extra}]'."
-            )
+        if args.method in NEEDS:
+            package, extra = NEEDS[args.method]
+            require(package, f"verify.method: {args.method}", extra)
         if args.method == "code":
             _check_sandbox()
         self._workers: Workers | None = None
