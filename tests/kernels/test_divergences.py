@@ -116,7 +116,7 @@ def test_any_options(
         label_smoothing=smoothing,
         support=support_of(teacher),
     )
-    check(case, spec, backend, tolerance=3e-5)
+    check(case, spec, backend, tolerance=3e-5, may_cancel=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -72,7 +72,7 @@ def test_any_shape(
         seed=seed,
     )
     spec = DistillSpec(temperature=temperature, alpha=alpha, support=support, reduction=reduction)
-    check(case, spec, backend, tolerance=2e-5)
+    check(case, spec, backend, tolerance=2e-5, may_cancel=True)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -221,19 +221,26 @@ def run(
     return out, [x if x is None else x.grad for x in (hidden, weight, bias)]
 
 
-def check(case: Case, spec: DistillSpec, backend: str, tolerance: float = 5e-6) -> None:
-    """Hold value and gradients to the oracle's, to tolerance or to what float32 can tell apart.
+def check(
+    case: Case,
+    spec: DistillSpec,
+    backend: str,
+    tolerance: float = 5e-6,
+    *,
+    may_cancel: bool = False,
+) -> None:
+    """Hold value and gradients to the oracle's.
 
-    Where the student is all but certain of the label, the loss is a difference of two almost
-    equal logits: it is known to a rounding of the logits, however small it is itself.
+    may_cancel   of random shapes, some are so small that the student is all but certain of the
+                 label. Then the loss is a difference of two almost equal logits, which is known to
+                 a few roundings of the logits, however small it is itself; these are allowed too
     """
     loss, grads = oracle(case, spec)
     out, found = run(case, spec, backend)
     hidden, weight = case.hidden.double(), case.weight.double()
     nats = 4 * torch.finfo(torch.float32).eps * (1 + (hidden @ weight.T).abs().max().item())
     nats *= case.transform.scale * max(1.0, spec.temperature)
-    if spec.reduction == "sum":
-        nats *= hidden.shape[0]
+    nats *= may_cancel * (hidden.shape[0] if spec.reduction == "sum" else 1)
     longest = [weight.norm(dim=1).max().item(), hidden.norm(dim=1).max().item(), 1.0]
     assert is_close(out.loss.detach(), loss, tolerance, nats)
     for seen, expected, length in zip(found, grads, longest, strict=True):
