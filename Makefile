@@ -21,9 +21,12 @@ setup: .venv/.ready
 	$(BIN)/pip install --quiet "torch==2.13.0" "axolotl==0.19.0" -e ".[dev]"
 	touch $@
 
-models: .cache/smollm2-cut5/config.json
+models: .cache/smollm2-cut5/config.json .cache/pydoc-chat/train.jsonl
 .cache/smollm2-cut5/config.json: .venv/.ready demo/models.py
 	$(RUN) "the teacher and the student" models $(BIN)/python demo/models.py
+
+.cache/pydoc-chat/train.jsonl: demo/make_data.py | .venv/.ready
+	$(BIN)/python -W ignore demo/make_data.py
 
 demo: models
 	rm -rf outputs/demo/student-* outputs/demo/prepared*

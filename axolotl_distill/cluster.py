@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.extras import pip_install
 
 Row = dict[str, Any]
 
@@ -19,7 +20,7 @@ def connect() -> int:
         import ray.data
     except ImportError:
         raise ConfigError(
-            "`--engine ray` needs Ray: pip install 'axolotl-distill[ray]', on every node."
+            f"`--engine ray` needs Ray, on every node: {pip_install('ray')}"
         ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")

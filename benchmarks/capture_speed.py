@@ -23,7 +23,7 @@ ROWS, BATCH_TOKENS = 24, 2048
 
 def chats(tokenizer) -> list[dict]:
     """Rows whose every token but the first is supervised: the most a capture can have to do."""
-    lines = (ROOT / "example_configs/data/pydoc-chat/train.jsonl").read_text().splitlines()
+    lines = (ROOT / ".cache/pydoc-chat/train.jsonl").read_text().splitlines()
     rows = []
     for line in lines[:ROWS]:
         ids = tokenizer.apply_chat_template(json.loads(line)["messages"], return_dict=False)

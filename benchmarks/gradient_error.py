@@ -67,7 +67,7 @@ def essays(tokenizer) -> torch.Tensor:
 
 def docstrings(tokenizer) -> torch.Tensor:
     """int64 [TOKENS / WINDOW, WINDOW]"""
-    lines = (ROOT / "example_configs/data/pydoc-chat/train.jsonl").read_text().splitlines()
+    lines = (ROOT / ".cache/pydoc-chat/train.jsonl").read_text().splitlines()
     messages = (m for line in lines for m in json.loads(line)["messages"])
     text = "\n\n".join(m["content"] for m in messages if m["role"] == "assistant")
     return torch.tensor(tokenizer(text)["input_ids"][:TOKENS]).view(-1, WINDOW)

@@ -54,7 +54,7 @@ GUESSES = {
 
 def heldout(tokenizer) -> torch.Tensor:
     """The held-out chats of the demo as one text, int64 [TOKENS / WINDOW, WINDOW]."""
-    lines = (ROOT / "example_configs/data/pydoc-chat/heldout.jsonl").read_text().splitlines()
+    lines = (ROOT / ".cache/pydoc-chat/heldout.jsonl").read_text().splitlines()
     ids = [
         token
         for line in lines

@@ -14,11 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-HELD_OUT = (
-    Path(__file__)
-    .resolve()
-    .parent.parent.joinpath("example_configs", "data", "pydoc-chat", "heldout.jsonl")
-)
+HELD_OUT = Path(__file__).resolve().parent.parent / ".cache" / "pydoc-chat" / "heldout.jsonl"
 ROWS = 24
 
 

@@ -1,19 +1,21 @@
-"""A small real chat dataset from the Python standard library's own documentation strings.
+"""A small real chat dataset from the docstrings of the interpreter's own standard library.
 
-    python demo/make_data.py      example_configs/data/pydoc-chat/{train,heldout}.jsonl
+    python demo/make_data.py      .cache/pydoc-chat/{train,heldout}.jsonl
 
-A user asks what a function does; the answer is its docstring. Text under the PSF licence. Held-out
-rows come from modules that training never sees. The committed files were made with Python 3.11.
+A user asks what a function does; the answer is its docstring. The text is Python's, under the PSF
+licence, so it is made where it is needed and never committed; another release of Python gives
+other rows. Held-out rows come from modules that training never sees.
 """
 
 import importlib
 import inspect
 import json
+import os
 import random
 import sys
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent.parent / "example_configs" / "data" / "pydoc-chat"
+FOLDER = Path(__file__).resolve().parent.parent / ".cache" / "pydoc-chat"
 HELD_OUT = ("calendar", "fractions", "gzip", "pathlib", "sched", "shlex", "statistics", "zipfile")
 SKIPPED = ("antigravity", "this", "idlelib", "lib2to3", "test", "turtle", "turtledemo", "tkinter")
 WORDS = range(18, 160)
@@ -91,7 +93,9 @@ def main() -> None:
     for part, limit in (("train", TRAIN_ROWS), ("heldout", HELD_OUT_ROWS)):
         rows = chats(split[part], rng)[:limit]
         lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (FOLDER / f"{part}.jsonl").write_text(lines)
+        unfinished = FOLDER / f"{part}.{os.getpid()}.unfinished"
+        unfinished.write_text(lines)
+        unfinished.replace(FOLDER / f"{part}.jsonl")
         print(f"{part}: {len(rows)} rows")
 
 

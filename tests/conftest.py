@@ -5,6 +5,8 @@ transformers is imported where it is used, for the kernels' tests need nothing b
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +20,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionstart():
+    """The chats that many tests capture, where `make models` has not made them."""
+    if not (ROOT / ".cache" / "pydoc-chat" / "heldout.jsonl").exists():
+        subprocess.run([sys.executable, "-W", "ignore", "demo/make_data.py"], cwd=ROOT, check=True)
 
 
 def _demo_models():

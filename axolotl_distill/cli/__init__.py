@@ -109,3 +109,13 @@ def verify(store: str, config: str | None) -> None:
     from axolotl_distill.cli.verify import run
 
     run(store, config=config)
+
+
+@distill.command()
+@click.argument("name", required=False)
+@reports_errors
+def docs(name: str | None) -> None:
+    """Print the document NAME, or list those there are."""
+    from axolotl_distill.cli.docs import run
+
+    run(name)

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.extras import pip_install
 
 
 def require(package: str, key: str, extra: str = "filter") -> None:
@@ -14,5 +15,5 @@ def require(package: str, key: str, extra: str = "filter") -> None:
     if find_spec(package) is None:
         raise ConfigError(
             f"`{key}` needs the package {package}, which is not installed here: "
-            f"pip install 'axolotl-distill[{extra}]'."
+            f"{pip_install(extra)}"
         )

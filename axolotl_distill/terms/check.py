@@ -13,7 +13,7 @@ _SAYS: dict[Verdict, str] = {
     "prohibited": "training on its output is prohibited, or for non-commercial use only",
     "unknown": "what its terms say about training on its output is not known here",
 }
-_NO_ADVICE = "Facts with their source, not legal advice; see docs/teacher-terms.md."
+_NO_ADVICE = "Facts with their source, not legal advice; see `axolotl-distill docs teacher-terms`."
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What an installation puts on the path, and the plugin's bare name."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -7,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.axolotl_run import environment
+
+from axolotl_distill.cli.docs import documents, run
+from axolotl_distill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,23 +29,54 @@ def python(code, cwd, *flags):
     return done.stdout.strip().splitlines()
 
 
-def test_wheel_holds_two_packages_and_the_hook(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
         [
             *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)),
+            *("--no-build-isolation", "--wheel-dir", str(folder), str(ROOT)),
         ],
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_holds_two_packages_and_the_hook(wheel):
+    names = {name.split("/")[0] for name in wheel.namelist()}
     assert {name for name in names if not name.endswith(".dist-info")} == {
         "axolotl_distill",
         "distill_kernels",
         "axolotl_distill_startup.py",
         "axolotl_distill_startup.pth",
     }
+    assert {"axolotl_distill/py.typed", "distill_kernels/py.typed"} <= set(wheel.namelist())
+
+
+def test_a_wheels_user_reaches_what_the_documents_name(wheel):
+    """No link of the long description leads into a repository that its reader does not have, and
+    the documents themselves are inside."""
+    (metadata,) = [name for name in wheel.namelist() if name.endswith("/METADATA")]
+    description = wheel.read(metadata).decode()
+    links = re.findall(r"\]\(([^)]+)\)", description)
+    assert links
+    assert all(link.startswith(("https://", "#")) for link in links), links
+    inside = set(wheel.namelist())
+    for document in documents():
+        assert f"axolotl_distill/docs/{document}.md" in inside
+    for example in (ROOT / "example_configs").rglob("*.yml"):
+        assert f"axolotl_distill/{example.relative_to(ROOT)}" in inside
+
+
+def test_the_documents_are_listed_and_printed(capsys):
+    run(None)
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(documents())
+    run("guide")
+    assert capsys.readouterr().out.startswith("# Guide")
+    with pytest.raises(ConfigError, match="Known: adr/0001"):
+        run("nonsense")
 
 
 def test_editable_install_hides_the_repository(tmp_path):

@@ -12,9 +12,7 @@ from support.axolotl_run import BASE, environment
 from axolotl_distill.cli import distill as group
 
 COMMAND = [sys.executable, "-m", "axolotl.cli.main", "distill"]
-CHATS = (
-    Path(__file__).resolve().parents[2] / "example_configs" / "data" / "pydoc-chat/heldout.jsonl"
-)
+CHATS = Path(__file__).resolve().parents[2] / ".cache" / "pydoc-chat" / "heldout.jsonl"
 
 
 def distill(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
