@@ -1,5 +1,6 @@
 """`generate:` of a recipe."""
 
+import json
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -78,6 +79,16 @@ class GenerateArgs(Block):
     logprobs: int | None = Field(
         None, ge=1, description="Keep the k most probable tokens of every position."
     )
+    thinking_tags: list[tuple[str, str]] | None = Field(
+        None,
+        description="Pairs [opening, closing] that stand around the thinking at the start of an "
+        "answer. null: those of the models that are known; []: thinking is not looked for.",
+    )
+    thinking_opened: bool | None = Field(
+        None,
+        description="Whether the chat template opens the thinking in the prompt, so that answers "
+        "begin within it. null: judged answer by answer (server), seen in the prompt (model).",
+    )
     budget: BudgetArgs | None = None
     price: PriceArgs | None = None
     batch_size: int = Field(16, ge=1, description="`type: model` only: completions at once.")
@@ -116,6 +127,29 @@ class GenerateArgs(Block):
                 f"{', '.join(f'`{key}`' for key in taken)} cannot be set here: use the key of the "
                 "`generate` block where it has one. `n` there asks once for each completion."
             )
+        return value
+
+    @field_validator("thinking_tags")
+    @classmethod
+    def _two_tags(cls, value: list[tuple[str, str]] | None) -> list[tuple[str, str]] | None:
+        for opening, closing in value or ():
+            if not opening.strip() or not closing.strip() or opening == closing:
+                raise ValueError(
+                    f"a pair needs an opening and a closing tag that differ, and one is "
+                    f"{[opening, closing]}."
+                )
+        return value
+
+    @field_validator("system", "examples", "extra")
+    @classmethod
+    def _can_be_sent(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "it holds half of a surrogate pair, which no request can carry. Write the whole "
+                "character."
+            ) from None
         return value
 
     @property

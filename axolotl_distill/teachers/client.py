@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import openai
 
 from axolotl_distill.errors import ServerError
+from axolotl_distill.recipe.secrets import HIDDEN, without_secrets
 from axolotl_distill.recipe.server import ServerArgs
 
 Answer = dict[str, Any]
@@ -130,10 +131,12 @@ class ServerClient:
         await self._client.close()
 
     def _at(self, path: str) -> str:
-        return path if "://" in path else self.server.base_url + path
+        return without_secrets(path if "://" in path else self.server.base_url + path)
 
     def _refusal(self, path: str, error: openai.APIStatusError) -> ServerError:
         said = error.response.text[:500]
+        if key := os.environ.get(self.server.api_key_env):
+            said = said.replace(key, HIDDEN)
         message = f"{self._at(path)} answered {error.status_code}: {said}"
         if error.status_code in (400, 413, 422):
             return RequestRefusedError(message)
