@@ -127,7 +127,7 @@ def _read(
         raise row
     fixed = whole(row)
     if fixed != row:
-        say("it holds half of a surrogate pair, which no request can carry: U+FFFD is sent for it")
+        say("they hold half of a surrogate pair, which no request can carry: U+FFFD is sent")
     messages, meta = _split(fixed, args, source.is_arrow)
     tools = meta.pop("tools", None)
     tools = as_tools(without_nulls(tools) if source.is_arrow else tools)
@@ -138,9 +138,7 @@ def _read(
     if system and system.strip():
         others = [m["content"] for m in messages if m["role"] == "system"]
         if others and others != [system]:
-            say(
-                "its messages have a system message and `system` another one: the messages' is sent"
-            )
+            say("their messages and `system` differ in the system message: the messages' is sent")
         messages = _with_system(messages, system)
     return messages, tools, {name: plain(value, name) for name, value in meta.items()}
 

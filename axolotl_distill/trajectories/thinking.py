@@ -36,7 +36,11 @@ KNOWN = (
     Tags("<mm:think>", "</mm:think>"),
     Tags("<longcat_think>", "</longcat_think>"),
     Tags("◁think▷", "◁/think▷"),  # Kimi
-    Tags("<|begin_of_thought|>", "<|end_of_thought|>", ("<|begin_of_solution|>", "<|end_of_solution|>")),
+    Tags(
+        "<|begin_of_thought|>",
+        "<|end_of_thought|>",
+        ("<|begin_of_solution|>", "<|end_of_solution|>"),
+    ),
     Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
     # gpt-oss: channels, of which `analysis` is thinking and `final` is the answer.
     Tags(
@@ -45,7 +49,7 @@ KNOWN = (
         ("<|start|>assistant<|channel|>final<|message|>", "<|return|>"),
         alone=False,
     ),
-)  # fmt: skip
+)
 
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 INLINE = re.compile(r"`[^`\n]*`")
