@@ -24,7 +24,7 @@ from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.run import run_requests
 from axolotl_distill.recipe import Recipe, load_recipe
 from axolotl_distill.recipe.generate import GenerateArgs
-from axolotl_distill.recipe.secrets import without_secrets
+from axolotl_distill.show import redact
 from axolotl_distill.terms import check_terms
 
 
@@ -196,7 +196,7 @@ def _check_key(recipe: Recipe) -> None:
         return
     if not os.environ.get(server.api_key_env):
         click.echo(
-            f"note: {server.api_key_env} is not set; {without_secrets(server.base_url)} may ask "
+            f"note: {server.api_key_env} is not set; {redact(server.base_url)} may ask "
             "for a key (`teacher.server.api_key_env` names the variable).",
             err=True,
         )

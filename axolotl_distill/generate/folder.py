@@ -20,7 +20,7 @@ from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.recipe import Recipe
-from axolotl_distill.recipe.secrets import without_secrets
+from axolotl_distill.show import without_secrets
 from axolotl_distill.store.manifest import publish, write_atomically
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 

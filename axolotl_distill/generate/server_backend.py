@@ -9,7 +9,7 @@ from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
-from axolotl_distill.recipe.secrets import without_secrets
+from axolotl_distill.show import redact
 from axolotl_distill.teachers.client import RequestRefusedError, ServerClient, TriesUsedUpError
 
 # Requests in a row that came to nothing, without an answer between: then it is the server.
@@ -74,7 +74,7 @@ class ServerBackend:
         if self._logprobs is None or completion.logprobs is not None:
             return completion
         raise ServerError(
-            f"{without_secrets(self._client.server.base_url)} answered without log-probabilities, "
+            f"{redact(self._client.server.base_url)} answered without log-probabilities, "
             f"and `generate.logprobs: {self._logprobs}` asks for them. Remove the key, or use a "
             "server that gives them."
         )

@@ -79,7 +79,7 @@ class GenerateArgs(Block):
     logprobs: int | None = Field(
         None, ge=1, description="Keep the k most probable tokens of every position."
     )
-    thinking_tags: list[tuple[str, str]] | None = Field(
+    thinking_tags: list[list[str]] | None = Field(
         None,
         description="Pairs [opening, closing] that stand around the thinking at the start of an "
         "answer. null: those of the models that are known; []: thinking is not looked for.",
@@ -131,12 +131,11 @@ class GenerateArgs(Block):
 
     @field_validator("thinking_tags")
     @classmethod
-    def _two_tags(cls, value: list[tuple[str, str]] | None) -> list[tuple[str, str]] | None:
-        for opening, closing in value or ():
-            if not opening.strip() or not closing.strip() or opening == closing:
+    def _two_tags(cls, value: list[list[str]] | None) -> list[list[str]] | None:
+        for pair in value or ():
+            if len(pair) != 2 or len(set(pair)) != 2 or not all(tag.strip() for tag in pair):
                 raise ValueError(
-                    f"a pair needs an opening and a closing tag that differ, and one is "
-                    f"{[opening, closing]}."
+                    f"a pair is [opening tag, closing tag], which differ, and one is {pair}."
                 )
         return value
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import openai
 
 from axolotl_distill.errors import ServerError
-from axolotl_distill.recipe.secrets import HIDDEN, without_secrets
+from axolotl_distill.show import redact
 from axolotl_distill.recipe.server import ServerArgs
 
 Answer = dict[str, Any]
@@ -131,12 +131,10 @@ class ServerClient:
         await self._client.close()
 
     def _at(self, path: str) -> str:
-        return without_secrets(path if "://" in path else self.server.base_url + path)
+        return redact(path if "://" in path else self.server.base_url + path)
 
     def _refusal(self, path: str, error: openai.APIStatusError) -> ServerError:
-        said = error.response.text[:500]
-        if key := os.environ.get(self.server.api_key_env):
-            said = said.replace(key, HIDDEN)
+        said = redact(error.response.text[:500])
         message = f"{self._at(path)} answered {error.status_code}: {said}"
         if error.status_code in (400, 413, 422):
             return RequestRefusedError(message)
