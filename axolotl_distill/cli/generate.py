@@ -30,7 +30,7 @@ from axolotl_distill.terms import check_terms
 
 def run(path: str, *, limit: int | None, engine: str) -> None:
     """Ask for what is not there yet, and say what came of it."""
-    recipe = load_recipe(path)
+    recipe = load_recipe(path, "teacher", "generate")
     args = recipe.generate
     terms = check_terms(recipe.teacher.name, recipe.teacher.terms)
     click.echo(terms.summary())

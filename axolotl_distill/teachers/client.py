@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import openai
 
 from axolotl_distill.errors import ServerError
-from axolotl_distill.show import redact
 from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.show import redact
 
 Answer = dict[str, Any]
 # Makes the client hand over the answer itself, with the number of tries it took.
@@ -123,8 +123,8 @@ class ServerClient:
                     unusable += whole
                     tries -= raw.retries_taken + 1
         raise TriesUsedUpError(
-            f"{self._at(path)} gave {broken} answers that cannot be used; the last: {fault}. What "
-            "was received is kept; run the same command again."
+            f"{self._at(path)} gave {broken} answers that cannot be used; the last: "
+            f"{redact(fault)}. What was received is kept; run the same command again."
         )
 
     async def close(self) -> None:

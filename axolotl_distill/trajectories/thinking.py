@@ -105,12 +105,13 @@ def split_thinking(content: str, reasoning_content: str | None = None) -> tuple[
     return thinking, answer.strip()
 
 
-def parts_of(row: dict[str, Any]) -> tuple[str | None, str]:
-    """(thinking or None, answer) of a trajectory: as it is in the row where that was split already
-    (it names its `thinking_form`), else split here."""
+def parts_of(row: dict[str, Any]) -> Parts:
+    """Thinking and answer of a trajectory: as they are in the row where that was split already (it
+    names its `thinking_form`), else split here."""
+    content, reasoning = row["content"] or "", row.get("reasoning_content")
     if row.get("thinking_form"):
-        return row.get("reasoning_content"), row["content"] or ""
-    return split_thinking(row["content"] or "", row.get("reasoning_content"))
+        return Parts(reasoning, content, row["thinking_form"])
+    return split(content, reasoning)
 
 
 def join_thinking(thinking: str | None, answer: str) -> str:

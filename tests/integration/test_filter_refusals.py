@@ -67,10 +67,11 @@ def test_a_column_that_is_not_there(tmp_path, key, step):
 
 
 def test_messages_with_more_than_role_and_content(tmp_path):
-    """`generate` keeps all of a message; the dataset has no place for it, and says so."""
+    """Names and calls of tools go into the dataset; what has no place there is said."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     chat = [
         {"role": "user", "content": "Hi", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "user", "content": "Well?", "tokens": 3},
     ]
     source = write_trajectories(
@@ -79,18 +80,22 @@ def test_messages_with_more_than_role_and_content(tmp_path):
     args = FilterArgs(output=str(tmp_path / "d"), steps=["format"])
     told = []
     report = run_filter(args, source, warn=told.append)
-    assert any("also have name, tokens, tool_calls" in text for text in told)
+    assert any("also have tokens, for which" in text for text in told)
     assert report["warnings"] == told
     (row,) = pq.read_table(next((tmp_path / "d" / "data").glob("*"))).to_pylist()
-    assert row["messages"][:3] == [{key: m[key] for key in ("role", "content")} for m in chat]
+    keys = ("role", "content", "name", "tool_calls")
+    assert row["messages"][:3] == [{key: m.get(key) for key in keys} for m in chat]
     (dropped,) = pq.read_table(next((tmp_path / "d" / "rejected").glob("*"))).to_pylist()
     assert json.loads(dropped["row"])["messages"] == chat
 
 
-@pytest.mark.parametrize("content", [None, [{"type": "image_url"}]])
-def test_messages_without_text(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(None, "`role` and `content`, both text"), ([{"type": "image_url"}], "part that is not text")],
+)
+def test_messages_without_text(tmp_path, content, wrong):
     chat = [{"role": "user", "content": content, "tool_calls": []}]
-    said = r"part-00000\.jsonl, row 1 .*`role` and `content`, both text"
+    said = rf"part-00000\.jsonl, row 1 .*{wrong}"
     refused(tmp_path, TrajectoryError, said, [trajectory(messages=chat)])
 
 

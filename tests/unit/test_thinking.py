@@ -120,8 +120,8 @@ def test_tags_of_ones_own():
 def test_a_row_is_split_once():
     """An answer that begins with a tag stays an answer."""
     row = {"content": "<think> opens it.", "reasoning_content": None, "thinking_form": "none"}
-    assert parts_of(row) == (None, "<think> opens it.")
-    assert parts_of({**row, "thinking_form": None})[1] == ""
+    assert parts_of(row) == (None, "<think> opens it.", "none")
+    assert parts_of({**row, "thinking_form": None}) == ("opens it.", "", "unclosed")
 
 
 PIECES = st.sampled_from(["I ", "add.\n", "`</think>`", "<think>x</think>", "12 ", "```a```", "\n"])

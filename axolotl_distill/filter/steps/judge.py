@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.rows import calls_text, part, tools_text
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.steps.ask import Question, Reply, ask
 from axolotl_distill.recipe.steps import JudgeArgs
@@ -58,9 +58,9 @@ class JudgeStep:
         given = row["meta"].get(args.reference) if args.reference else None
         values = {
             "rubric": args.rubric,
-            "question": part(row, "prompt"),
+            "question": _joined(part(row, "prompt"), tools_text(row), "Tools: "),
             "thinking": part(row, "thinking"),
-            "answer": part(row, "answer"),
+            "answer": _joined(part(row, "answer"), calls_text(row), "Calls: "),
             "reference": "" if given is None else f"\n<reference>\n{given}\n</reference>\n",
             "max_score": f"{args.max_score:g}",
         }
@@ -84,6 +84,10 @@ class JudgeStep:
             reason = f"judged below {self.args.min_score:g}"
             return Verdict(False, reason, score=score, detail=text)
         return Verdict(True, score=score)
+
+
+def _joined(text: str, more: str, name: str) -> str:
+    return "\n\n".join(filter(None, [text, more and name + more]))
 
 
 def _end(answer: dict[str, Any]) -> str:
