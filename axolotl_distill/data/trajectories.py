@@ -65,8 +65,8 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
             self._warn_once(
                 "nothing to weigh",
                 f"none of the first {self._rows} rows has any thinking, and `thinking: "
-                f"{value}` changes nothing there. Is it in `{self.prompter.field_thinking}` or at the "
-                "start of the content, in tags that are known?",
+                f"{value}` changes nothing there. Is it in `{self.prompter.field_thinking}` or at "
+                "the start of the content, in tags that are known?",
             )
         return tokenized
 
