@@ -77,12 +77,7 @@ def test_rows_that_cannot_be_asked_are_put_aside(tmp_path):
         {"prompt": "a", "tools": "no JSON"},
         {"prompt": "a", "tools": ["hammer"]},
         {"prompt": "a", "system": {"text": "x"}},
-        {
-            "messages": [
-                {"role": "assistant", "tool_calls": [{"id": 1}]},
-                {"role": "user", "content": "a"},
-            ]
-        },
+        {"messages": [call, {"role": "user", "content": "a"}]},
         '{"prompt": "a", "n": ' + "9" * 5000 + "}",
         "[" * 100_000,
     ]
