@@ -1,6 +1,7 @@
 """What a chat server's answer holds, whichever engine wrote it."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from axolotl_distill.trajectories.thinking import KNOWN, Tags
 Answer = dict[str, Any]
 # Where servers put the thinking that they split off themselves.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text")
+# What stands for a probability of zero in vLLM's JSON.
+LEAST_LOGPROB = -9999.0
 OWN = {"role", "content", *REASONING}
 
 
@@ -140,5 +143,20 @@ def _usage(usage: Any) -> dict[str, int] | None:
 
 
 def _logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
+    """JSON has no infinity, and a probability of zero is one in some servers'."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    return content if isinstance(content, list) else None
+    if not isinstance(content, list):
+        return None
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        return [_finite(entry) for entry in content]
+    return content
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return LEAST_LOGPROB if isinstance(value, float) and not math.isfinite(value) else value

@@ -51,6 +51,7 @@ KNOWN = (
     ),
 )
 
+TURN = "<|start|>assistant"  # the prompt ends with it, so the first channel goes without
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 INLINE = re.compile(r"`[^`\n]*`")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "(": ")", "[": "]", "{": "}"}
@@ -96,6 +97,9 @@ def split(
                 return _parts(content, 0, end, pair, "closing tag")
     if opened:
         return Parts(content.strip() or None, "", "unclosed")
+    for pair in tags:
+        if pair.answer and _starts(content, pair.answer[0].removeprefix(TURN), start):
+            return Parts(None, _unwrapped(content.strip(), pair), "none")
     return Parts(None, content, "none")
 
 
@@ -128,9 +132,15 @@ def _parts(text: str, begin: int, close: re.Match[str] | None, pair: Tags, form:
         return Parts(text[begin:].strip() or None, "", "unclosed")
     thinking = text[begin : close.start()].strip()
     answer = text[close.end() :].strip()
-    if pair.answer and _starts(answer, pair.answer[0], 0):
-        answer = answer[len(pair.answer[0]) :].removesuffix(pair.answer[1]).strip()
-    return Parts(thinking or None, answer, form)
+    return Parts(thinking or None, _unwrapped(answer, pair), form)
+
+
+def _unwrapped(answer: str, pair: Tags) -> str:
+    """Without the tags that some models put around the answer too."""
+    for opening in (pair.answer[0], pair.answer[0].removeprefix(TURN)) if pair.answer else ():
+        if _starts(answer, opening, 0):
+            return answer[len(opening) :].removesuffix(pair.answer[1]).strip()
+    return answer
 
 
 def _unrepeated(content: str, reasoning: str, tags: Sequence[Tags]) -> str:

@@ -109,3 +109,35 @@ def test_another_filter_is_at_work(tmp_path):
         assert (building / "report.json").exists()
     run_filter(args, source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]
+
+
+def test_rows_that_the_format_cannot_hold(tmp_path):
+    """Put aside one by one, with what to do; the others are filtered."""
+    ambiguous = {"content": "Use it.", "reasoning_content": "It ends with </think> there."}
+    call = {"function": {"name": "look", "arguments": '{"to": "Ul'}}
+    rows = [
+        trajectory(1),
+        trajectory(2, **ambiguous),
+        trajectory(3, message={"tool_calls": [call]}),
+        trajectory(4, messages=[{"role": "user"}]),
+        trajectory(5, sample="x"),
+    ]
+    source = write_trajectories(tmp_path / "t", rows, n=4)
+    told = []
+    report = run_filter(FilterArgs(output=str(tmp_path / "d")), source, warn=told.append)
+    assert report["rows"]["train"] == 1
+    assert report["steps"][0]["reasons"] == {
+        "no place in `format: messages`": 2,
+        "not a trajectory": 2,
+    }
+    assert "4 of 5 rows are put aside" in told[0]
+    (rejected,) = (tmp_path / "d" / "rejected").glob("*")
+    details = [row["detail"] for row in pq.read_table(rejected).to_pylist()]
+    assert "`filter.reasoning: field`" in details[0] and "are no JSON" in details[1]
+    assert "row 4 is not" in details[2] and "`sample`" in details[3]
+    kept = run_filter(FilterArgs(output=str(tmp_path / "d"), reasoning="field"), source)
+    assert kept["rows"]["train"] == 2
+    text = FilterArgs(output=str(tmp_path / "d"), format="alpaca")
+    rows = [trajectory(1), trajectory(2, tools=[{"name": "a"}])]
+    tools = write_trajectories(tmp_path / "u", rows)
+    assert run_filter(text, tools)["rows"] == {"input": 2, "train": 1, "eval": 0, "rejected": 1}

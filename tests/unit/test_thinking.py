@@ -91,6 +91,14 @@ def test_tags_within_thinking(thinking, answer):
     assert split(join_thinking(thinking, answer)) == (thinking, answer, "tags")
 
 
+def test_an_answer_in_tags_without_thinking():
+    for text in (
+        "<|channel|>final<|message|>It is 12.<|return|>",
+        "<|begin_of_solution|>\nIt is 12.\n<|end_of_solution|>",
+    ):
+        assert split(text) == (None, "It is 12.", "none")
+
+
 def test_cut_off():
     for text in ("<think>\nI look at", "[THINK]I look at", "<think>\nI look at `</think>` and"):
         thinking, answer, form = split(text)

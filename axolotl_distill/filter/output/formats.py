@@ -23,7 +23,7 @@ def assistant(row: Row, reasoning: str) -> Message:
     reasoning  "tags": as <think>…</think> in the content. "field": in reasoning_content. "drop":
                left out
 
-    Raises FilterError for thinking that cannot be told from the answer by tags.
+    Raises FilterError for a call of a tool that no chat template could show.
     """
     said = row.get("message") or {}
     thinking, answer, form = parts_of(row)
@@ -32,7 +32,7 @@ def assistant(row: Row, reasoning: str) -> Message:
         message["tool_calls"] = [_call(call, row["id"]) for call in calls]
     if thinking:
         message["reasoning_content"] = thinking
-        return _in_form(message, reasoning, row["id"], is_open=form == "unclosed")
+        return _in_form(message, reasoning, is_open=form == "unclosed")
     return message
 
 
@@ -45,7 +45,7 @@ def conversation(row: Row, reasoning: str, system: str = "keep") -> list[Message
             made["content"] = message.get("content") or ""
             if calls := calls_of(message):
                 made["tool_calls"] = [_call(call, row["id"]) for call in calls]
-            kept.append(_in_form(made, reasoning, row["id"]))
+            kept.append(_in_form(made, reasoning))
     return [*kept, assistant(row, reasoning)]
 
 
@@ -55,7 +55,7 @@ def left_out(row: Row) -> set[str]:
     return (asked | (row.get("message") or {}).keys()) - {*KEPT, *CALLS, "refusal"}
 
 
-def _in_form(message: Message, reasoning: str, row_id: str, is_open: bool = False) -> Message:
+def _in_form(message: Message, reasoning: str, is_open: bool = False) -> Message:
     """The message with its `reasoning_content` where `reasoning` wants it."""
     thinking = message.get("reasoning_content")
     if not thinking or reasoning == "field":
@@ -65,13 +65,7 @@ def _in_form(message: Message, reasoning: str, row_id: str, is_open: bool = Fals
         return rest
     if is_open:
         return {**rest, "content": f"{OPEN}\n{thinking}"}
-    content = join_thinking(thinking, rest["content"])
-    if split_thinking(content) != (thinking.strip(), rest["content"].strip()):
-        raise FilterError(
-            f"Row {row_id} has tags of thinking within its thinking, so that a reader would end it "
-            "there. Use `filter.reasoning: field`, which keeps both apart."
-        )
-    return {**rest, "content": content}
+    return {**rest, "content": join_thinking(thinking, rest["content"])}
 
 
 def _call(call: Message, row_id: str) -> Message:
@@ -94,8 +88,26 @@ def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
 
     It raises FilterError for a conversation that the format cannot hold.
     """
-    make = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
-    return lambda row: make[args.format](row, args)
+    made = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
+
+    def make(row: Row) -> dict[str, Any]:
+        if args.reasoning == "tags":
+            _check_tags(row)
+        return made[args.format](row, args)
+
+    return make
+
+
+def _check_tags(row: Row) -> None:
+    """Raises FilterError where the thinking ends elsewhere for who reads it between tags."""
+    thinking, answer, form = parts_of(row)
+    if not thinking or form == "unclosed":
+        return
+    if split_thinking(join_thinking(thinking, answer)) != (thinking.strip(), answer.strip()):
+        raise FilterError(
+            f"Row {row['id']} names tags of thinking within its thinking, so that a reader would "
+            "end it there. Use `filter.reasoning: field`, which keeps both apart."
+        )
 
 
 def columns(args: FilterArgs, used: Collection[str] = ()) -> dict[str, Any]:
