@@ -30,7 +30,12 @@ DEFAULTS: dict[str, Any] = {
     "teacher": None,
     "meta": None,
     "fault": None,
+    "given": None,
 }
+
+
+# What reading adds to a row.
+READ = ("fault", "given")
 
 
 @dataclass
@@ -63,8 +68,8 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     """Every trajectory of a file or folder, in the order of `read_trajectories`.
 
     Only id, prompt_id, messages and content must be there. Thinking that stands in the content is
-    split off it. A line or a row that is no trajectory is to be put aside: its `fault` is (reason,
-    detail), its other fields are empty.
+    split off it, and `given` has what was changed so. A line or a row that is no trajectory is to
+    be put aside: its `fault` is (reason, detail), `given` all of it, its other fields are empty.
 
     Raises TrajectoryError for a path without trajectories.
     """
@@ -114,7 +119,7 @@ def _checked(row: Row) -> Row:
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"`messages` must be a list of messages, and is {messages!r:.200}")
-    row = {**DEFAULTS, **row, "messages": [_message(message) for message in messages]}
+    written, row = row, {**DEFAULTS, **row, "messages": [_message(m) for m in messages]}
     row["meta"] = row["meta"] or {}
     row["tools"] = as_tools(row["tools"])
     row["content"] = text_of(row["content"])
@@ -125,7 +130,15 @@ def _checked(row: Row) -> Row:
     if not row["thinking_form"]:
         thinking, answer, form = split(row["content"], row["reasoning_content"])
         row |= {"reasoning_content": thinking, "content": answer, "thinking_form": form}
+    row["given"] = {key: value for key, value in written.items() if value != row[key]}
     return row
+
+
+def as_written(row: Row) -> Any:
+    """The row as it is in its file, with what steps added to it; a damaged line as text."""
+    if row["fault"] and row["messages"] == []:
+        return row["given"]
+    return {k: v for k, v in {**row, **(row["given"] or {})}.items() if k not in READ}
 
 
 def _message(message: Any) -> Row:

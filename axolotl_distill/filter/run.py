@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from axolotl_distill.errors import DistillError, FilterError, TrajectoryError
+from axolotl_distill.errors import FilterError, TrajectoryError
 from axolotl_distill.filter.engine import Engine, StepPlan, map_rows
 from axolotl_distill.filter.output.card import dataset_card
 from axolotl_distill.filter.output.folder import REPORT, DatasetFolder
@@ -32,6 +32,8 @@ from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.trajectories.journal import Row
 
+UNFIT = "cannot be read again from the dataset"
+
 
 def run_filter(
     args: FilterArgs,
@@ -48,11 +50,13 @@ def run_filter(
     metas   the columns of the prompts as they are now, by prompt_id, for rows made with older ones
 
     Answers of servers are kept in `<output>.answers/`, so that a run that was killed or is
-    repeated does not pay for them again. Rows that are none, and that the format cannot hold, are
-    put aside with the dropped ones. Raises ConfigError before any row is judged, TrajectoryError or
-    FilterError where all rows are such, FilterError for rows without a column that a step names,
-    when another filter writes to the folder, and when no row is left; then the rejected rows and
-    the report are written all the same.
+    repeated does not pay for them again. Rows that are none, or that would read otherwise in the
+    dataset, are put aside with the dropped ones; TrajectoryError where all are such.
+
+    Raises ConfigError before any row is judged. Raises FilterError for rows that the format or the
+    chat template cannot hold, or without a column that a step names, when another filter writes to
+    the folder, and when no row is left; then the rejected rows and the report are written all the
+    same.
     """
     source, folder = Path(source), DatasetFolder(args.output)
     trajectories = Trajectories(source, read_generation(source).get("n"), metas or {})
@@ -131,7 +135,7 @@ def _read_all(
     dropped: set[str] = set()
     of_prompt: dict[str, int] = {}
     counts: Counter[str] = Counter()
-    first: DistillError | None = None
+    first: TrajectoryError | None = None
     with _progress("read", None) as progress:
         for place, row in enumerate(source.rows()):
             keys.append(0)
@@ -142,12 +146,9 @@ def _read_all(
                 made = make(row)
                 if lengths is not None:
                     lengths.check(row)
-            except (TrajectoryError, FilterError) as error:
+            except TrajectoryError as error:
                 first = first or error
-                found.faults[place] = row["fault"] or (
-                    f"no place in `format: {args.format}`",
-                    str(error),
-                )
+                found.faults[place] = row["fault"] or (UNFIT, str(error))
                 continue
             _check_columns(row, columns)
             found.used |= keys_of(made)
@@ -166,7 +167,7 @@ def _read_all(
             f"{source.path} holds no rows yet. Run `axolotl distill generate` first."
         )
     if first is not None and len(found.faults) == len(keys):
-        raise type(first)(f"{source.path}: none of its {len(keys)} rows can be used. {first}")
+        raise TrajectoryError(f"{source.path}: none of its {len(keys)} rows can be used. {first}")
     for text in _notes(dropped, counts, source.unknown(of_prompt), len(of_prompt)):
         worry(text)
     found.keys = np.asarray(keys, np.uint64)

@@ -111,7 +111,7 @@ def test_another_filter_is_at_work(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]
 
 
-def test_rows_that_the_format_cannot_hold(tmp_path):
+def test_rows_that_are_put_aside(tmp_path):
     """Put aside one by one, with what to do; the others are filtered."""
     ambiguous = {"content": "Use it.", "reasoning_content": "It ends with </think> there."}
     call = {"function": {"name": "look", "arguments": '{"to": "Ul'}}
@@ -127,7 +127,7 @@ def test_rows_that_the_format_cannot_hold(tmp_path):
     report = run_filter(FilterArgs(output=str(tmp_path / "d")), source, warn=told.append)
     assert report["rows"]["train"] == 1
     assert report["steps"][0]["reasons"] == {
-        "no place in `format: messages`": 2,
+        "cannot be read again from the dataset": 2,
         "not a trajectory": 2,
     }
     assert "4 of 5 rows are put aside" in told[0]
@@ -140,4 +140,5 @@ def test_rows_that_the_format_cannot_hold(tmp_path):
     text = FilterArgs(output=str(tmp_path / "d"), format="alpaca")
     rows = [trajectory(1), trajectory(2, tools=[{"name": "a"}])]
     tools = write_trajectories(tmp_path / "u", rows)
-    assert run_filter(text, tools)["rows"] == {"input": 2, "train": 1, "eval": 0, "rejected": 1}
+    with pytest.raises(FilterError, match=r"p2-0 has tools .* `format: alpaca` holds text only"):
+        run_filter(text, tools)

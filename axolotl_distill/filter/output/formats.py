@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
-from axolotl_distill.errors import FilterError
+from axolotl_distill.errors import FilterError, TrajectoryError
 from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.trajectories import OPEN, join_thinking, parts_of, split_thinking
 from axolotl_distill.trajectories.journal import Row
@@ -23,7 +23,7 @@ def assistant(row: Row, reasoning: str) -> Message:
     reasoning  "tags": as <think>…</think> in the content. "field": in reasoning_content. "drop":
                left out
 
-    Raises FilterError for a call of a tool that no chat template could show.
+    Raises TrajectoryError for a call of a tool that no chat template could show.
     """
     said = row.get("message") or {}
     thinking, answer, form = parts_of(row)
@@ -69,12 +69,12 @@ def _in_form(message: Message, reasoning: str, is_open: bool = False) -> Message
 
 
 def _call(call: Message, row_id: str) -> Message:
-    """Raises FilterError for arguments that are no JSON: no chat template could show them."""
+    """Raises TrajectoryError for arguments that are no JSON: no chat template could show them."""
     function = call["function"]
     try:
         json.loads(function["arguments"])
     except ValueError as error:
-        raise FilterError(
+        raise TrajectoryError(
             f"Row {row_id} calls `{function['name']}` with arguments that are no JSON ({error}): "
             f"{function['arguments']:.200}. Most likely it was cut off."
         ) from None
@@ -86,7 +86,8 @@ def _call(call: Message, row_id: str) -> Message:
 def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
     """A function from a trajectory to the columns of `args.format`, beside id, prompt_id, scores.
 
-    It raises FilterError for a conversation that the format cannot hold.
+    It raises FilterError for a conversation that the format cannot hold, and TrajectoryError for a
+    row that would read otherwise in the dataset.
     """
     made = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
 
@@ -99,12 +100,12 @@ def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
 
 
 def _check_tags(row: Row) -> None:
-    """Raises FilterError where the thinking ends elsewhere for who reads it between tags."""
+    """Raises TrajectoryError where the thinking ends elsewhere for who reads it between tags."""
     thinking, answer, form = parts_of(row)
     if not thinking or form == "unclosed":
         return
     if split_thinking(join_thinking(thinking, answer)) != (thinking.strip(), answer.strip()):
-        raise FilterError(
+        raise TrajectoryError(
             f"Row {row['id']} names tags of thinking within its thinking, so that a reader would "
             "end it there. Use `filter.reasoning: field`, which keeps both apart."
         )

@@ -13,6 +13,7 @@ from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.pipeline import Pipeline
+from axolotl_distill.filter.rows import as_written
 from axolotl_distill.recipe.filter import FilterArgs
 
 REJECTED = pa.schema(
@@ -59,7 +60,7 @@ def write_dataset(
     for place, (row, dropped) in enumerate(pipeline.results()):
         if dropped is not None:
             about = {"id": row["id"], "prompt_id": row["prompt_id"], **dropped._asdict()}
-            rejected.write({**about, "row": json.dumps(row, ensure_ascii=False)})
+            rejected.write({**about, "row": json.dumps(as_written(row), ensure_ascii=False)})
         else:
             split = "eval" if is_eval[place] else "train"
             made = {"id": row["id"], "prompt_id": row["prompt_id"], **make(row)}
