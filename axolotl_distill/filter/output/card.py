@@ -12,9 +12,9 @@ from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.show import without_secrets
 
 HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}
-APART = "type: axolotl_distill.trajectories  # reads `reasoning_content`, whatever the template"
 TYPES = {
-    "messages": "type: chat_template",
+    "messages": "type: chat_template  # axolotl_distill.trajectories refuses templates that drop "
+    "thinking or tools",
     "alpaca": "type: alpaca  # alpaca_w_system reads the column `system` too",
     "prompt_completion": """type:
       field_instruction: prompt
@@ -89,7 +89,7 @@ def _front_matter(report: dict[str, Any], terms: dict[str, Any], kind: str) -> s
 def _usage(report: dict[str, Any], args: FilterArgs) -> str:
     entry = [
         f"  - path: ./{Path(args.output).name}",
-        f"    {APART if args.reasoning == 'field' else TYPES[args.format]}",
+        f"    {TYPES[args.format]}",
         "    split: train",
         f"    revision: {report['uid']}  # changes with the rows; Axolotl's cache goes by it",
     ]
