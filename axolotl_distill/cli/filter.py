@@ -9,21 +9,38 @@ from axolotl_distill.filter.engine import map_rows
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.ray_engine import ray_rows
 from axolotl_distill.filter.run import run_filter
-from axolotl_distill.recipe import load_recipe
+from axolotl_distill.generate.prompts import read_prompts
+from axolotl_distill.recipe import Recipe, load_recipe
 
 TEXT_COLUMNS = ("step", "tokens", "reasons")
 
 
 def run(recipe: str, *, engine: str) -> None:
     """Filter, then say what each step dropped and why, and how long the rows are."""
-    loaded = load_recipe(recipe)
-    if loaded.filter is None:
-        raise ConfigError(f"{recipe} has no `filter:` block.")
+    loaded = load_recipe(recipe, "filter")
     rows = ray_rows if engine == "ray" else map_rows
-    source = loaded.filter.input or loaded.generate.output
-    report = run_filter(loaded.filter, source, engine=rows, warn=_warn)
+    metas = _metas(loaded)
+    report = run_filter(loaded.filter, loaded.rows, engine=rows, warn=_warn, metas=metas)
     for line in summary(report, loaded.filter.output):
         click.echo(line)
+
+
+def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The columns of the prompts as they are now: an answer that was corrected counts at once."""
+    args = recipe.generate
+    if args is None or recipe.rows != args.output:
+        return {}
+    try:
+        prompts = read_prompts(
+            args.prompts, args.system, tools=args.extra.get("tools"), aside=lambda aside: None
+        )
+    except ConfigError as error:
+        _warn(
+            f"The prompts cannot be read again, so their columns (reference answers, tests) are "
+            f"those that they had when they were asked. {error}"
+        )
+        return {}
+    return {prompt.id: prompt.meta for prompt in prompts}
 
 
 def summary(report: dict[str, Any], output: str) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.trajectories import CLOSE, OPEN, join_thinking, split_thinking
+from axolotl_distill.trajectories import OPEN, join_thinking, split_thinking
 
 Turn = dict[str, Any]
 Render = Callable[[list[Turn]], str]
@@ -52,18 +52,22 @@ def in_form(turn: Turn, form: Form, thinking_key: str) -> Turn:
     """A copy of the turn with its thinking where `form` has it: in the content, or apart from it.
 
     A turn that has it there already, or has none, stays as it is to the letter; one that only
-    closes its thinking, since the prompt opened it, gets the tag that opens it.
+    closes its thinking, since the prompt opened it, and one with other tags get <think>…</think>.
     """
     thinking, answer = parts(turn, thinking_key)
     if thinking is None:
         return dict(turn)
     is_apart = bool(turn.get(thinking_key))
-    if is_apart if form == "apart" else (not is_apart and OPEN in turn["content"]):
+    if is_apart if form == "apart" else (not is_apart and _begins_with_tag(turn["content"])):
         return dict(turn)
     rest = {key: value for key, value in turn.items() if key != thinking_key}
     if form == "apart":
         return {**rest, "content": answer, thinking_key: thinking}
     return {**rest, "content": join_thinking(thinking, answer)}
+
+
+def _begins_with_tag(content: str) -> bool:
+    return content.lstrip().startswith(OPEN)
 
 
 def without_thinking(turn: Turn, thinking_key: str) -> Turn:
@@ -105,8 +109,9 @@ def thinking_span(
         marked = {**turn, thinking_key: mark}
     else:
         content = turn["content"]
-        opened = content.partition(CLOSE)[0].find(OPEN)
-        at = content.index(thinking, 0 if opened < 0 else opened + len(OPEN))
+        at = content.index(
+            thinking, content.index(OPEN) + len(OPEN) if _begins_with_tag(content) else 0
+        )
         marked = {**turn, "content": content[:at] + mark + content[at + len(thinking) :]}
     before, found, after = render([*turns[:index], marked, *turns[index + 1 :]]).partition(mark)
     start, end = len(before), len(text) - len(after)

@@ -34,6 +34,7 @@ from axolotl_distill.errors import ConfigError, TrajectoryError
 
 LOG = get_logger(__name__)
 IGNORE = -100
+MASK = "mask"
 TURNS = "axolotl_distill.turns"
 
 
@@ -53,7 +54,21 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
         prompter.message_property_mappings = {self.key: prompter.field_thinking, **mappings}
         self.form = None if thinking == DROP else kept_form(self._probe, self.key)
         self._thinks: set[bool] = set()
+        self._rows = 0
         self._said: set[str] = set()
+
+    def tokenize_prompt(self, prompt: dict[str, Any]) -> dict[str, Any]:
+        """As Axolotl's; says so where the first rows have no thinking to mask, weigh or drop."""
+        tokenized = super().tokenize_prompt(prompt)
+        if self.thinking != 1.0 and True not in self._thinks:
+            value = MASK if self.thinking == 0.0 else self.thinking
+            self._warn_once(
+                "nothing to weigh",
+                f"none of the first {self._rows} rows has any thinking, and `thinking: "
+                f"{value}` changes nothing there. Is it in `{self.prompter.field_thinking}` or at "
+                "the start of the content, in tags that are known?",
+            )
+        return tokenized
 
     def get_conversation_thread(self, prompt: dict[str, Any]) -> list[Turn]:
         if TURNS in prompt:
@@ -62,6 +77,8 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
 
     def _turn(self, prompt: dict[str, Any], turn: Turn) -> Turn:
         thinking, answer = parts(turn, self.key)
+        if turn["role"] == "assistant" and self._is_trained(turn):
+            self._thinks.add(thinking is not None)
         if thinking and not answer and not turn.get("tool_calls"):
             self._warn_once(
                 "thinking without an answer",
@@ -77,9 +94,11 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
     def _tokenize_single_prompt(self, prompt: dict[str, Any]) -> dict[str, list]:
         turns = self.get_conversation_thread(prompt)
         tools = self._get_tools(prompt)
+        self._rows += 1
         spans = {}
+        text = self._render(turns, tools)
+        self._check_shown(prompt, tools, text)
         if self.thinking != DROP:
-            text = self._render(turns, tools)
             spans = self._spans(prompt, turns, tools, text)
         row = super()._tokenize_single_prompt({**prompt, TURNS: turns})
         row[TEACHER_POS] = [-1] * len(row["input_ids"])
@@ -95,6 +114,20 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
             row[LOSS_WEIGHT] = weights
         return row
 
+    def _check_shown(self, prompt: dict[str, Any], tools: Any, text: str) -> None:
+        """Raises TrajectoryError where the template leaves tools, or calls of them, out."""
+        messages = self._get_messages(prompt)
+        calls = [call for message in messages for call in message.get("tool_calls") or ()]
+        for what, functions in (("a call of", calls), ("the tool", tools or ())):
+            for function in functions:
+                name = (function.get("function") or function).get("name")
+                if name and name not in text:
+                    raise TrajectoryError(
+                        f"{_name(prompt)}: the chat template does not show {what} `{name}`, and "
+                        "the student would learn from half of the conversation. Use a "
+                        "`chat_template` that knows tools (qwen3, llama3, …), or take the rows out."
+                    )
+
     def _spans(
         self, prompt: dict[str, Any], turns: list[Turn], tools: Any, text: str
     ) -> dict[int, tuple[int, int]]:
@@ -104,8 +137,7 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
         for index, turn in enumerate(turns):
             if turn["role"] != "assistant" or not self._is_trained(turn):
                 continue
-            thinking, _ = parts(turn, self.key)
-            self._thinks.add(thinking is not None)
+            thinking, answer = parts(turn, self.key)
             if len(self._thinks) == 2:
                 self._warn_once(
                     "rows with and without thinking",
@@ -113,6 +145,12 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
                     "both ways to answer; if that is not meant, filter one out.",
                 )
             if thinking is None:
+                if answer not in text:
+                    raise TrajectoryError(
+                        f"{_name(prompt)}: the chat template changes an answer, which names tags "
+                        f"of thinking: {answer:.200}. Use another `chat_template`, or take the row "
+                        "out."
+                    )
                 continue
             span = thinking_span(lambda ts: self._render(ts, tools), text, turns, index, self.key)
             if span is not None:

@@ -2,19 +2,20 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from axolotl_distill.errors import FilterError
 from axolotl_distill.filter.engine import Engine, StepPlan
-from axolotl_distill.filter.rows import read_rows
+from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.trajectories.journal import Row
 
 DETAIL_CHARS = 1000
+ROWS = "rows"  # the name of what is put aside before any step
 
 
 class Dropped(NamedTuple):
@@ -50,7 +51,7 @@ class Pipeline:
     before it. `scratch` is a folder for the details of dropped rows.
     """
 
-    def __init__(self, source: Path, count: int, scratch: Path):
+    def __init__(self, source: Trajectories, count: int, scratch: Path):
         self.source, self.count, self.scratch = source, count, scratch
         self.counts: list[StepCount] = []
         self._dropped_by = np.full(count, -1, np.int16)
@@ -68,6 +69,18 @@ class Pipeline:
         """Names of the steps that gave scores to rows that are left."""
         left = self.kept
         return [name for name, values in self._scores.items() if not np.isnan(values[left]).all()]
+
+    def put_aside(self, faults: Mapping[int, tuple[str, str]]) -> StepCount:
+        """Drop rows that no step can judge: (reason, detail) by their place."""
+        step, rows = len(self.counts), int(self.kept.sum())
+        with self._details(step).open("w") as details:
+            for place, (reason, detail) in sorted(faults.items()):
+                self._drop(step, place, reason, detail, details)
+        self._scores[ROWS] = np.full(self.count, np.nan)
+        reasons = Counter(reason for reason, _ in faults.values())
+        count = StepCount(ROWS, ROWS, rows, rows - len(faults), dict(reasons.most_common()))
+        self.counts.append(count)
+        return count
 
     def run(
         self, plan: StepPlan, engine: Engine, seen: Callable[[], Any] = lambda: None
@@ -87,11 +100,7 @@ class Pipeline:
                     scores[place] = verdict.score
                 if not verdict.keep:
                     reasons[verdict.reason] += 1
-                    self._dropped_by[place] = step
-                    self._reason[place] = self._reasons.setdefault(
-                        verdict.reason, len(self._reasons)
-                    )
-                    details.write(json.dumps(verdict.detail[:DETAIL_CHARS]) + "\n")
+                    self._drop(step, place, verdict.reason, verdict.detail, details)
                 seen()
             if next(verdicts, None) is not None:
                 raise FilterError(f"Step {plan.name} judged more rows than it was given.")
@@ -100,6 +109,11 @@ class Pipeline:
         count = StepCount(plan.name, plan.kind, len(places), kept, dict(reasons.most_common()))
         self.counts.append(count)
         return count
+
+    def _drop(self, step: int, place: int, reason: str, detail: str, details: TextIO) -> None:
+        self._dropped_by[place] = step
+        self._reason[place] = self._reasons.setdefault(reason, len(self._reasons))
+        details.write(json.dumps(detail[:DETAIL_CHARS]) + "\n")
 
     def rows(self) -> Iterator[Row]:
         """The rows that are left, with `scores`."""
@@ -125,7 +139,7 @@ class Pipeline:
 
     def _all(self) -> Iterator[tuple[Row, int | None]]:
         place = -1
-        for place, row in enumerate(read_rows(self.source)):
+        for place, row in enumerate(self.source.rows()):
             if place >= self.count:
                 break
             row["scores"] = {
@@ -137,8 +151,9 @@ class Pipeline:
             yield (row, None) if step < 0 else ({**row, "place": place}, step)
         if place + 1 != self.count:
             raise FilterError(
-                f"{self.source} had {self.count} rows and now has other ones: it changed while it "
-                "was filtered. Wait until `axolotl distill generate` is done, and filter again."
+                f"{self.source.path} had {self.count} rows and now has other ones: it changed "
+                "while it was filtered. Wait until `axolotl distill generate` is done, and filter "
+                "again."
             )
 
     def _details(self, step: int) -> Path:

@@ -1,79 +1,174 @@
-"""The trajectories as the filter reads them: checked, with every field there."""
+"""The trajectories as the filter reads them: checked, split, with every field there."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.trajectories import read_trajectories, split_thinking
+from axolotl_distill.trajectories import Damage, parts_of, read_trajectories, split
 from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.messages import (
+    as_calls,
+    as_tools,
+    calls_of,
+    message_fault,
+    spoken,
+    text_of,
+)
 
-MESSAGE = ("role", "content")  # what is read of a message, and written
 DEFAULTS: dict[str, Any] = {
     "sample": 0,
+    "tools": None,
     "reasoning_content": None,
+    "thinking_form": None,
+    "message": None,
     "finish_reason": None,
     "usage": None,
     "logprobs": None,
     "teacher": None,
     "meta": None,
+    "fault": None,
+    "given": None,
 }
+
+
+# What reading adds to a row.
+READ = ("fault", "given")
+
+
+@dataclass
+class Trajectories:
+    """Where the rows are, and which of them count.
+
+    n      rows of a sample beyond it are left out: the generation was asked for fewer; None: all
+    metas  the other columns of the prompts as they are now, by prompt_id, in place of those that a
+           row was made with
+    """
+
+    path: Path
+    n: int | None = None
+    metas: Mapping[str, Row] = field(default_factory=dict)
+
+    def rows(self) -> Iterator[Row]:
+        """As `read_rows`, with the columns as they are now, and with the rows that do not count."""
+        for row in read_rows(self.path):
+            row["meta"] = self.metas.get(row["prompt_id"], row["meta"])
+            if self.n is not None and row["sample"] >= self.n and not row["fault"]:
+                row["fault"] = (f"beyond n = {self.n} of the generation", f"sample {row['sample']}")
+            yield row
+
+    def unknown(self, prompt_ids: Collection[str]) -> int:
+        """Of these prompts, how many are not among those that are asked now."""
+        return sum(prompt not in self.metas for prompt in prompt_ids) if self.metas else 0
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
     """Every trajectory of a file or folder, in the order of `read_trajectories`.
 
-    Only id, prompt_id, messages and content must be there. Raises TrajectoryError, with file and
-    row, for a row that is not one.
+    Only id, prompt_id, messages and content must be there. Thinking that stands in the content is
+    split off it, and `given` has what was changed so. A line or a row that is no trajectory is to
+    be put aside: its `fault` is (reason, detail), `given` all of it, its other fields are empty.
+
+    Raises TrajectoryError for a path without trajectories.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
     for file in files or [path]:
-        for number, row in enumerate(read_trajectories(file), 1):
-            fault = _fault(row)
-            if fault:
-                raise TrajectoryError(
-                    f"{file}, row {number} is not a trajectory: {fault}. Mend or delete it; the "
-                    "fields are listed in axolotl_distill/trajectories/__init__.py."
-                )
-            row = {**DEFAULTS, **row}
-            row["content"] = row["content"] or ""
-            row["meta"] = row["meta"] or {}
-            yield row
+        yield from _read_file(file)
 
 
-def _fault(row: Row) -> str | None:
+def _read_file(file: Path) -> Iterator[Row]:
+    damaged: list[Damage] = []
+    for number, row in enumerate(read_trajectories(file, damaged.append), 1):
+        yield from map(_unreadable, damaged)
+        damaged.clear()
+        try:
+            yield _checked(row)
+        except ValueError as error:
+            name = f"{file.name}, row {number}"
+            yield _faulty(name, ("not a trajectory", f"{name} is not a trajectory: {error}"), row)
+    yield from map(_unreadable, damaged)
+
+
+def _unreadable(damage: Damage) -> Row:
+    name = f"{damage.file.name}, line {damage.number}"
+    reason = damage.reason.partition(":")[0]
+    return _faulty(name, (reason, str(damage)), damage.line.decode(errors="backslashreplace"))
+
+
+def _faulty(name: str, fault: tuple[str, str], given: Any) -> Row:
+    """A row that stands for one that is none."""
+    empty = {"id": name, "prompt_id": name, "messages": [], "content": "", "meta": {}}
+    return {**DEFAULTS, **empty, "thinking_form": "none", "fault": fault, "given": given}
+
+
+def _checked(row: Row) -> Row:
+    """The row with all its fields, in their one form. Raises ValueError for one that is none."""
     for key in ("id", "prompt_id"):
         if not isinstance(row.get(key), str) or not row[key]:
-            return f"`{key}` must be a string, and is {row.get(key)!r}"
-    if "content" not in row or not isinstance(row["content"], str | None):
-        return f"`content` must be a string, and is {row.get('content')!r}"
-    if not isinstance(row.get("reasoning_content"), str | None):
-        return f"`reasoning_content` must be a string or null, and is {row['reasoning_content']!r}"
-    if not isinstance(row.get("meta"), dict | None):
-        return f"`meta` must be a mapping, and is {row['meta']!r}"
+            raise ValueError(f"`{key}` must be a string, and is {row.get(key)!r}")
+    if "content" not in row:
+        raise ValueError("`content` must be a string, and there is none")
+    kinds = {"reasoning_content": str, "meta": dict, "message": dict, "thinking_form": str}
+    for key, kind in kinds.items():
+        if not isinstance(row.get(key), kind | None):
+            wanted = "a mapping" if kind is dict else "a string or null"
+            raise ValueError(f"`{key}` must be {wanted}, and is {row[key]!r:.200}")
     messages = row.get("messages")
     if not isinstance(messages, list) or not messages:
-        return f"`messages` must be a list of messages, and is {messages!r}"
-    for message in messages:
-        texts = (message.get(key) for key in MESSAGE) if isinstance(message, dict) else (None,)
-        if not all(isinstance(text, str) for text in texts):
-            return (
-                "a message needs `role` and `content`, both text (images and calls of tools "
-                f"without text have no place in the dataset), and one is {message!r:.300}"
-            )
-    return None
+        raise ValueError(f"`messages` must be a list of messages, and is {messages!r:.200}")
+    written, row = row, {**DEFAULTS, **row, "messages": [_message(m) for m in messages]}
+    row["meta"] = row["meta"] or {}
+    row["tools"] = as_tools(row["tools"])
+    row["content"] = text_of(row["content"])
+    row["fault"] = None
+    calls_of(row["message"] or {})  # raises for calls that are none
+    if not isinstance(row["sample"], int):
+        raise ValueError(f"`sample` must be a number, and is {row['sample']!r:.200}")
+    if not row["thinking_form"]:
+        thinking, answer, form = split(row["content"], row["reasoning_content"])
+        row |= {"reasoning_content": thinking, "content": answer, "thinking_form": form}
+    row["given"] = {key: value for key, value in written.items() if value != row[key]}
+    return row
+
+
+def as_written(row: Row) -> Any:
+    """The row as it is in its file, with what steps added to it; a damaged line as text."""
+    if row["fault"] and row["messages"] == []:
+        return row["given"]
+    return {k: v for k, v in {**row, **(row["given"] or {})}.items() if k not in READ}
+
+
+def _message(message: Any) -> Row:
+    if isinstance(message, dict) and isinstance(message.get("content"), list):
+        message = {**message, "content": text_of(message["content"])}
+    if fault := message_fault(message):
+        raise ValueError(fault)
+    if message.get("tool_calls"):
+        return {**message, "tool_calls": as_calls(message["tool_calls"])}
+    return message
 
 
 def part(row: Row, of: str) -> str:
     """The row's "thinking", "answer", "prompt" (system messages aside), or "all" it wrote."""
     if of == "prompt":
-        return "\n".join(m["content"] for m in row["messages"] if m["role"] != "system")
-    thinking, answer = split_thinking(row["content"], row["reasoning_content"])
+        return "\n".join(spoken(m) for m in row["messages"] if m["role"] != "system")
+    thinking, answer, _ = parts_of(row)
     if of == "thinking":
         return thinking or ""
-    return answer if of == "answer" else "\n".join(filter(None, (thinking, answer)))
+    return answer.strip() if of == "answer" else "\n".join(filter(None, (thinking, answer.strip())))
+
+
+def calls_text(row: Row) -> str:
+    """The calls of tools in the row's answer, as text to compare or to grade; "" without any."""
+    return spoken({**(row.get("message") or {}), "content": ""})
+
+
+def tools_text(row: Row) -> str:
+    """The tools that the teacher was offered, as JSON; "" without any."""
+    return json.dumps(row["tools"], ensure_ascii=False, sort_keys=True) if row.get("tools") else ""
 
 
 def plain(text: str) -> str:

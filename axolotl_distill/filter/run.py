@@ -3,7 +3,9 @@
 import json
 import sys
 from array import array
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,15 +17,22 @@ from axolotl_distill.errors import FilterError, TrajectoryError
 from axolotl_distill.filter.engine import Engine, StepPlan, map_rows
 from axolotl_distill.filter.output.card import dataset_card
 from axolotl_distill.filter.output.folder import REPORT, DatasetFolder
-from axolotl_distill.filter.output.formats import formatter
+from axolotl_distill.filter.output.formats import formatter, keys_of, left_out
 from axolotl_distill.filter.output.lengths import Lengths
-from axolotl_distill.filter.output.report import drop_warning, make_report, top_reasons
+from axolotl_distill.filter.output.report import (
+    drop_warning,
+    make_report,
+    read_generation,
+    top_reasons,
+)
 from axolotl_distill.filter.output.split import ALWAYS_FROM, evaluation, prompt_key
 from axolotl_distill.filter.output.write import write_dataset
 from axolotl_distill.filter.pipeline import Pipeline
-from axolotl_distill.filter.rows import MESSAGE, read_rows
+from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.trajectories.journal import Row
+
+UNFIT = "cannot be read again from the dataset"
 
 
 def run_filter(
@@ -32,19 +41,25 @@ def run_filter(
     *,
     engine: Engine = map_rows,
     warn: Callable[[str], None] = lambda text: None,
+    metas: Mapping[str, Row] | None = None,
 ) -> dict[str, Any]:
     """Filter the trajectories at `source` into the folder `args.output`; returns its report.json.
 
     engine  where the steps run
     warn    is told at once what should worry the user; the report has it too
+    metas   the columns of the prompts as they are now, by prompt_id, for rows made with older ones
 
     Answers of servers are kept in `<output>.answers/`, so that a run that was killed or is
-    repeated does not pay for them again. Raises ConfigError before any row is judged,
-    TrajectoryError for rows that are none, and FilterError for rows without a column that a step
-    names, when another filter writes to the folder, and when no row is left; then the rejected
-    rows and the report are written all the same.
+    repeated does not pay for them again. Rows that are none, or that would read otherwise in the
+    dataset, are put aside with the dropped ones; TrajectoryError where all are such.
+
+    Raises ConfigError before any row is judged. Raises FilterError for rows that the format or the
+    chat template cannot hold, or without a column that a step names, when another filter writes to
+    the folder, and when no row is left; then the rejected rows and the report are written all the
+    same.
     """
     source, folder = Path(source), DatasetFolder(args.output)
+    trajectories = Trajectories(source, read_generation(source).get("n"), metas or {})
     cache = folder.path.with_name(f"{folder.path.name}.answers")
     plans = [
         StepPlan(step.kind, step.label, step.args, args.tokenizer, cache) for step in args.steps
@@ -58,9 +73,12 @@ def run_filter(
         warnings.append(text)
         warn(text)
 
-    keys = _read_all(source, args, lengths, worry)
+    found = _read_all(trajectories, args, lengths, worry)
+    keys = found.keys
     with folder.build() as building, TemporaryDirectory() as scratch:
-        pipeline = Pipeline(source, len(keys), Path(scratch))
+        pipeline = Pipeline(trajectories, len(keys), Path(scratch))
+        if found.faults and (text := drop_warning(pipeline.put_aside(found.faults), args.max_drop)):
+            worry(text)
         for plan in plans:
             with _progress(plan.name, int(pipeline.kept.sum())) as progress:
                 count = pipeline.run(plan, engine, progress.update)
@@ -72,7 +90,9 @@ def run_filter(
         is_eval = np.zeros(len(keys), bool)
         is_eval[left] = evaluation(keys[left], args.split.eval)
         with _progress("write", len(keys)) as progress:
-            written = write_dataset(pipeline, args, building, is_eval, lengths, progress.update)
+            written = write_dataset(
+                pipeline, args, building, is_eval, found.used, lengths, progress.update
+            )
         sides = {"train": left & ~is_eval, "eval": left & is_eval}
         prompts = {name: int(np.unique(keys[side]).size) for name, side in sides.items()}
         for text in _doubts(args, written, prompts):
@@ -90,37 +110,93 @@ def run_filter(
     return report
 
 
+@dataclass
+class _Found:
+    """What reading all rows once found.
+
+    keys    uint64 [rows]: prompt_key of every row, 0 of those that are put aside
+    used    keys of messages, and "tools", that the dataset needs columns for
+    faults  (reason, detail) of rows to put aside, by place
+    """
+
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    used: set[str] = field(default_factory=set)
+    faults: dict[int, tuple[str, str]] = field(default_factory=dict)
+
+
 def _read_all(
-    source: Path, args: FilterArgs, lengths: Lengths | None, worry: Callable[[str], None]
-) -> np.ndarray:
-    """uint64 [rows]: prompt_key of every row, once all rows are found good."""
-    make, keys = formatter(args), array("Q")
+    source: Trajectories,
+    args: FilterArgs,
+    lengths: Lengths | None,
+    worry: Callable[[str], None],
+) -> _Found:
+    make, keys, found = formatter(args), array("Q"), _Found()
     columns = [named for step in args.steps for named in step.columns]
-    left_out: set[str] = set()
+    dropped: set[str] = set()
     of_prompt: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    first: TrajectoryError | None = None
     with _progress("read", None) as progress:
-        for row in read_rows(source):
-            make(row)
+        for place, row in enumerate(source.rows()):
+            keys.append(0)
+            progress.update()
+            try:
+                if row["fault"]:
+                    raise TrajectoryError(row["fault"][1])
+                made = make(row)
+                if lengths is not None:
+                    lengths.check(row)
+            except TrajectoryError as error:
+                first = first or error
+                found.faults[place] = row["fault"] or (UNFIT, str(error))
+                continue
             _check_columns(row, columns)
-            left_out.update(*row["messages"])
-            if lengths is not None:
-                lengths.check(row)
+            found.used |= keys_of(made)
+            dropped |= left_out(row)
+            counts["refusal"] += bool((row["message"] or {}).get("refusal"))
+            counts["closing tag"] += row["thinking_form"] == "closing tag"
             key = prompt_key(row, args.split.seed)
             if of_prompt.setdefault(row["prompt_id"], key) != key:
                 raise TrajectoryError(
-                    f"{source}: prompt_id {row['prompt_id']} stands for two different prompts; one "
-                    f"is that of row {row['id']}. Give every prompt an id of its own."
+                    f"{source.path}: prompt_id {row['prompt_id']} stands for two different prompts;"
+                    f" one is that of row {row['id']}. Give every prompt an id of its own."
                 )
-            keys.append(key)
-            progress.update()
+            keys[-1] = key
     if not keys:
-        raise TrajectoryError(f"{source} holds no rows yet. Run `axolotl distill generate` first.")
-    if left_out := left_out.difference(MESSAGE):
-        worry(
-            f"Messages of the prompts also have {', '.join(sorted(left_out))}, and the dataset "
-            "holds their role and content only. Check that the conversations make sense without."
+        raise TrajectoryError(
+            f"{source.path} holds no rows yet. Run `axolotl distill generate` first."
         )
-    return np.asarray(keys, np.uint64)
+    if first is not None and len(found.faults) == len(keys):
+        raise TrajectoryError(f"{source.path}: none of its {len(keys)} rows can be used. {first}")
+    for text in _notes(dropped, counts, source.unknown(of_prompt), len(of_prompt)):
+        worry(text)
+    found.keys = np.asarray(keys, np.uint64)
+    return found
+
+
+def _notes(
+    dropped: set[str], counts: Mapping[str, int], unknown: int, prompts: int
+) -> Iterator[str]:
+    if dropped:
+        yield (
+            f"Messages also have {', '.join(sorted(dropped))}, for which the dataset has no place. "
+            "Check that the conversations make sense without."
+        )
+    if counts["refusal"]:
+        yield (
+            f"{counts['refusal']} rows are refusals: what the teacher says in `refusal` is their "
+            "answer. A `format` step takes them out."
+        )
+    if counts["closing tag"]:
+        yield (
+            f"{counts['closing tag']} rows close a thinking that they do not open, as if the chat "
+            "template had opened it; they are split there. See `generate.thinking_opened`."
+        )
+    if unknown:
+        yield (
+            f"{unknown} of {prompts} prompts are not among `generate.prompts` now; their rows are "
+            "used as they were made. Use another folder to keep them apart."
+        )
 
 
 def _check_columns(row: Row, columns: list[tuple[str, str]]) -> None:

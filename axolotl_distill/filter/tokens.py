@@ -4,6 +4,8 @@ from functools import cache
 from typing import Any
 
 from axolotl_distill.errors import ConfigError, FilterError
+from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.messages import for_template
 
 
 @cache
@@ -27,16 +29,19 @@ def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]], row_id: str, **options: Any) -> Any:
-    """`apply_chat_template`; raises FilterError, naming the row, where the template refuses it."""
+def render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, **options: Any) -> Any:
+    """`apply_chat_template`, with the row's tools; raises FilterError, naming the row, where the
+    template refuses the messages."""
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, **options)
+        return tokenizer.apply_chat_template(
+            for_template(messages), tools=row.get("tools"), **options
+        )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         name = tokenizer.name_or_path
         raise FilterError(
-            f"The chat template of {name} refuses row {row_id} ({roles}): {error}. "
+            f"The chat template of {name} refuses row {row['id']} ({roles}): {error}. "
             "If it knows no system messages, set `filter.system: drop`; or name another tokenizer."
         ) from None

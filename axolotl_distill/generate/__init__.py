@@ -1,9 +1,10 @@
 """Prompts to trajectories; stops and goes on at any moment.
 
-    prompts.py         files -> prompts with ids
+    prompts.py         rows of files (sources.py) -> prompts with ids
     request.py         what is asked once (Request), what comes back (Completion, Refused)
     plan.py            prompts × n, less what is there already -> requests
-    backend.py         who answers: server_backend.py, or model_backend.py (draws: sampling.py)
+    backend.py         who answers: server_backend.py (what an answer holds: answer.py), or
+                       model_backend.py (draws: sampling.py)
     run.py             requests -> backend -> journal (writer.py), many at once
     ray_engine.py      the same loop in the workers of a cluster
     meter.py           what was spent, and whether another request fits the budget

@@ -1,22 +1,28 @@
 """The folder of a generation: its settings, its lock, and what is there already.
 
-generation.json    uid, settings that must stay, and what may grow: prompts, n, terms
-part-*.jsonl       trajectories
-failed/*.jsonl     what the teacher refused in the last run, with its reason
+generation.json      uid, settings that must stay, and what may grow: prompts, n, terms
+part-*.jsonl         trajectories
+failed/*.jsonl       what the teacher refused in the last run, with its reason
+aside/prompts.jsonl  rows of the prompts that could not be asked in the last run, with the reason
+aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written; asked for again
 """
 
 import fcntl
 import json
+import os
 import secrets
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from axolotl_distill.errors import GenerateError
+from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.recipe import Recipe
-from axolotl_distill.store.manifest import write_atomically
-from axolotl_distill.trajectories import Journal, read_trajectories
+from axolotl_distill.show import without_secrets
+from axolotl_distill.store.manifest import publish, write_atomically
+from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
 FILE = "generation.json"
 FORMAT = "axolotl-distill generation"
@@ -25,8 +31,11 @@ VERSION = 1
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What decides how a completion reads. Where a server is, how many prompts, budgets are not."""
-    keys = ("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra")
-    chosen = recipe.generate.model_dump(mode="json")
+    keys = (
+        *("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra"),
+        *("thinking_tags", "thinking_opened"),
+    )
+    chosen = without_secrets(recipe.generate.model_dump(mode="json"))
     teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
     if recipe.teacher.type == "model":
         teacher["dtype"] = recipe.teacher.dtype
@@ -37,28 +46,44 @@ class GenerationFolder:
     """A context: locked while it is open.
 
     uid      names this generation
-    done     ids of all rows there when it was opened
+    done     (prompt_id, sample) of all rows there when it was opened, by their ids
     earlier  counts over them
+    damaged  lines that were put aside when it was opened
     """
 
-    def __init__(self, path: Path, uid: str, lock: Any):
+    def __init__(self, path: Path, lock: Any):
         self.path = path
-        self.uid = uid
+        self.uid = ""
         self._lock = lock
-        self.done: set[str] = set()
+        self.done: dict[str, tuple[str, int]] = {}
         self.earlier = Tally()
+        self.damaged: list[Damage] = []
         if any(path.glob("*.jsonl")):
-            for row in read_trajectories(path):
-                self.done.add(row["id"])
+            for row in read_trajectories(path, self.damaged.append):
+                if not {"id", "prompt_id", "sample"} <= row.keys():
+                    raise GenerateError(
+                        f"{path} has a row without id, prompt_id or sample, which no `generate` "
+                        f"wrote: {row!r:.200}. Take it out, or use another `generate.output`."
+                    )
+                self.done[row["id"]] = (row["prompt_id"], row["sample"])
                 self.earlier.add(row)
 
     @classmethod
-    def open(cls, path: str | Path, settings: dict[str, Any], about: dict[str, Any]) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        settings: dict[str, Any],
+        about: dict[str, Any],
+        prompt_ids: Collection[str] | None = None,
+    ) -> Self:
         """Begin a folder, or go on with one made with the same settings.
 
-        `about` is kept beside them and may differ from run to run. Raises GenerateError when
-        another process is at work, when the folder holds something else, or when a setting
-        differs from what the rows that are there were generated with.
+        about       is kept beside them and may differ from run to run
+        prompt_ids  of all that is asked now; None asks about no prompts
+
+        Raises GenerateError when another process is at work, when the folder holds something else,
+        when a setting differs from what the rows that are there were generated with, or when these
+        answer none of the prompts that are asked now. Then nothing is changed.
         """
         path = Path(path)
         _refuse_strangers(path)
@@ -67,11 +92,15 @@ class GenerationFolder:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _header(path, settings)
-            text = json.dumps({**header, **about}, indent=1, ensure_ascii=False)
-            write_atomically(path / FILE, (text + "\n").encode())
-            for old in (path / "failed").glob("*.jsonl"):
-                old.unlink()
-            return cls(path, header["uid"], lock)
+            folder = cls(path, lock)
+            folder._refuse_other_prompts(prompt_ids)
+            folder._put_damage_aside()
+            folder.uid = header["uid"]
+            text = json.dumps({**header, **without_secrets(about)}, indent=1, ensure_ascii=False)
+            write_atomically(path / FILE, (text + "\n").encode(errors="replace"))
+            for old in [*(path / "failed").glob("*.jsonl"), path / "aside" / "prompts.jsonl"]:
+                old.unlink(missing_ok=True)
+            return folder
         except BlockingIOError:
             lock.close()
             raise GenerateError(
@@ -80,6 +109,54 @@ class GenerationFolder:
         except BaseException:
             lock.close()
             raise
+
+    def strays(self, prompt_ids: Collection[str], n: int) -> tuple[int, int]:
+        """How many rows are of prompts that are not among these, and how many of these prompts'
+        are beyond `n` a prompt."""
+        others = sum(prompt not in prompt_ids for prompt, _ in self.done.values())
+        beyond = sum(sample >= n and prompt in prompt_ids for prompt, sample in self.done.values())
+        return others, beyond
+
+    def put_aside(self, rows: Iterable[Aside]) -> None:
+        """Keep rows of the prompts that are not asked, with the reason."""
+        with Journal(self.path / "aside" / "prompts.jsonl") as journal:
+            journal.append(
+                {"file": a.source, "row": a.number, "reason": a.reason, "given": _shown(a.row)}
+                for a in rows
+            )
+
+    def _refuse_other_prompts(self, prompt_ids: Collection[str] | None) -> None:
+        if not prompt_ids or not self.done:
+            return
+        if not any(prompt in prompt_ids for prompt, _ in self.done.values()):
+            raise GenerateError(
+                f"{self.path} holds {len(self.done)} answers, and none of them is to one of the "
+                f"{len(prompt_ids)} prompts that are asked now: these are other prompts. Use "
+                "another `generate.output`, or set `generate.prompts` back."
+            )
+
+    def _put_damage_aside(self) -> None:
+        """The lines are kept first, then leave their files; a kill between leaves them twice."""
+        if not self.damaged:
+            return
+        with Journal(self.path / "aside" / "damaged.jsonl") as journal:
+            journal.append(
+                {
+                    "file": damage.file.name,
+                    "line": damage.number,
+                    "reason": damage.reason,
+                    "text": damage.line.decode(errors="backslashreplace"),
+                }
+                for damage in self.damaged
+            )
+        for file in {damage.file for damage in self.damaged}:
+            gone = {damage.number for damage in self.damaged if damage.file == file}
+            left = file.with_name(file.name + ".tmp")
+            with file.open("rb") as lines, left.open("wb") as mended:
+                mended.writelines(line for n, line in enumerate(lines, 1) if n not in gone)
+                mended.flush()
+                os.fsync(mended.fileno())
+            publish(left, file)
 
     @property
     def next_part(self) -> int:
@@ -91,12 +168,13 @@ class GenerationFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        failed = self.path / "failed"
-        for file in failed.glob("*.jsonl"):
-            if not file.stat().st_size:
-                file.unlink()
-        if failed.is_dir() and not any(failed.iterdir()):
-            failed.rmdir()
+        for name in ("failed", "aside"):
+            folder = self.path / name
+            for file in folder.glob("*.jsonl"):
+                if not file.stat().st_size:
+                    file.unlink()
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         self._lock.close()
 
 
@@ -104,6 +182,11 @@ def journals(path: Path, part: int = 0) -> tuple[Journal, Journal]:
     """Where the worker `part` keeps trajectories, and what was refused; one writer each."""
     name = f"part-{part:05d}.jsonl"
     return Journal(path / name), Journal(path / "failed" / name)
+
+
+def _shown(value: Any) -> Any:
+    """What JSON takes of a row, whatever it holds."""
+    return json.loads(json.dumps(value, default=repr))
 
 
 def _header(path: Path, settings: dict[str, Any]) -> dict[str, Any]:

@@ -67,10 +67,16 @@ class Meter:
             self._halted = True
             self._changed.notify_all()
 
-    async def settle(self, requests: Sequence[Request], rows: Sequence[dict[str, Any]]) -> None:
-        """Count what `requests` used: `rows` are those that were answered.
+    async def settle(
+        self,
+        requests: Sequence[Request],
+        rows: Sequence[dict[str, Any]],
+        refused: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Count what `requests` used: `rows` are those that were answered, `refused` the others,
+        of which some cost something too.
 
-        Raises GenerateError for a row without usage when there is a budget.
+        Raises GenerateError for an answered row without usage when there is a budget.
         """
         if self._budget is None:
             return
@@ -83,6 +89,7 @@ class Meter:
                         "The server gives no `usage` with its answers, so no budget can be held. "
                         "Remove `generate.budget`."
                     )
+            for row in [*rows, *(row for row in refused if row.get("usage"))]:
                 self._prompt += row["usage"]["prompt_tokens"]
                 self._completion += row["usage"]["completion_tokens"]
             self._changed.notify_all()
@@ -102,7 +109,9 @@ class Meter:
 
     def _most_prompt_tokens(self, requests: Sequence[Request]) -> int:
         return sum(
-            _bytes(request.prompt.messages) + self._common_bytes + TEMPLATE_TOKENS
+            _bytes([*request.prompt.messages, *(request.prompt.tools or [])])
+            + self._common_bytes
+            + TEMPLATE_TOKENS
             for request in requests
         )
 

@@ -5,7 +5,7 @@ import inspect
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -13,12 +13,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin
 
 from axolotl_distill.errors import ConfigError, GenerateError
+from axolotl_distill.generate.answer import tags_of
 from axolotl_distill.generate.prompts import with_examples
-from axolotl_distill.generate.request import Completion, Refused, Request
+from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
 from axolotl_distill.recipe import RecipeTeacher
 from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.teachers.load import load_causal_lm
+from axolotl_distill.trajectories import split
+from axolotl_distill.trajectories.messages import for_template
 
 # What decides where a completion ends and what comes back: one row a request, its own draws, ended
 # by the model's end-of-text token or by max_tokens.
@@ -30,6 +33,13 @@ FIXED = {
 }
 # Requests sorted by length at a time, in batches: little padding, bounded memory.
 WINDOW_BATCHES = 32
+
+
+class _Encoded(NamedTuple):
+    """A prompt's tokens, and whether they end within the thinking."""
+
+    ids: list[int]
+    opened: bool
 
 
 class ModelBackend:
@@ -48,6 +58,7 @@ class ModelBackend:
         self._args = args
         extra = dict(args.extra)
         self._template = extra.pop("chat_template_kwargs", {})
+        self._tags = tags_of(args)
         _check_extra(extra)
         trust = {"trust_remote_code": teacher.trust_remote_code}
         try:
@@ -95,41 +106,58 @@ class ModelBackend:
 
     def _complete(self, batch: list[Request]) -> list[Completion | Refused]:
         prompts = [self._encode(request) for request in batch]
-        asked = [index for index, ids in enumerate(prompts) if not isinstance(ids, Refused)]
+        asked = [index for index, found in enumerate(prompts) if not isinstance(found, Refused)]
         answers: list[Any] = list(prompts)
         if asked:
             written = self._generate([batch[i] for i in asked], [prompts[i] for i in asked])
             for index, completion in zip(asked, written, strict=True):
-                answers[index] = completion
+                empty = EMPTY.format(reason=completion.finish_reason)
+                answers[index] = (
+                    Refused(empty, completion.usage) if completion.is_empty else completion
+                )
         return answers
 
     def _length(self, request: Request) -> int:
-        ids = self._encode(request)
-        return 0 if isinstance(ids, Refused) else len(ids)
+        prompt = self._encode(request)
+        return 0 if isinstance(prompt, Refused) else len(prompt.ids)
 
-    def _encode(self, request: Request) -> list[int] | Refused:
+    def _encode(self, request: Request) -> _Encoded | Refused:
+        messages = with_examples(request.prompt.messages, self._args.examples)
+        tools = request.prompt.tools
         try:
-            text = self._tokenizer.apply_chat_template(
-                with_examples(request.prompt.messages, self._args.examples),
-                tokenize=False,
-                add_generation_prompt=True,
-                **self._template,
-            )
-        except TemplateError as error:
+            text = self._render(messages, tools)
+            if tools and text == self._render(messages, None):
+                return Refused(
+                    "the row has `tools`, and the teacher's chat template does not show them to "
+                    "the model. Use a teacher with a template for tools, or remove the column"
+                )
+        except (TemplateError, TypeError, AttributeError) as error:
             return Refused(f"the chat template refuses the messages: {error}")
         # The template has written the special tokens already.
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         most = self._args.max_tokens
         if self._positions is None or len(ids) + most <= self._positions:
-            return ids
+            opened = self._args.thinking_opened
+            if opened is None:
+                opened = text.rstrip().endswith(tuple(pair.open for pair in self._tags))
+            return _Encoded(ids, opened)
         return Refused(
             f"the prompt's {len(ids)} tokens and `max_tokens: {most}` exceed the model's "
             f"{self._positions} positions"
         )
 
+    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        return self._tokenizer.apply_chat_template(
+            for_template(messages),
+            tools=tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._template,
+        )
+
     @torch.inference_mode()
-    def _generate(self, requests: list[Request], prompts: list[list[int]]) -> list[Completion]:
-        inputs = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+    def _generate(self, requests: list[Request], prompts: list[_Encoded]) -> list[Completion]:
+        inputs = self._tokenizer.pad({"input_ids": [p.ids for p in prompts]}, return_tensors="pt")
         inputs = inputs.to(self._model.device)
         seeds = [request.seed(self._args.seed) for request in requests]
         draws = Draws(seeds, self._args.max_tokens, self._args.logprobs)
@@ -141,23 +169,35 @@ class ModelBackend:
         )
         new_BT = ids_BS[:, inputs["input_ids"].shape[1] :].tolist()
         return [
-            self._completion(len(prompt), new, draws.logprobs(row))
+            self._completion(prompt, new, draws.logprobs(row))
             for row, (prompt, new) in enumerate(zip(prompts, new_BT, strict=True))
         ]
 
     def _completion(
-        self, prompt_tokens: int, new: list[int], logprobs: list[dict[str, Any]] | None
+        self, prompt: _Encoded, new: list[int], logprobs: list[dict[str, Any]] | None
     ) -> Completion:
         end = next((at for at, token in enumerate(new) if token in self._eos), None)
         written = new if end is None else new[: end + 1]
+        thinking, answer, form = split(self._text(new[:end]), tags=self._tags, opened=prompt.opened)
         return Completion(
-            content=self._tokenizer.decode(
-                written, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            ),
+            content=answer,
+            reasoning_content=thinking,
+            thinking_form=form,
             finish_reason="length" if end is None else "stop",
-            usage={"prompt_tokens": prompt_tokens, "completion_tokens": len(written)},
+            usage={"prompt_tokens": len(prompt.ids), "completion_tokens": len(written)},
             logprobs=None if logprobs is None else logprobs[: len(written)],
         )
+
+    def _text(self, ids: list[int]) -> str:
+        """Without special tokens, unless they are the tags that stand around the thinking."""
+        text, whole = (
+            self._tokenizer.decode(
+                ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
+            )
+            for skip in (True, False)
+        )
+        tags = {tag for pair in self._tags for tag in (pair.open, pair.close)}
+        return whole if any(tag in whole and tag not in text for tag in tags) else text
 
     def _stopped(self, ids_BS: Tensor) -> Tensor:
         return torch.full((len(ids_BS),), self._stop.is_set(), device=ids_BS.device)

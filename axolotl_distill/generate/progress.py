@@ -84,10 +84,32 @@ class Progress:
             lines.append(f"{now.without_usage} came without a count of their tokens")
         if self._args.price:
             lines.append(f"cost of all in the folder: ${self.cost:.4f}")
-        cut = now.finish_reasons["length"]
+        lines += self._notes()
+        cut = sum(now.ended("cut").values())
         if cut > MANY_CUT * now.completions:
             lines.append(
                 f"note: {cut} of {now.completions} were cut at `max_tokens: "
                 f"{self._args.max_tokens}` and may lack their answer"
             )
         return "\n".join(lines)
+
+    def _notes(self) -> list[str]:
+        """What is kept as it came, and that somebody should know of."""
+        marks = self.now.marks
+        notes = [
+            (marks["calls"], "call tools (`message.tool_calls`)"),
+            (marks["refusal"], "are refusals (`message.refusal`), without any other answer"),
+            (marks["no answer"], "have thinking and no answer; `format` takes them out"),
+            (
+                marks["closing tag"],
+                "close a thinking that they do not open, as if the chat template had opened it; "
+                "they are split there. If that is wrong, set `generate.thinking_opened: false`",
+            ),
+        ]
+        lines = [f"note: {count} {text}" for count, text in notes if count]
+        for name, count in (self.now.ended("unknown") | self.now.ended("withheld")).items():
+            lines.append(
+                f"note: {count} ended with `{name}`, which is not known to mean that the answer is "
+                "whole; `format` takes them out unless `finished: false`"
+            )
+        return lines

@@ -1,47 +1,76 @@
-"""Prompts out of files, as chat messages with an id."""
+"""Prompts out of rows, as chat messages with an id."""
 
 import hashlib
-import io
 import json
-import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.generate.sources import Source, UnreadableError, open_source
 from axolotl_distill.recipe.generate import PromptsArgs
+from axolotl_distill.trajectories.messages import (
+    as_calls,
+    as_tools,
+    calls_of,
+    message_fault,
+    text_of,
+)
+from axolotl_distill.trajectories.plain import Row, plain, whole, without_nulls
 
-Row = dict[str, Any]
 Messages = list[Row]
 COLUMNS = ("messages", "prompt", "question", "instruction")
-LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """id: a hash of the messages, and the occurrence ("…-2" … ) where they were there before.
-    meta: the row's other columns, as plain JSON."""
+    """id: a hash of the messages and tools, and the occurrence ("…-2" … ) where they were there
+    before. meta: the row's other columns, as plain JSON. tools: what the teacher may call."""
 
     id: str
     messages: Messages
     meta: Row
+    tools: list[Row] | None = None
+
+
+class Aside(NamedTuple):
+    """A row that cannot be asked, or that is asked otherwise than it was written, and why."""
+
+    source: str
+    number: int
+    reason: str
+    row: Any
+    asked: bool = False
+
+
+def refuse(aside: Aside) -> None:
+    """Raises ConfigError for a row that cannot be asked."""
+    if not aside.asked:
+        raise ConfigError(f"{aside.source}, row {aside.number}: {aside.reason}")
 
 
 def read_prompts(
-    sources: list[PromptsArgs], system: str | None = None, limit: int | None = None
+    sources: list[PromptsArgs],
+    system: str | None = None,
+    limit: int | None = None,
+    tools: list[Row] | None = None,
+    aside: Callable[[Aside], None] = refuse,
 ) -> list[Prompt]:
-    """The prompts of all sources in order, each with the system prompt in front.
+    """The prompts of all sources in order.
 
-    `limit` keeps the first so many of all. Raises ConfigError for a file or column that is not
-    there, and for a row that holds no prompt; it names the row.
+    A prompt is asked as it will be kept: what `axolotl distill filter` could not take is found
+    here. A row's columns `system` and `tools` go with the prompt; `system` and `tools` are for rows
+    that have none.
+
+    limit  keeps the first so many of all
+    aside  is told of a row that holds no prompt, and of one that has to be changed; by default the
+           first of these is a ConfigError that names the row
+
+    Raises ConfigError for a file that is not there or cannot be read.
     """
-    return list(islice(_prompts(sources, system), limit))
+    return list(islice(_prompts(sources, system, tools, aside), limit))
 
 
 def with_examples(messages: Messages, examples: Messages) -> Messages:
@@ -50,81 +79,73 @@ def with_examples(messages: Messages, examples: Messages) -> Messages:
     return [*system, *examples, *messages[len(system) :]]
 
 
-def _prompts(sources: list[PromptsArgs], system: str | None) -> Iterator[Prompt]:
+def _prompts(
+    sources: list[PromptsArgs],
+    system: str | None,
+    tools: list[Row] | None,
+    aside: Callable[[Aside], None],
+) -> Iterator[Prompt]:
     seen: Counter[str] = Counter()
-    for source in sources:
-        for number, row in enumerate(islice(_rows(source), source.limit), 1):
+    for args in sources:
+        source = open_source(args)
+        for number, row in enumerate(islice(source.rows, args.limit), 1):
+            say = _Sayer(aside, args.path, number, row)
             try:
-                messages, meta = _split(row, source)
+                messages, own_tools, meta = _read(row, args, source, say)
                 messages = _with_system(messages, system)
-                meta = {name: _plain(value, name) for name, value in meta.items()}
-            except ValueError as error:
-                raise ConfigError(f"{source.path}, row {number}: {error}") from None
-            text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-            name = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+            except (ValueError, RecursionError) as error:
+                say(str(error), asked=False)
+                continue
+            offered = own_tools or tools
+            asked = {"messages": messages, "tools": offered} if offered else messages
+            text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
+            name = hashlib.sha256(text.encode()).hexdigest()[:16]
             seen[name] += 1
             again = f"-{seen[name]}" if seen[name] > 1 else ""
-            yield Prompt(name + again, messages, meta)
+            yield Prompt(name + again, messages, meta, offered)
 
 
-def _rows(source: PromptsArgs) -> Iterator[Row]:
-    path = Path(source.path)
-    if path.is_file() and path.name.endswith(LINES):
-        yield from _json_lines(path)
-    elif path.is_file() and path.suffix == ".parquet":
-        for batch in pq.ParquetFile(path).iter_batches(1024):
-            yield from batch.to_pylist()
-    elif path.is_file():
-        raise ConfigError(
-            f"{path} (`generate.prompts`) is not read by its name; known are "
-            f"{', '.join(LINES)}, .parquet, and folders of Hugging Face datasets."
-        )
-    else:
-        yield from _dataset(source)
+@dataclass
+class _Sayer:
+    """Tells of one row."""
+
+    aside: Callable[[Aside], None]
+    source: str
+    number: int
+    row: Any
+
+    def __call__(self, reason: str, asked: bool = True) -> None:
+        given = self.row.text if isinstance(self.row, UnreadableError) else self.row
+        self.aside(Aside(self.source, self.number, reason, given, asked))
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError(f"it is a {type(row).__name__}")
-            except ValueError as error:
-                raise ConfigError(f"{path}, line {number} is not a JSON object: {error}") from None
-            yield row
+def _read(
+    row: Any, args: PromptsArgs, source: Source, say: Callable[[str], None]
+) -> tuple[Messages, list[Row] | None, Row]:
+    """(what to ask, the tools offered, the columns that go with it). Raises ValueError."""
+    if isinstance(row, UnreadableError):
+        raise row
+    fixed = whole(row)
+    if fixed != row:
+        say("they hold half of a surrogate pair, which no request can carry: U+FFFD is sent")
+    messages, meta = _split(fixed, args, source.is_arrow)
+    tools = meta.pop("tools", None)
+    tools = as_tools(without_nulls(tools) if source.is_arrow else tools)
+    tools = plain(tools, "tools")
+    system = meta.pop("system", None)
+    if system is not None and not isinstance(system, str):
+        raise ValueError(f"`system` is a {type(system).__name__}, not text; rename the column")
+    if system and system.strip():
+        others = [m["content"] for m in messages if m["role"] == "system"]
+        if others and others != [system]:
+            say("their messages and `system` differ in the system message: the messages' is sent")
+        messages = _with_system(messages, system)
+    return messages, tools, {name: plain(value, name) for name, value in meta.items()}
 
 
-def _dataset(source: PromptsArgs) -> Iterator[Row]:
-    import datasets
-
-    try:
-        if (Path(source.path) / "state.json").exists() or (
-            Path(source.path) / "dataset_dict.json"
-        ).exists():
-            found = datasets.load_from_disk(source.path)
-        else:
-            found = datasets.load_dataset(source.path)
-    except Exception as error:
-        raise ConfigError(
-            f"{source.path} (`generate.prompts`) is no file, and Hugging Face datasets cannot load "
-            f"it: {error}"
-        ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if source.split not in found:
-            raise ConfigError(
-                f"{source.path} has no split `{source.split}`; it has "
-                f"{', '.join(found)}. Set `split` in `generate.prompts`."
-            )
-        found = found[source.split]
-    return iter(found)
-
-
-def _split(row: Row, source: PromptsArgs) -> tuple[Messages, Row]:
+def _split(row: Row, args: PromptsArgs, is_arrow: bool) -> tuple[Messages, Row]:
     """(what to ask, the columns that go with it)."""
-    named = source.messages or source.prompt
+    named = args.messages or args.prompt
     column = named or next((name for name in COLUMNS if row.get(name) is not None), None)
     if column is None or row.get(column) is None:
         raise ValueError(
@@ -141,42 +162,41 @@ def _split(row: Row, source: PromptsArgs) -> tuple[Messages, Row]:
         return [{"role": "user", "content": f"{asked}\n\n{about}" if about else asked}], meta
     if not isinstance(asked, list):
         raise ValueError(f"`{column}` is a {type(asked).__name__}, not text or a list of messages")
-    messages = [_message(message, column) for message in asked]
+    messages = [_message(message, column, is_arrow) for message in asked]
     while messages and messages[-1]["role"] == "assistant":
         # A finished chat: its answer is what the teacher is to write, and a reference for filters.
-        meta["original_answer"] = messages.pop().get("content")
+        answer = messages.pop()
+        meta["original_answer"] = answer.get("content")
+        if calls := calls_of(answer):
+            meta["original_tool_calls"] = calls
     if not messages:
         raise ValueError(f"`{column}` has no message to answer")
+    if not any(message["role"] != "system" for message in messages):
+        raise ValueError(f"`{column}` has a system message only, and nothing to answer")
     return messages, meta
 
 
-def _message(message: Any, column: str) -> Row:
+def _message(message: Any, column: str, is_arrow: bool) -> Row:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(
             f"`{column}` must be a list of messages {{role, content}}; one is {message!r:.200}"
         )
-    if message.get("content") is None and not message.get("tool_calls"):
-        raise ValueError(f"a message of `{column}` has no `content`: {message!r:.200}")
     # Arrow gives every message the keys of all, null where it has none.
-    return {name: _plain(value, name) for name, value in message.items() if value is not None}
+    kept = {name: value for name, value in message.items() if value is not None}
+    if is_arrow:
+        kept = without_nulls(kept)
+    if calls := kept.pop("tool_calls", None):
+        kept["tool_calls"] = plain(as_calls(calls), "tool_calls")
+    if "content" in kept:
+        kept["content"] = text_of(kept["content"])
+    elif not calls:
+        raise ValueError(f"a message of `{column}` has no `content`: {message!r:.200}")
+    if fault := message_fault(kept):
+        raise ValueError(fault)
+    return {name: plain(value, name) for name, value in kept.items()}
 
 
 def _with_system(messages: Messages, system: str | None) -> Messages:
-    if system is None or any(message["role"] == "system" for message in messages):
+    if not system or any(message["role"] in ("system", "developer") for message in messages):
         return messages
     return [{"role": "system", "content": system}, *messages]
-
-
-def _plain(value: Any, name: str) -> Any:
-    """What JSON can hold, the same for every reader: dates as text, NaN as null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner, name) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner, name) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, bytes | bytearray) or not hasattr(value, "isoformat"):
-        raise ValueError(f"`{name}` holds a {type(value).__name__}, which is not text; remove it")
-    return value.isoformat()

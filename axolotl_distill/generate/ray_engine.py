@@ -21,7 +21,7 @@ from axolotl_distill.generate.meter import Meter
 from axolotl_distill.generate.progress import Progress
 from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.run import HOPELESS, hopeless, run_requests
-from axolotl_distill.generate.tally import Tally
+from axolotl_distill.generate.tally import Tally, brief
 from axolotl_distill.recipe import Recipe
 from axolotl_distill.recipe.generate import GenerateArgs
 
@@ -95,8 +95,10 @@ class _Bank:
     async def reserve(self, requests: Sequence[Request]) -> int:
         return await self._meter.reserve(requests)
 
-    async def settle(self, requests: Sequence[Request], rows: Sequence[Row]) -> None:
-        await self._meter.settle(requests, rows)
+    async def settle(
+        self, requests: Sequence[Request], rows: Sequence[Row], refused: Sequence[Row]
+    ) -> None:
+        await self._meter.settle(requests, rows, refused)
 
     async def halt(self) -> None:
         await self._meter.halt()
@@ -118,8 +120,11 @@ class _SharedMeter:
     async def reserve(self, requests: Sequence[Request]) -> int:
         return await self._bank.reserve.remote(requests)
 
-    async def settle(self, requests: Sequence[Request], rows: Sequence[Row]) -> None:
-        await self._bank.settle.remote(requests, [{"usage": row["usage"]} for row in rows])
+    async def settle(
+        self, requests: Sequence[Request], rows: Sequence[Row], refused: Sequence[Row]
+    ) -> None:
+        used = ([{"usage": row["usage"]} for row in some] for some in (rows, refused))
+        await self._bank.settle.remote(requests, *used)
 
 
 class _Counts:
@@ -131,7 +136,7 @@ class _Counts:
         self.refused: list[Row] = []
 
     def add(self, answered: Sequence[Row], refused: Sequence[Row]) -> None:
-        self.answered += [{key: row[key] for key in ("usage", "finish_reason")} for row in answered]
+        self.answered += map(brief, answered)
         self.refused += [{"reason": row["reason"]} for row in refused]
 
     @property

@@ -5,6 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from axolotl_distill.generate.prompts import Prompt
+from axolotl_distill.trajectories import sealed
+from axolotl_distill.trajectories.thinking import Form
+
+# What of a message says something beside its content and its thinking.
+SAYING = ("tool_calls", "function_call", "refusal", "audio", "images")
+EMPTY = (
+    "the answer is empty: no text, no thinking and no call of a tool (it ended with {reason}). It "
+    "is asked for again with the next run; if it stays empty, look at the prompt and `max_tokens`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +40,50 @@ class Completion:
     """What a teacher wrote; the fields are those of a trajectory's row."""
 
     content: str
-    finish_reason: str
+    finish_reason: str | None
     reasoning_content: str | None = None
+    thinking_form: Form = "none"
+    message: dict[str, Any] | None = None
     usage: dict[str, int] | None = None
     logprobs: list[dict[str, Any]] | None = None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was said: no text, no thinking, no call, no refusal."""
+        others = [(self.message or {}).get(key) for key in SAYING]
+        return not (self.content.strip() or self.reasoning_content or any(others))
+
     def row(self, request: Request, teacher: str) -> dict[str, Any]:
         """The trajectory's row; see `axolotl_distill.trajectories`."""
-        return {
-            "id": request.id,
-            "prompt_id": request.prompt.id,
-            "sample": request.sample,
-            "messages": request.prompt.messages,
-            "content": self.content,
-            "reasoning_content": self.reasoning_content,
-            "finish_reason": self.finish_reason,
-            "usage": self.usage,
-            "logprobs": self.logprobs,
-            "teacher": teacher,
-            "meta": request.prompt.meta,
-        }
+        return sealed(
+            {
+                "id": request.id,
+                "prompt_id": request.prompt.id,
+                "sample": request.sample,
+                "messages": request.prompt.messages,
+                "tools": request.prompt.tools,
+                "content": self.content,
+                "reasoning_content": self.reasoning_content,
+                "thinking_form": self.thinking_form,
+                "message": self.message,
+                "finish_reason": self.finish_reason,
+                "usage": self.usage,
+                "logprobs": self.logprobs,
+                "teacher": teacher,
+                "meta": request.prompt.meta,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a teacher does not answer this one request; the next may well be answered."""
+    """Why there is no answer to this one request; the next may well be answered.
+
+    usage  what it cost all the same
+    """
 
     reason: str
+    usage: dict[str, int] | None = None
 
     def row(self, request: Request, teacher: str) -> dict[str, Any]:
         """What is kept of it, beside the trajectories."""
@@ -65,6 +91,8 @@ class Refused:
             "id": request.id,
             "reason": self.reason,
             "messages": request.prompt.messages,
+            "tools": request.prompt.tools,
+            "usage": self.usage,
             "teacher": teacher,
             "meta": request.prompt.meta,
         }

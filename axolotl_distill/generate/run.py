@@ -53,7 +53,7 @@ async def run_requests(
             yes = [a.row(r, teacher) for r, a in answers if not isinstance(a, Refused)]
             await kept.append(yes)
             await refused.append(no)
-            await meter.settle(batch, yes)
+            await meter.settle(batch, yes, no)
             progress.add(yes, no)
             if progress.nothing_but_refusals >= HOPELESS:
                 raise GenerateError(hopeless(no[-1]["reason"]))

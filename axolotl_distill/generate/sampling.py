@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-# What stands for a probability of zero in vLLM's JSON, which has no infinity.
-LEAST_LOGPROB = -9999.0
+from axolotl_distill.generate.answer import LEAST_LOGPROB
 
 
 class Draws:

@@ -4,7 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from axolotl_distill.generate.request import SAYING
 from axolotl_distill.recipe.generate import PriceArgs
+from axolotl_distill.trajectories import ending
 
 
 @dataclass
@@ -17,16 +19,22 @@ class Tally:
     without_usage: int = 0
     refused: int = 0
     finish_reasons: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Count a trajectory's row."""
+        """Count a trajectory's row, or what is `brief` of it."""
         self.completions += 1
         self.finish_reasons[str(row.get("finish_reason"))] += 1
+        self.marks.update(row["marks"] if "marks" in row else marks(row))
         if row.get("usage"):
             self.prompt_tokens += row["usage"]["prompt_tokens"]
             self.completion_tokens += row["usage"]["completion_tokens"]
         else:
             self.without_usage += 1
+
+    def ended(self, how: str) -> dict[str, int]:
+        """The finish reasons that mean `how` (see `ending`), and how often each came."""
+        return {name: n for name, n in self.finish_reasons.items() if ending(name) == how}
 
     @property
     def tokens(self) -> int:
@@ -36,3 +44,19 @@ class Tally:
 def usd(prompt_tokens: int, completion_tokens: int, price: PriceArgs) -> float:
     """What the tokens cost."""
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
+
+
+def marks(row: dict[str, Any]) -> list[str]:
+    """What somebody should hear of a row, if there are many of its kind."""
+    message = row.get("message") or {}
+    found = [row.get("thinking_form") or "none"]
+    found += ["refusal"] if message.get("refusal") else []
+    found += ["calls"] if message.get("tool_calls") or message.get("function_call") else []
+    if not (row.get("content") or "").strip() and not any(message.get(key) for key in SAYING):
+        found.append("no answer")
+    return found
+
+
+def brief(row: dict[str, Any]) -> dict[str, Any]:
+    """All that is counted of a row."""
+    return {"usage": row["usage"], "finish_reason": row["finish_reason"], "marks": marks(row)}

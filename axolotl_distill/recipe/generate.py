@@ -1,10 +1,11 @@
 """`generate:` of a recipe."""
 
+import json
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_distill.block import Block
+from axolotl_distill.block import Block, PathText
 
 # What `extra` may not set: it has its own key, or would change what an answer is.
 OWN_KEYS = {
@@ -17,7 +18,7 @@ TURN = {"role", "content"}
 class PromptsArgs(Block):
     """One source of prompts. Columns that are not the prompt go with it as `meta`."""
 
-    path: str = Field(
+    path: PathText = Field(
         description="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst), Parquet, or a Hugging Face "
         "dataset: a folder, or a hub name."
     )
@@ -59,7 +60,7 @@ class GenerateArgs(Block):
     """What is asked of the teacher, how often, and where its answers go."""
 
     prompts: list[PromptsArgs] = Field(min_length=1)
-    output: str = Field(description="Folder of the trajectories.")
+    output: PathText = Field(description="Folder of the trajectories.")
     n: int = Field(1, ge=1, description="Completions a prompt.")
     temperature: float | None = Field(0.6, ge=0.0, description="null: the teacher's own default.")
     top_p: float | None = Field(None, gt=0.0, le=1.0, description="null: as above.")
@@ -77,6 +78,16 @@ class GenerateArgs(Block):
     )
     logprobs: int | None = Field(
         None, ge=1, description="Keep the k most probable tokens of every position."
+    )
+    thinking_tags: list[list[str]] | None = Field(
+        None,
+        description="Pairs [opening, closing] that stand around the thinking at the start of an "
+        "answer. null: those of the models that are known; []: thinking is not looked for.",
+    )
+    thinking_opened: bool | None = Field(
+        None,
+        description="Whether the chat template opens the thinking in the prompt, so that answers "
+        "begin within it. null: judged answer by answer (server), seen in the prompt (model).",
     )
     budget: BudgetArgs | None = None
     price: PriceArgs | None = None
@@ -116,6 +127,28 @@ class GenerateArgs(Block):
                 f"{', '.join(f'`{key}`' for key in taken)} cannot be set here: use the key of the "
                 "`generate` block where it has one. `n` there asks once for each completion."
             )
+        return value
+
+    @field_validator("thinking_tags")
+    @classmethod
+    def _two_tags(cls, value: list[list[str]] | None) -> list[list[str]] | None:
+        for pair in value or ():
+            if len(pair) != 2 or len(set(pair)) != 2 or not all(tag.strip() for tag in pair):
+                raise ValueError(
+                    f"a pair is [opening tag, closing tag], which differ, and one is {pair}."
+                )
+        return value
+
+    @field_validator("system", "examples", "extra")
+    @classmethod
+    def _can_be_sent(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError(
+                "it holds half of a surrogate pair, which no request can carry. Write the whole "
+                "character."
+            ) from None
         return value
 
     @property

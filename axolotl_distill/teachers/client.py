@@ -11,6 +11,7 @@ import openai
 
 from axolotl_distill.errors import ServerError
 from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.show import redact
 
 Answer = dict[str, Any]
 # Makes the client hand over the answer itself, with the number of tries it took.
@@ -122,18 +123,18 @@ class ServerClient:
                     unusable += whole
                     tries -= raw.retries_taken + 1
         raise TriesUsedUpError(
-            f"{self._at(path)} gave {broken} answers that cannot be used; the last: {fault}. What "
-            "was received is kept; run the same command again."
+            f"{self._at(path)} gave {broken} answers that cannot be used; the last: "
+            f"{redact(fault)}. What was received is kept; run the same command again."
         )
 
     async def close(self) -> None:
         await self._client.close()
 
     def _at(self, path: str) -> str:
-        return path if "://" in path else self.server.base_url + path
+        return redact(path if "://" in path else self.server.base_url + path)
 
     def _refusal(self, path: str, error: openai.APIStatusError) -> ServerError:
-        said = error.response.text[:500]
+        said = redact(error.response.text[:500])
         message = f"{self._at(path)} answered {error.status_code}: {said}"
         if error.status_code in (400, 413, 422):
             return RequestRefusedError(message)

@@ -2,13 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 from axolotl_distill.errors import TrajectoryError
+from axolotl_distill.trajectories.plain import Row, is_damaged, whole
 
-Row = dict[str, Any]
+
+class Damage(NamedTuple):
+    """A line that is no row, or no longer the one that was written."""
+
+    file: Path
+    number: int
+    line: bytes
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.number} {self.reason}"
 
 
 class Journal:
@@ -28,8 +39,8 @@ class Journal:
 
         Raises OSError when the disk takes them not; then none of them is in the file.
         """
-        lines = [json.dumps(row, ensure_ascii=False, separators=(",", ":")) for row in rows]
-        left = memoryview(_utf8("".join(line + "\n" for line in lines)))
+        lines = [_line(row) for row in rows]
+        left = memoryview(b"".join(lines))
         end = self._file.seek(0, os.SEEK_END)
         try:
             while left:
@@ -70,19 +81,29 @@ def _is_row(line: bytes) -> bool:
         return False
 
 
-def _utf8(text: str) -> bytes:
-    """Half an emoji, where a token limit cut it, becomes U+FFFD: UTF-8 has no halves."""
+def _line(row: Row) -> bytes:
+    """Half an emoji, where a token limit cut it, becomes U+FFFD."""
+    text = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
     try:
         return text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        return _line(whole(row))
 
 
-def read_trajectories(path: str | Path) -> Iterator[Row]:
+def refuse(damage: Damage) -> None:
+    raise TrajectoryError(f"{damage}. Mend or delete it.")
+
+
+def read_trajectories(
+    path: str | Path, damaged: Callable[[Damage], None] = refuse
+) -> Iterator[Row]:
     """Every whole row of a `.jsonl` file, or of all `*.jsonl` files of a folder, sorted by name.
 
-    Raises TrajectoryError for a path without such a file, and for a line that is no JSON object
-    (a last line without a newline may be torn: it is passed over unless it is whole).
+    damaged  is told of a line that is no JSON object, or does not fit its `seal`; by default that
+             is a TrajectoryError. A last line without a newline may be torn: it is passed over
+             unless it is whole
+
+    Raises TrajectoryError for a path without such a file.
     """
     path = Path(path)
     files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -98,10 +119,13 @@ def read_trajectories(path: str | Path) -> Iterator[Row]:
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"it is a {type(row).__name__}, not an object")
-                except ValueError as error:
-                    if not line.endswith(b"\n"):
-                        continue
-                    raise TrajectoryError(
-                        f"{file}, line {number} is not a JSON object: {error}. Mend or delete it."
-                    ) from error
-                yield row
+                except (ValueError, RecursionError) as error:
+                    if line.endswith(b"\n"):
+                        damaged(Damage(file, number, line, f"is not a JSON object: {error}"))
+                    continue
+                if is_damaged(row):
+                    damaged(
+                        Damage(file, number, line, "is not what was written: its `seal` differs")
+                    )
+                    continue
+                yield whole(row) if b"\\u" in line else row

@@ -235,9 +235,15 @@ def test_unreadable_row(tmp_path, change, said):
     rows = list(answers(4))
     change(rows[9])
     source = write_trajectories(tmp_path / "t", rows, parts=2)
-    with pytest.raises(TrajectoryError, match=rf"part-00001\.jsonl, row 5 .*{said}"):
-        run_filter(FilterArgs(output=str(tmp_path / "d")), source)
-    assert not (tmp_path / "d").exists()
+    report = run_filter(FilterArgs(output=str(tmp_path / "d")), source)
+    assert report["rows"]["rejected"] == 1 and "1 of 16 rows are put aside" in report["warnings"][0]
+    (row,) = rejected(tmp_path / "d")
+    assert re.match(rf"part-00001\.jsonl, row 5 .*{said}", row["detail"])
+    assert json.loads(row["row"]) == rows[9], "as it was written"
+    write_trajectories(tmp_path / "only", [rows[9]])
+    with pytest.raises(TrajectoryError, match=rf"none of its 1 rows .*row 1 .*{said}"):
+        run_filter(FilterArgs(output=str(tmp_path / "e")), tmp_path / "only")
+    assert not (tmp_path / "e").exists()
 
 
 def test_minimal_rows(tmp_path):

@@ -67,10 +67,11 @@ def test_a_column_that_is_not_there(tmp_path, key, step):
 
 
 def test_messages_with_more_than_role_and_content(tmp_path):
-    """`generate` keeps all of a message; the dataset has no place for it, and says so."""
+    """Names and calls of tools go into the dataset; what has no place there is said."""
+    call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
     chat = [
         {"role": "user", "content": "Hi", "name": "Ann"},
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "user", "content": "Well?", "tokens": 3},
     ]
     source = write_trajectories(
@@ -79,18 +80,22 @@ def test_messages_with_more_than_role_and_content(tmp_path):
     args = FilterArgs(output=str(tmp_path / "d"), steps=["format"])
     told = []
     report = run_filter(args, source, warn=told.append)
-    assert any("also have name, tokens, tool_calls" in text for text in told)
+    assert any("also have tokens, for which" in text for text in told)
     assert report["warnings"] == told
     (row,) = pq.read_table(next((tmp_path / "d" / "data").glob("*"))).to_pylist()
-    assert row["messages"][:3] == [{key: m[key] for key in ("role", "content")} for m in chat]
+    keys = ("role", "content", "name", "tool_calls")
+    assert row["messages"][:3] == [{key: m.get(key) for key in keys} for m in chat]
     (dropped,) = pq.read_table(next((tmp_path / "d" / "rejected").glob("*"))).to_pylist()
     assert json.loads(dropped["row"])["messages"] == chat
 
 
-@pytest.mark.parametrize("content", [None, [{"type": "image_url"}]])
-def test_messages_without_text(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "wrong"),
+    [(None, "`role` and `content`, both text"), ([{"type": "image_url"}], "part that is not text")],
+)
+def test_messages_without_text(tmp_path, content, wrong):
     chat = [{"role": "user", "content": content, "tool_calls": []}]
-    said = r"part-00000\.jsonl, row 1 .*`role` and `content`, both text"
+    said = rf"part-00000\.jsonl, row 1 .*{wrong}"
     refused(tmp_path, TrajectoryError, said, [trajectory(messages=chat)])
 
 
@@ -104,3 +109,36 @@ def test_another_filter_is_at_work(tmp_path):
         assert (building / "report.json").exists()
     run_filter(args, source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]
+
+
+def test_rows_that_are_put_aside(tmp_path):
+    """Put aside one by one, with what to do; the others are filtered."""
+    ambiguous = {"content": "Use it.", "reasoning_content": "It ends with </think> there."}
+    call = {"function": {"name": "look", "arguments": '{"to": "Ul'}}
+    rows = [
+        trajectory(1),
+        trajectory(2, **ambiguous),
+        trajectory(3, message={"tool_calls": [call]}),
+        trajectory(4, messages=[{"role": "user"}]),
+        trajectory(5, sample="x"),
+    ]
+    source = write_trajectories(tmp_path / "t", rows, n=4)
+    told = []
+    report = run_filter(FilterArgs(output=str(tmp_path / "d")), source, warn=told.append)
+    assert report["rows"]["train"] == 1
+    assert report["steps"][0]["reasons"] == {
+        "cannot be read again from the dataset": 2,
+        "not a trajectory": 2,
+    }
+    assert "4 of 5 rows are put aside" in told[0]
+    (rejected,) = (tmp_path / "d" / "rejected").glob("*")
+    details = [row["detail"] for row in pq.read_table(rejected).to_pylist()]
+    assert "`filter.reasoning: field`" in details[0] and "are no JSON" in details[1]
+    assert "row 4 is not" in details[2] and "`sample`" in details[3]
+    kept = run_filter(FilterArgs(output=str(tmp_path / "d"), reasoning="field"), source)
+    assert kept["rows"]["train"] == 2
+    text = FilterArgs(output=str(tmp_path / "d"), format="alpaca")
+    rows = [trajectory(1), trajectory(2, tools=[{"name": "a"}])]
+    tools = write_trajectories(tmp_path / "u", rows)
+    with pytest.raises(FilterError, match=r"p2-0 has tools .* `format: alpaca` holds text only"):
+        run_filter(text, tools)

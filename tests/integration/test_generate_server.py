@@ -11,8 +11,6 @@ import pytest
 from support.faulty_server import KINDS, FaultyServer
 from support.recipes import CHAT, Recipe, say
 
-from axolotl_distill.trajectories import split_thinking
-
 
 def test_nothing_is_lost_doubled_or_misattributed(tmp_path):
     """Every kind of fault on the first tries of a request; answers in another order than asked."""
@@ -132,17 +130,14 @@ def test_what_is_asked(tmp_path):
     }
     rows = {row["meta"]["answer"]: row for row in recipe.rows()}
     assert all(row["logprobs"] == logprobs["content"] for row in rows.values())
-    said = [(rows[i]["reasoning_content"], rows[i]["content"]) for i in range(5)]
-    assert said == [
-        (None, "<think>\nhm\n</think>\n\n4"),
-        ("hm", "4"),
-        ("hm", "4"),
-        ("hm", ""),
-        (None, "half an emoji \ufffd"),
+    fields = ("thinking_form", "reasoning_content", "content")
+    assert [tuple(rows[i][field] for field in fields) for i in range(5)] == [
+        ("tags", "hm", "4"),
+        ("apart", "hm", "4"),
+        ("apart", "hm", "4"),
+        ("apart", "hm", ""),
+        ("none", None, "half an emoji \ufffd"),
     ]
-    assert [split_thinking(content, thinking) for thinking, content in said[:3]] == [
-        ("hm", "4")
-    ] * 3
     assert rows[4]["usage"] is None and "1 came without a count" in done.output
 
 

@@ -20,7 +20,8 @@ from axolotl_distill.recipe.filter import FilterArgs
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "How many?"}
-LETTER = "<think>I count.\n\n</think>Four. "
+WRITTEN = "<think>I count.\n\n</think>Four. "
+TAGGED = "<think>\nI count.\n</think>\n\nFour."
 
 
 def made(row, **args):
@@ -32,9 +33,9 @@ def said(row, **args):
 
 
 def test_messages():
-    row = trajectory(messages=[SYSTEM, USER], content=LETTER)
-    answer = {"role": "assistant", "content": LETTER}
-    assert made(row) == {"messages": [SYSTEM, USER, answer]}, "to the letter"
+    row = trajectory(messages=[SYSTEM, USER], content=WRITTEN)
+    answer = {"role": "assistant", "content": TAGGED}
+    assert made(row) == {"messages": [SYSTEM, USER, answer]}
     assert made(row, system="drop") == {"messages": [USER, answer]}
     assert said(row, reasoning="drop")["content"] == "Four."
     assert said(row, reasoning="field") == {
@@ -51,8 +52,8 @@ def test_messages():
 
 
 def test_alpaca_and_prompt_completion():
-    row = trajectory(messages=[SYSTEM, USER], content=LETTER)
-    alpaca = {"instruction": "How many?", "input": "", "output": LETTER}
+    row = trajectory(messages=[SYSTEM, USER], content=WRITTEN)
+    alpaca = {"instruction": "How many?", "input": "", "output": TAGGED}
     assert made(row, format="alpaca") == {**alpaca, "system": "Be brief."}
     assert made(row, format="alpaca", system="drop") == alpaca
     both = made(row, format="prompt_completion", reasoning="drop")

@@ -55,6 +55,30 @@ def test_scores(tmp_path):
     assert "from 0 (worst) to 10 (best)" in body["messages"][0]["content"]
 
 
+def test_a_judge_that_is_cut_off(tmp_path):
+    """The 1 that it ends with may be the beginning of a 10."""
+
+    def cut(body):
+        answer = answered("It is fine. Score: 1")
+        return {"choices": [{**answer["choices"][0], "finish_reason": "length"}]}
+
+    with FaultyServer({CHAT: cut}) as server:
+        (found,) = judge(server, tmp_path, [row(1)], min_score=5)
+    assert (found.score, found.reason) == (None, "the judge gave no score")
+    assert "`judge.max_tokens`" in found.detail
+
+
+def test_calls_of_tools_are_shown(tmp_path):
+    """With the tools they could be made to; an answer without text is graded by its calls."""
+    called = {"tool_calls": [{"function": {"name": "add", "arguments": '{"a": 1}'}}]}
+    offered = [{"type": "function", "function": {"name": "add"}}]
+    with FaultyServer({CHAT: lambda body: answered("Score: 5")}) as server:
+        judge(server, tmp_path, [trajectory(1, content="", message=called, tools=offered)])
+        text = server.requests[0].body["messages"][0]["content"]
+    assert 'Calls: {"name": "add", "arguments": "{\\"a\\": 1}"}' in text
+    assert 'Tools: [{"function": {"name": "add"}, "type": "function"}]' in text
+
+
 def test_order_and_concurrency(tmp_path):
     """Answers come back in another order than asked; at most `concurrency` are under way."""
     busy, most, lock = 0, 0, threading.Lock()

@@ -21,7 +21,8 @@ from axolotl_distill.recipe import ServerArgs
 from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.recipe.load import load_recipe
 from axolotl_distill.teachers.client import ServerClient
-from axolotl_distill.trajectories import Journal, read_trajectories
+from axolotl_distill.trajectories import Journal, read_trajectories, sealed
+from axolotl_distill.trajectories.plain import is_damaged
 
 PATH = "/v1/completions"
 
@@ -132,6 +133,46 @@ def test_rows_of_many_tasks_share_a_write(tmp_path, cancelled):
         writer.close()
     assert {row["id"] for row in read_trajectories(tmp_path)} == {str(i) for i in range(60)}
     assert sum(SlowDisk.writes) == 60 and len(SlowDisk.writes) < 5
+
+
+class FickleDisk(Journal):
+    """Takes no rows that hold "big"."""
+
+    def append(self, rows):
+        rows = list(rows)
+        time.sleep(0.01)
+        if any("big" in row["id"] for row in rows):
+            raise OSError(28, "No space left on device")
+        super().append(rows)
+
+
+def test_a_group_that_cannot_be_written(tmp_path):
+    """Every task learns what became of its own rows: those that fit are there."""
+
+    async def all_at_once():
+        names = [f"big {i}" if i % 5 == 2 else str(i) for i in range(20)]
+        tasks = [writer.append([{"id": name}]) for name in names]
+        return dict(zip(names, await asyncio.gather(*tasks, return_exceptions=True), strict=True))
+
+    with FickleDisk(tmp_path / "part-00000.jsonl") as journal:
+        writer = GroupWriter(journal)
+        errors = asyncio.run(all_at_once())
+        writer.close()
+    kept = {row["id"] for row in read_trajectories(tmp_path)}
+    assert kept == {name for name, error in errors.items() if error is None}
+    assert kept == {name for name in errors if "big" not in name}
+    lost = [error for error in errors.values() if error is not None]
+    assert all(isinstance(e, GenerateError) and "No space left" in str(e) for e in lost)
+
+
+def test_seals():
+    row = sealed({"id": "1", "content": "half \ud83d", "usage": {"x": 0.1}, "n": 10**30})
+    again = json.loads(json.dumps(row, indent=1))
+    assert not is_damaged(again) and again["content"] == "half \ufffd"
+    assert not is_damaged({"id": "no seal"})
+    for key, value in {"content": "half", "n": 10**30 + 1, "usage": None}.items():
+        assert is_damaged({**again, key: value})
+    assert is_damaged({key: value for key, value in again.items() if key != "n"})
 
 
 def test_a_last_line_without_a_line_break(tmp_path):

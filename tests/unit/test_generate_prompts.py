@@ -150,7 +150,9 @@ def test_a_chat_that_ends_in_a_tool_call(tmp_path):
         {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]},
     ]
     (prompt,) = read(write_jsonl(tmp_path / "p.jsonl", [{"messages": chat}]))
-    assert prompt.messages == chat[:1] and prompt.meta == {"original_answer": None}
+    assert prompt.messages == chat[:1]
+    call = {"type": "function", "function": {"name": "add", "arguments": "{}"}}
+    assert prompt.meta == {"original_answer": None, "original_tool_calls": [call]}
 
 
 def test_meta_is_plain_json(tmp_path):

@@ -155,6 +155,77 @@ def test_thinking_before_a_tool_call(strategy):
         assert "see" not in dropped and "add" in dropped
 
 
+NESTED = "Write <think>x</think>, then cut at `</think>`."
+
+
+@pytest.mark.parametrize("template", ["chatml", "qwen3", "axolotl qwen3", "smollm2"])
+def test_tags_within_the_thinking(strategy, template):
+    """The thinking ends where it ends, whichever form it came in."""
+    inline = {"role": "assistant", "content": f"<think>\n{NESTED}\n</think>\n\nUse re.sub."}
+    magistral = {"role": "assistant", "content": f"[THINK]{NESTED}[/THINK]Use re.sub."}
+    apart = {"role": "assistant", "content": "Use re.sub.", "reasoning_content": NESTED}
+    for turn in (inline, apart, magistral):
+        masked = strategy(template, "mask")
+        row = masked.tokenize_prompt({"messages": [QUESTION, turn]})
+        labels = masked.tokenizer.decode([label for label in row["labels"] if label != -100])
+        whole = masked.tokenizer.decode(row["input_ids"])
+        assert NESTED in whole and "cut at" not in labels
+        assert labels.endswith("</think>\n\nUse re.sub.<|im_end|>\n") or labels.endswith(
+            "</think>\n\nUse re.sub.<|im_end|>"
+        )
+
+
+def test_an_answer_that_names_a_tag(strategy):
+    """It is trained to the letter, or refused where the template cuts it."""
+    turn = {"role": "assistant", "content": "Cut at `</think>` there."}
+    assert "Cut at `</think>` there." in strategy("chatml").read(QUESTION, turn).replace("|", "")
+    with pytest.raises(TrajectoryError, match="changes an answer"):
+        strategy("qwen3").read(QUESTION, turn)
+
+
+CALL = {"type": "function", "function": {"name": "find_train", "arguments": '{"to": "Ulm"}'}}
+TOOL = {"type": "function", "function": {"name": "find_train", "parameters": {"type": "object"}}}
+
+
+def test_tools_and_calls_are_rendered(strategy):
+    """As text or typed, with the nulls that Arrow adds; a template that shows none is refused."""
+    turn = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    typed = {"function": {"name": "find_train", "arguments": {"to": "Ulm", "day": None}}}
+    qwen3 = strategy("axolotl qwen3")
+    for calls, tools in (([CALL], json.dumps([TOOL])), ([typed], [TOOL])):
+        messages = [QUESTION, {**turn, "tool_calls": calls}]
+        row = qwen3.tokenize_prompt(
+            json.loads(json.dumps({"messages": messages, "tools": tools, "id": "r1"}))
+        )
+        text = qwen3.tokenizer.decode(row["input_ids"])
+        labels = qwen3.tokenizer.decode([label for label in row["labels"] if label != -100])
+        assert '"arguments": {"to": "Ulm"}' in labels and "day" not in labels
+        assert '"parameters": {"type": "object"}' in text
+    for prompt in (
+        {"messages": [QUESTION, turn]},
+        {"messages": [QUESTION, APART], "tools": [TOOL]},
+    ):
+        for thinking in ("train", "drop"):
+            with pytest.raises(TrajectoryError, match=r"row r1: .* does not show .*`find_train`"):
+                copy = json.loads(json.dumps(prompt))
+                strategy("chatml", thinking).tokenize_prompt({**copy, "id": "r1"})
+
+
+@pytest.mark.parametrize("thinking", ["mask", 0.5, "drop"])
+def test_no_thinking_to_weigh_is_said(strategy, thinking, caplog):
+    plain = {"role": "assistant", "content": "Seven."}
+    none = strategy("chatml", thinking)
+    none.tokenize_prompt({"messages": [[QUESTION, plain]] * 3})
+    said = rf"none of the first 3 rows has any thinking, and `thinking: {thinking}`"
+    assert len(re.findall(said, caplog.text)) == 1
+    caplog.clear()
+    strategy("chatml", thinking).tokenize_prompt(
+        {"messages": [[QUESTION, plain], [QUESTION, APART]]}
+    )
+    strategy("chatml", "train").tokenize_prompt({"messages": [[QUESTION, plain]]})
+    assert "has any thinking" not in caplog.text
+
+
 EXPECTED_TEXT = "<think>\nLet us see.\n</think>\n\nSeven.<|im_end|>"
 
 

@@ -9,10 +9,12 @@ import yaml
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.output.shards import SUFFIX
 from axolotl_distill.recipe.filter import FilterArgs
+from axolotl_distill.show import without_secrets
 
 HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}
 TYPES = {
-    "messages": "type: chat_template",
+    "messages": "type: chat_template  # axolotl_distill.trajectories refuses templates that drop "
+    "thinking or tools",
     "alpaca": "type: alpaca  # alpaca_w_system reads the column `system` too",
     "prompt_completion": """type:
       field_instruction: prompt
@@ -28,7 +30,9 @@ def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
     Where the files lie on this machine is nobody's business, and not in it.
     """
     settings = _public(
-        args.model_dump(mode="json", exclude_unset=True, exclude={"input", "output"})
+        without_secrets(
+            args.model_dump(mode="json", exclude_unset=True, exclude={"input", "output"})
+        )
     )
     generation = _public(report["generation"])
     terms = report["generation"].get("terms") or {}

@@ -1,55 +1,118 @@
 """From a trajectory to a row of the dataset."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection
 from typing import Any
 
-from axolotl_distill.errors import FilterError
-from axolotl_distill.filter.rows import MESSAGE
+from axolotl_distill.errors import FilterError, TrajectoryError
 from axolotl_distill.recipe.filter import FilterArgs
-from axolotl_distill.trajectories import OPEN, join_thinking, split_thinking
+from axolotl_distill.trajectories import OPEN, join_thinking, parts_of, split_thinking
 from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.messages import calls_of
 
-Message = dict[str, str]
+Message = dict[str, Any]
+
+# What a message of the dataset may have; what else the prompts' messages have is left out.
+KEPT = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+CALLS = ("tool_calls", "function_call")
 
 
 def assistant(row: Row, reasoning: str) -> Message:
-    """What the teacher wrote, as one message.
+    """What the teacher wrote, as one message; a refusal is its answer where there is no other.
 
-    reasoning  "tags": as <think>…</think> in the content, to the letter where it came so. "field":
-               in reasoning_content. "drop": left out
+    reasoning  "tags": as <think>…</think> in the content. "field": in reasoning_content. "drop":
+               left out
+
+    Raises TrajectoryError for a call of a tool that no chat template could show.
     """
-    thinking, answer = split_thinking(row["content"], row["reasoning_content"])
-    if reasoning == "drop":
-        return {"role": "assistant", "content": answer}
-    if reasoning == "field":
-        message = {"role": "assistant", "content": answer}
-        return {**message, "reasoning_content": thinking} if thinking else message
-    if not row["reasoning_content"] and (thinking is None or OPEN in row["content"]):
-        return {"role": "assistant", "content": row["content"]}
-    return {"role": "assistant", "content": join_thinking(thinking, answer)}
+    said = row.get("message") or {}
+    thinking, answer, form = parts_of(row)
+    message = {"role": "assistant", "content": answer or said.get("refusal") or ""}
+    if calls := calls_of(said):
+        message["tool_calls"] = [_call(call, row["id"]) for call in calls]
+    if thinking:
+        message["reasoning_content"] = thinking
+        return _in_form(message, reasoning, is_open=form == "unclosed")
+    return message
 
 
 def conversation(row: Row, reasoning: str, system: str = "keep") -> list[Message]:
-    """The prompt's messages, role and content only, and the assistant's."""
-    kept = [
-        {key: message[key] for key in MESSAGE}
-        for message in row["messages"]
-        if system == "keep" or message["role"] != "system"
-    ]
+    """The prompt's messages and the assistant's, with what is KEPT of each."""
+    kept = []
+    for message in row["messages"]:
+        if system == "keep" or message["role"] != "system":
+            made = {key: message[key] for key in KEPT if message.get(key) is not None}
+            made["content"] = message.get("content") or ""
+            if calls := calls_of(message):
+                made["tool_calls"] = [_call(call, row["id"]) for call in calls]
+            kept.append(_in_form(made, reasoning))
     return [*kept, assistant(row, reasoning)]
+
+
+def left_out(row: Row) -> set[str]:
+    """Keys of the row's messages that the dataset has no place for."""
+    asked = {key for message in row["messages"] for key in message}
+    return (asked | (row.get("message") or {}).keys()) - {*KEPT, *CALLS, "refusal"}
+
+
+def _in_form(message: Message, reasoning: str, is_open: bool = False) -> Message:
+    """The message with its `reasoning_content` where `reasoning` wants it."""
+    thinking = message.get("reasoning_content")
+    if not thinking or reasoning == "field":
+        return message
+    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    if reasoning == "drop":
+        return rest
+    if is_open:
+        return {**rest, "content": f"{OPEN}\n{thinking}"}
+    return {**rest, "content": join_thinking(thinking, rest["content"])}
+
+
+def _call(call: Message, row_id: str) -> Message:
+    """Raises TrajectoryError for arguments that are no JSON: no chat template could show them."""
+    function = call["function"]
+    try:
+        json.loads(function["arguments"])
+    except ValueError as error:
+        raise TrajectoryError(
+            f"Row {row_id} calls `{function['name']}` with arguments that are no JSON ({error}): "
+            f"{function['arguments']:.200}. Most likely it was cut off."
+        ) from None
+    about = {"id": call["id"]} if call.get("id") else {}
+    named = {"name": function["name"], "arguments": function["arguments"]}
+    return {**about, "type": call["type"], "function": named}
 
 
 def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
     """A function from a trajectory to the columns of `args.format`, beside id, prompt_id, scores.
 
-    It raises FilterError for a conversation that the format cannot hold.
+    It raises FilterError for a conversation that the format cannot hold, and TrajectoryError for a
+    row that would read otherwise in the dataset.
     """
-    make = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
-    return lambda row: make[args.format](row, args)
+    made = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
+
+    def make(row: Row) -> dict[str, Any]:
+        if args.reasoning == "tags":
+            _check_tags(row)
+        return made[args.format](row, args)
+
+    return make
 
 
-def columns(args: FilterArgs) -> dict[str, Any]:
-    """The pyarrow types of these columns."""
+def _check_tags(row: Row) -> None:
+    """Raises TrajectoryError where the thinking ends elsewhere for who reads it between tags."""
+    thinking, answer, form = parts_of(row)
+    if not thinking or form == "unclosed":
+        return
+    if split_thinking(join_thinking(thinking, answer)) != (thinking.strip(), answer.strip()):
+        raise TrajectoryError(
+            f"Row {row['id']} names tags of thinking within its thinking, so that a reader would "
+            "end it there. Use `filter.reasoning: field`, which keeps both apart."
+        )
+
+
+def columns(args: FilterArgs, used: Collection[str] = ()) -> dict[str, Any]:
+    """The pyarrow types of these columns; `used` are the keys (`keys_of`) that some row has."""
     import pyarrow as pa
 
     if args.format == "alpaca":
@@ -57,16 +120,33 @@ def columns(args: FilterArgs) -> dict[str, Any]:
         return dict.fromkeys(["instruction", "input", "output", *system], pa.string())
     if args.format == "prompt_completion":
         return dict.fromkeys(["prompt", "completion"], pa.string())
-    fields = ["role", "content", *(["reasoning_content"] if args.reasoning == "field" else [])]
-    return {"messages": pa.list_(pa.struct([(name, pa.string()) for name in fields]))}
+    texts = {"role", "content"} | ({"reasoning_content"} if args.reasoning == "field" else set())
+    fields = [(key, pa.string()) for key in KEPT if key in texts | ({*used} - {"tool_calls"})]
+    if "tool_calls" in used:
+        function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+        call = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)])
+        fields.append(("tool_calls", pa.list_(call)))
+    tools = {"tools": pa.string()} if "tools" in used else {}
+    return {"messages": pa.list_(pa.struct(fields)), **tools}
+
+
+def keys_of(made: dict[str, Any]) -> set[str]:
+    """Which keys a row of `format: messages` uses: those of its messages, and "tools"."""
+    return {key for message in made.get("messages", ()) for key in message} | (
+        {"tools"} & made.keys()
+    )
 
 
 def _messages(row: Row, args: FilterArgs) -> dict[str, Any]:
-    return {"messages": conversation(row, args.reasoning, args.system)}
+    made: dict[str, Any] = {"messages": conversation(row, args.reasoning, args.system)}
+    if row.get("tools"):
+        # As text: typed columns would give every tool the parameters of all others.
+        made["tools"] = json.dumps(row["tools"], ensure_ascii=False)
+    return made
 
 
 def _alpaca(row: Row, args: FilterArgs) -> dict[str, Any]:
-    *before, answer = conversation(row, args.reasoning, args.system)
+    *before, answer = _plain_text(row, args)
     texts = {message["role"]: message["content"] for message in before}
     if len(texts) != len(before) or not {"user"} <= set(texts) <= {"system", "user"}:
         raise FilterError(
@@ -79,7 +159,7 @@ def _alpaca(row: Row, args: FilterArgs) -> dict[str, Any]:
 
 
 def _prompt_completion(row: Row, args: FilterArgs) -> dict[str, Any]:
-    *before, answer = conversation(row, args.reasoning, args.system)
+    *before, answer = _plain_text(row, args)
     if len(before) > 1 and any(message["role"] == "assistant" for message in before):
         raise FilterError(
             f"Row {row['id']} has a prompt of several turns, and `format: prompt_completion` "
@@ -87,3 +167,13 @@ def _prompt_completion(row: Row, args: FilterArgs) -> dict[str, Any]:
         )
     prompt = "\n\n".join(message["content"] for message in before)
     return {"prompt": prompt, "completion": answer["content"]}
+
+
+def _plain_text(row: Row, args: FilterArgs) -> list[Message]:
+    messages = conversation(row, args.reasoning, args.system)
+    if row.get("tools") or any("tool_calls" in message for message in messages):
+        raise FilterError(
+            f"Row {row['id']} has tools or calls of tools, and `format: {args.format}` holds text "
+            "only. Use `format: messages`."
+        )
+    return messages

@@ -64,7 +64,7 @@ class Lengths:
         messages = conversation(row, self.args.reasoning, self.args.system)
         if self.args.format != "messages" or self.tokenizer.chat_template is None:
             return "\n".join(message["content"] for message in messages)
-        return render(self.tokenizer, messages, row["id"], tokenize=False)
+        return render(self.tokenizer, messages, row, tokenize=False)
 
     def summary(self) -> dict[str, Any]:
         """min, p50, p90, p99, max and sum of every part, and the share past `sequence_len`."""

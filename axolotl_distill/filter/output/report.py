@@ -6,12 +6,14 @@ from typing import Any
 
 from axolotl_distill.filter.pipeline import StepCount
 from axolotl_distill.recipe.filter import CHOOSING, FilterArgs
+from axolotl_distill.show import without_secrets
 
 PARTIAL = (
     "If nearly right answers are worth learning from, give partial credit (`verify.min_score` "
     "below 1), or let a model grade them (`judge`)."
 )
 REMEDIES = {
+    "rows": "They are in `rejected/`, with what is wrong with each.",
     "verify": f"Look at `rejected/`: is the reference right, and found in the answer? {PARTIAL}",
     "format": "Answers cut off need a larger `generate.max_tokens`; a form that the teacher does "
     "not keep has to be asked for in `generate.system`.",
@@ -34,10 +36,16 @@ def read_generation(source: Path) -> dict[str, Any]:
 
 
 def drop_warning(count: StepCount, max_drop: float) -> str | None:
-    """What to say of a step that dropped more than `max_drop` of its rows.
+    """What to say of a step that dropped more than `max_drop` of its rows, and of rows that were
+    put aside before any step.
 
     Steps that choose (best_of_n, top) drop what they were asked to.
     """
+    if count.kind == "rows":
+        return (
+            f"{count.dropped} of {count.rows} rows are put aside: {top_reasons(count)}. "
+            f"{REMEDIES[count.kind]}"
+        )
     if count.kind in CHOOSING or count.share <= max_drop:
         return None
     return (
@@ -72,8 +80,8 @@ def make_report(
         "steps": steps,
         "tokens": written.get("tokens"),
         "warnings": warnings,
-        "settings": args.model_dump(mode="json"),
-        "generation": read_generation(source),
+        "settings": without_secrets(args.model_dump(mode="json")),
+        "generation": without_secrets(read_generation(source)),
     }
 
 

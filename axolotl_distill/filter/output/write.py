@@ -1,7 +1,7 @@
 """Writes what a pipeline left and what it dropped."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.pipeline import Pipeline
+from axolotl_distill.filter.rows import as_written
 from axolotl_distill.recipe.filter import FilterArgs
 
 REJECTED = pa.schema(
@@ -29,12 +30,14 @@ def write_dataset(
     args: FilterArgs,
     folder: Path,
     is_eval: np.ndarray,
+    used: Collection[str] = (),
     lengths: Lengths | None = None,
     seen: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
     """data/ and rejected/ in `folder`, and tokens.png where tokens are counted.
 
     is_eval  bool, one a row of the source
+    used     keys of messages, and "tools", that some row has (`keys_of`)
     lengths  counts the tokens of what is kept
     seen     is called after every row
 
@@ -45,7 +48,9 @@ def write_dataset(
     """
     scored, make = pipeline.scored, formatter(args)
     scores = {"scores": pa.struct([(name, pa.float64()) for name in scored])} if scored else {}
-    schema = pa.schema({"id": pa.string(), "prompt_id": pa.string(), **columns(args), **scores})
+    schema = pa.schema(
+        {"id": pa.string(), "prompt_id": pa.string(), **columns(args, used), **scores}
+    )
     splits = {
         name: Shards(folder / "data", schema, args.file, args.shard_rows)
         for name in ("train", "eval")
@@ -55,7 +60,7 @@ def write_dataset(
     for place, (row, dropped) in enumerate(pipeline.results()):
         if dropped is not None:
             about = {"id": row["id"], "prompt_id": row["prompt_id"], **dropped._asdict()}
-            rejected.write({**about, "row": json.dumps(row, ensure_ascii=False)})
+            rejected.write({**about, "row": json.dumps(as_written(row), ensure_ascii=False)})
         else:
             split = "eval" if is_eval[place] else "train"
             made = {"id": row["id"], "prompt_id": row["prompt_id"], **make(row)}

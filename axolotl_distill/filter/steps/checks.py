@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.rows import calls_text, part
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
 from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.steps import FormatArgs, LanguageArgs, LengthArgs, ThinkingArgs
-from axolotl_distill.trajectories import CLOSE, OPEN
+from axolotl_distill.trajectories import parts_of
 from axolotl_distill.trajectories.journal import Row
 
 KEEP = Verdict(True)
@@ -48,7 +48,7 @@ class FormatStep:
             reason = f"not finished: {row['finish_reason']}"
             return Verdict(False, reason, detail=f"…{row['content'][-100:]}")
         answer = part(row, "answer")
-        if self.args.answer and not answer:
+        if self.args.answer and not answer and not calls_text(row):
             return Verdict(False, "no answer")
         if self.args.boxed and not BOXED.search(answer):
             return Verdict(False, "no \\boxed{…}", detail=f"…{answer[-100:]}")
@@ -88,7 +88,7 @@ class ThinkingStep:
         thinking = part(row, "thinking")
         if not thinking:
             return Verdict(False, "no thinking")
-        if not row["reasoning_content"] and OPEN in row["content"] and CLOSE not in row["content"]:
+        if parts_of(row).form == "unclosed":
             return Verdict(False, "thinking not closed")
         if len(thinking) < self.args.min_chars:
             return Verdict(False, "thinking too short", detail=f"{len(thinking)} characters")

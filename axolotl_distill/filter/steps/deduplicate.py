@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
-from axolotl_distill.filter.rows import part, plain
+from axolotl_distill.filter.rows import calls_text, part, plain, tools_text
 from axolotl_distill.filter.step import Step, Verdict
 from axolotl_distill.recipe.steps import DeduplicateArgs
 from axolotl_distill.trajectories.journal import Row
@@ -102,7 +102,10 @@ class RowStep:
         seen = self.seen()
         for number, row in enumerate(rows):
             scope = row["prompt_id"] if self.args.within == "prompt" else ""
-            detail = seen.like(part(row, self.args.of), scope, f"{row['id']} (row {number})")
+            text = part(row, self.args.of)
+            if self.args.of != "thinking":
+                text += calls_text(row)
+            detail = seen.like(text, scope, f"{row['id']} (row {number})")
             yield Verdict(False, seen.reason, detail=detail) if detail else KEEP
 
 
@@ -120,7 +123,7 @@ class PromptStep:
         for row in rows:
             prompt = row["prompt_id"]
             if prompt not in verdicts:
-                detail = seen.like(plain(part(row, "prompt")), "", prompt)
+                detail = seen.like(plain(part(row, "prompt") + tools_text(row)), "", prompt)
                 reason = f"{seen.reason} prompt"
                 verdicts[prompt] = Verdict(False, reason, detail=detail) if detail else KEEP
             yield verdicts[prompt]

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.rows import calls_text, part, tools_text
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.steps.ask import Question, Reply, ask
 from axolotl_distill.recipe.steps import JudgeArgs
-from axolotl_distill.trajectories import split_thinking
+from axolotl_distill.trajectories import ending, split_thinking
 from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.messages import text_of
 
 PROMPT = """You grade an answer to a question.
 
@@ -30,6 +31,7 @@ Score: N"""
 # Lazy, so that a sign or a leading point is the number's and not part of what stands before it.
 SCORE = re.compile(r"score\W{0,6}?([-−+]?(?:\d+(?:\.\d+)?|\.\d+))", re.IGNORECASE)
 KEPT_CHARS = 500
+CUT = "the judge was cut off at `judge.max_tokens`"
 FIELD = re.compile(r"\{(rubric|question|thinking|answer|reference|max_score)\}")
 
 
@@ -58,9 +60,9 @@ class JudgeStep:
         given = row["meta"].get(args.reference) if args.reference else None
         values = {
             "rubric": args.rubric,
-            "question": part(row, "prompt"),
+            "question": _joined(part(row, "prompt"), tools_text(row), "Tools: "),
             "thinking": part(row, "thinking"),
-            "answer": part(row, "answer"),
+            "answer": _joined(part(row, "answer"), calls_text(row), "Calls: "),
             "reference": "" if given is None else f"\n<reference>\n{given}\n</reference>\n",
             "max_score": f"{args.max_score:g}",
         }
@@ -86,8 +88,12 @@ class JudgeStep:
         return Verdict(True, score=score)
 
 
+def _joined(text: str, more: str, name: str) -> str:
+    return "\n\n".join(filter(None, [text, more and name + more]))
+
+
 def _end(answer: dict[str, Any]) -> str:
-    content = answer["choices"][0]["message"]["content"]
-    if not isinstance(content, str | None):
-        raise TypeError(f"content is a {type(content).__name__}")
-    return split_thinking(content or "")[1][-KEPT_CHARS:]
+    choice = answer["choices"][0]
+    if ending(choice.get("finish_reason")) == "cut":
+        return CUT  # its last number may lack digits
+    return split_thinking(text_of(choice["message"]["content"]))[1][-KEPT_CHARS:]

@@ -58,7 +58,7 @@ class _Reader:
 
     def ids(self, row: Row) -> list[int]:
         messages = conversation(row, "drop" if self.args.of == "answer" else "tags")
-        return render(self.tokenizer, messages, row["id"], tokenize=True, return_dict=False)
+        return render(self.tokenizer, messages, row, tokenize=True, return_dict=False)
 
 
 class ModelRewardStep:

@@ -18,7 +18,7 @@ from axolotl_distill.filter.verify.code import UnreadableTests, last_block, read
 from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.verify import VerifyArgs
 from axolotl_distill.trajectories.journal import Row
-from axolotl_distill.trajectories.thinking import split_thinking
+from axolotl_distill.trajectories.thinking import parts_of
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class VerifyStep:
 
     def _begin(self, row: Row) -> "Verdict | Future[Any]":
         """What can be said of the row here, or the promise of what a worker will say."""
-        answer = split_thinking(row["content"] or "", row.get("reasoning_content"))[1]
+        answer = parts_of(row).answer.strip()
         if not answer:
             return Verdict(False, "no answer")
         meta = row.get("meta") or {}
