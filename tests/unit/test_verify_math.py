@@ -1,6 +1,6 @@
 """Answers that are equal to a reference as mathematics, kind by kind, and those that are not.
 
-`math_answers.jsonl` has one reference a line. Its wrong answers are those that a careless comparison
+`math_answers.jsonl` has one reference a line. Its wrong answers are those that careless comparing
 keeps: a right row that is dropped costs a row, a wrong one that is kept is learnt.
 """
 

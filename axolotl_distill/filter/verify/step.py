@@ -14,7 +14,8 @@ from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.sandbox import GRACE, run_python
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.verify import extract, text
-from axolotl_distill.filter.verify.code import UnreadableTests, last_block, read_tests
+from axolotl_distill.filter.verify.blocks import last_block
+from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.verify import VerifyArgs
 from axolotl_distill.trajectories.journal import Row
