@@ -28,7 +28,14 @@ class StepPlan:
 
         Raises ConfigError for a package, tokenizer, model or language that is not there.
         """
-        from axolotl_distill.filter.steps import checks, choose, deduplicate, judge, reward
+        from axolotl_distill.filter.steps import (
+            checks,
+            choose,
+            deduplicate,
+            judge,
+            language,
+            reward,
+        )
 
         match self.kind:
             case "verify":
@@ -43,7 +50,7 @@ class StepPlan:
                 return checks.LengthStep(self.args, self.tokenizer)
             case "language":
                 require("py3langid", f"filter.steps: {self.name}")
-                return checks.LanguageStep(self.args)
+                return language.LanguageStep(self.args)
             case "deduplicate":
                 if self.args.method == "near":
                     require("datasketch", f"filter.steps: {self.name}")

@@ -10,6 +10,7 @@ import ctypes
 import importlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,8 +24,13 @@ from threading import Lock
 from typing import Any
 
 from axolotl_distill.errors import FilterError
+from axolotl_distill.filter.sandbox import hide_memory
 
 START_SECONDS = 300.0  # for the imports, on a busy machine
+# Of the environment. The rest may hold keys, which text that is evaluated has no business with.
+NEEDED = re.compile(
+    r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|LD_LIBRARY_PATH|DYLD_\w+|VIRTUAL_ENV|PYTHON\w+"
+)
 SERVE = "import sys; from axolotl_distill.filter.workers import serve; serve(*sys.argv[1:])"
 
 
@@ -123,7 +129,7 @@ class _Process:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env={
-                    **os.environ,
+                    **{key: text for key, text in os.environ.items() if NEEDED.fullmatch(key)},
                     "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                     # Idle threads of numpy's would take most of the address space.
                     "OMP_NUM_THREADS": "1",
@@ -177,6 +183,7 @@ class _Process:
 def serve(pipe: str, function: str, memory_mb: str, confined: str) -> None:
     """Runs in the process: answers until the pipe ends."""
     _die_with_parent()
+    hide_memory()
     connection = Connection(int(pipe))
     try:
         module, _, name = function.partition(":")

@@ -25,7 +25,11 @@ COLUMN_KEYS = {"verify": ("answer", "entry", "entry_point"), "judge": ("referenc
 class FormatArgs(Block):
     """Is the answer whole, and written as asked?"""
 
-    finished: bool = Field(True, description="Drop what the token limit or a filter cut off.")
+    finished: bool = Field(
+        True,
+        description="Drop what did not end by itself: cut off by the token limit or a filter, or "
+        "without a known finish_reason.",
+    )
     answer: bool = Field(True, description="Drop what has no answer after its thinking.")
     match: str | None = Field(None, description="Regular expression found in a good answer.")
     boxed: bool = Field(False, description="The answer has a \\boxed{…} with something in it.")
@@ -71,10 +75,16 @@ class LanguageArgs(Block):
     """Only these languages. Code, formulas and numbers are no language and are not looked at."""
 
     allow: list[str] = Field(["en"], min_length=1, description="ISO 639-1 codes.")
-    of: Of = "all"
+    of: Of = Field("all", description="all: thinking and answer, each by itself.")
+    max_other: float = Field(
+        0.1, ge=0.0, le=1.0, description="Share of a text that may be in other languages."
+    )
     min_confidence: float = Field(0.0, ge=0.0, le=1.0)
     min_letters: int = Field(
-        40, ge=1, description="Texts with fewer letters are kept: they cannot be told apart."
+        40,
+        ge=1,
+        description="A text with fewer letters cannot be told apart: it is kept, unless most of it "
+        "is in a script that no allowed language has.",
     )
 
 

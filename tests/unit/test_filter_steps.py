@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 from collections import Counter, defaultdict
 
 import pytest
@@ -11,9 +12,10 @@ from support.trajectories import trajectory
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.steps import checks
-from axolotl_distill.filter.steps.checks import FormatStep, LanguageStep, LengthStep, ThinkingStep
+from axolotl_distill.filter.steps.checks import FormatStep, LengthStep, ThinkingStep
 from axolotl_distill.filter.steps.choose import BestOfNStep, TopStep
 from axolotl_distill.filter.steps.deduplicate import deduplicate, shingles
+from axolotl_distill.filter.steps.language import LanguageStep
 from axolotl_distill.recipe.steps import (
     BestOfNArgs,
     DeduplicateArgs,
@@ -39,7 +41,10 @@ def test_format():
     step = FormatStep(FormatArgs(boxed=True))
     assert verdict(step).keep
     assert verdict(step, finish_reason="length").reason == "not finished: length"
-    assert verdict(step, finish_reason=None).keep
+    for reason in ("eos_token", "STOP", "tool_calls", "end_turn"):
+        assert verdict(step, finish_reason=reason).keep, reason
+    assert verdict(step, finish_reason=None).reason == "not finished: no finish_reason"
+    assert verdict(step, finish_reason="repetition").reason == "not finished: repetition"
     assert verdict(step, content="<think>\nI wonder").reason == "no answer"
     assert verdict(step, content="<think>\\boxed{1}</think>It is 1").reason == "no \\boxed{…}"
     assert verdict(step, content="\\boxed{ }").reason == "no \\boxed{…}"
@@ -92,6 +97,66 @@ def test_language():
     assert verdict(both, content="Radio Hotel Taxi Banana Gorilla Telefon Museum Internet").reason
     with pytest.raises(ConfigError, match="xx"):
         LanguageStep(LanguageArgs(allow=["en", "xx"]))
+
+
+EN = "First we look at the train table and note every stop between the two towns. "
+RU = "Сначала мы смотрим расписание и записываем каждую остановку между городами. "
+ZH = "首先我们查看列车时刻表，记下两座城市之间的每一站，然后把分钟数加起来。"
+DE = "Zuerst sehen wir nach, wie viele Äpfel noch in dem Korb übrig sind. "
+
+
+@pytest.mark.parametrize(
+    ("thinking", "answer", "reason"),
+    [
+        (EN * 5, EN, ""),
+        (EN * 100, ZH * 2, "language zh"),
+        (EN * 100, RU * 2, "language ru"),
+        (EN * 100, DE * 2, "language de"),
+        (ZH * 30, EN * 2, "language zh"),
+        ((EN * 2 + ZH) * 20, EN, "language zh"),
+        (EN * 40 + RU * 20 + EN * 40, EN, "language ru"),
+        (EN * 40 + "The word 火车 means train. " + EN * 40, EN, ""),
+        (EN * 5, "Ответ: сорок два", "another script"),
+        (EN * 5, "答案是四十二。", "another script"),
+        (EN * 5, "答案是 42", ""),  # three letters have no script
+        (EN * 5, "Vierzig", ""),  # too short to tell
+        (EN * 5, r"$\alpha = \beta$, α β γ δ ε", ""),
+        (EN * 5, "```python\n" + "für = straße + über\n" * 30 + "```", ""),
+        (EN * 5, EN + "```python\n" + "für = straße + über\n" * 30, ""),
+        (EN * 5, EN + r"\[ \text{Zuerst sehen wir nach, wie viele es sind} \]", ""),
+        (
+            EN * 5,
+            "Zuerst_sehen_wir nachWieViele `noch in dem Korb` https://übrig.de/sind/es " + EN,
+            "",
+        ),
+    ],
+)
+def test_thinking_and_answer_are_each_in_a_language(thinking, answer, reason):
+    step = LanguageStep(LanguageArgs(allow=["en"]))
+    assert verdict(step, content=answer, reasoning_content=thinking).reason == reason
+
+
+def test_a_chinese_answer_is_fine_where_chinese_is(caplog):
+    step = LanguageStep(LanguageArgs(allow=["en", "zh"]))
+    assert verdict(step, content=ZH, reasoning_content=EN * 5).keep
+    assert verdict(step, content="答案是四十二。", reasoning_content=EN * 5).keep
+    assert "1 of 1 rows were kept with thinking or an answer of fewer than 40" in caplog.text
+
+
+def test_hostile_texts_take_no_time():
+    step = LanguageStep(LanguageArgs())
+    texts = ["\\[" * 100_000, "$" * 300_000, "a(" * 100_000, "a" * 500_000, "\\begin{" * 50_000]
+    started = time.monotonic()
+    for text in [
+        *texts,
+        "a_" * 200_000,
+        "<a" * 200_000,
+        "```" * 100_001,
+        "aB" * 200_000,
+        "`" * 300_001,
+    ]:
+        verdict(step, content=text)
+    assert time.monotonic() - started < 20
 
 
 def test_exact_duplicates():

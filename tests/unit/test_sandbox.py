@@ -1,11 +1,13 @@
 """The sandbox against hostile code: a verdict in time, and nothing left behind."""
 
+import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import psutil
 import pytest
 
 from axolotl_distill.filter import sandbox
-from axolotl_distill.filter.sandbox import CUT, MARK, Limits, run_python
+from axolotl_distill.filter.sandbox import CUT, MARK, Limits, missing_walls
+from axolotl_distill.filter.sandbox import run_python as run_anyhow
 
 DAEMON = """
 import os, sys, time
@@ -51,12 +54,37 @@ HOSTILE = {
 }
 
 
+LOAD = "import sys; sys.path[:0] = [sys.argv[1]]\nfrom sandbox import *\n"
+WALLS = pytest.param(
+    True, id="walls", marks=pytest.mark.skipif(bool(missing_walls()), reason=missing_walls())
+)
+
+
+@pytest.fixture(params=[pytest.param(False, id="bare"), WALLS])
+def walls(request):
+    return request.param
+
+
+@pytest.fixture
+def run_python(walls):
+    return functools.partial(run_anyhow, walls=walls)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Where all that these tests start has its working folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    return tmp_path
+
+
 def left_behind():
-    """Processes with the mark, and those under users that the sandbox makes up."""
+    """Processes with the mark, and those under users that the sandbox makes up, of this test."""
     found = []
     for process in psutil.process_iter():
         try:
-            if MARK in process.environ() or 61_184 <= process.uids().real < 65_280:
+            ours = MARK in process.environ() or 61_184 <= process.uids().real < 65_280
+            if ours and process.cwd().startswith(tempfile.gettempdir()):
                 found.append(process)
         except psutil.Error:
             pass
@@ -64,7 +92,7 @@ def left_behind():
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_code_gets_its_verdict_and_leaves_nothing(name):
+def test_hostile_code_gets_its_verdict_and_leaves_nothing(name, run_python):
     code, status = HOSTILE[name]
     started = time.monotonic()
     outcome = run_python(code, limits=Limits(seconds=1.5, memory_mb=256))
@@ -74,19 +102,20 @@ def test_hostile_code_gets_its_verdict_and_leaves_nothing(name):
 
 
 def test_the_supervisor_cannot_be_killed_by_root_s_code_and_its_loss_is_seen_otherwise():
-    outcome = run_python("import os; os.kill(os.getppid(), 9); import time; time.sleep(1000)")
+    code = "import os; os.kill(os.getppid(), 9); import time; time.sleep(1000)"
+    outcome = run_anyhow(code, walls=False)
     assert outcome.status == ("failed" if os.geteuid() == 0 else "lost")
     assert left_behind() == []
 
 
-def test_output_and_input_and_exit_codes():
+def test_output_and_input_and_exit_codes(run_python):
     outcome = run_python("import sys; print(input()[::-1]); print('é', file=sys.stderr)", "abç\n")
     assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "çba\n", "é\n")
     assert run_python("raise SystemExit(3)").status == "failed"
     assert "ZeroDivisionError" in run_python("1 / 0").stderr
 
 
-def test_output_is_cut_and_files_are_small():
+def test_output_is_cut_and_files_are_small(run_python):
     limits = Limits(output=1000, file_mb=1)
     outcome = run_python("print('a' * 5000 + 'b' * 5000)", limits=limits)
     assert outcome.stdout == "a" * 500 + CUT + "b" * 499 + "\n"
@@ -114,8 +143,8 @@ def test_output_is_cut_and_files_are_small():
         ),
     ],
 )
-def test_memory_and_files_are_limited_in_sum(code, status):
-    limits = Limits(seconds=8, memory_mb=128, folder_mb=16)
+def test_memory_and_files_are_limited_in_sum(code, status, run_python):
+    limits = Limits(seconds=8, memory_mb=128, folder_mb=4)
     started = time.monotonic()
     assert run_python("import os, time\n" + code, limits=limits).status == status
     assert time.monotonic() - started < 6
@@ -123,11 +152,11 @@ def test_memory_and_files_are_limited_in_sum(code, status):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_the_system_kills_the_code_first():
+def test_the_system_kills_the_code_first(run_python):
     assert run_python("print(open('/proc/self/oom_score_adj').read())").stdout.strip() == "1000"
 
 
-def test_no_secrets_no_caller_s_folder_nothing_kept(monkeypatch, tmp_path):
+def test_no_secrets_no_caller_s_folder_nothing_kept(monkeypatch, tmp_path, run_python):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     monkeypatch.chdir(tmp_path)
     outcome = run_python(
@@ -146,18 +175,20 @@ def test_started_by_root_the_code_is_nobody(tmp_path):
         pytest.skip("not root")
     target = tmp_path / "target"
     tmp_path.chmod(0o755)
-    outcome = run_python(f"import os; print(os.getuid()); open({str(target)!r}, 'w')")
+    code = f"import os; print(os.getuid()); open({str(target)!r}, 'w')"
+    outcome = run_anyhow(code, walls=False)
     assert int(outcome.stdout) >= 61_184
     assert "PermissionError" in outcome.stderr and not target.exists()
 
 
-def test_two_at_once_do_not_share_their_number_of_processes():
+def test_two_at_once_do_not_share_their_number_of_processes(run_python, walls):
     """The bomb's forks must not be counted against its neighbour's."""
     if os.geteuid() != 0:
         pytest.skip("only root can give each a user of its own")
     fork = "import os, time\nfor _ in range(20):\n    if os.fork() == 0: time.sleep(1); os._exit(0)"
     script = (
-        f"from axolotl_distill.filter.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3))"
+        f"from axolotl_distill.filter.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3), "
+        f"walls={walls})"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as bomb:
         while not left_behind():
@@ -167,10 +198,11 @@ def test_two_at_once_do_not_share_their_number_of_processes():
     assert left_behind() == []
 
 
-def test_a_killed_caller_leaves_nothing(tmp_path):
+def test_a_killed_caller_leaves_nothing(tmp_path, walls):
     script = (
         "from axolotl_distill.filter.sandbox import *\n"
-        f"run_python({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600))"
+        f"run_python({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600), "
+        f"walls={walls})"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as caller:
@@ -183,30 +215,42 @@ def test_a_killed_caller_leaves_nothing(tmp_path):
     assert left_behind() == [] and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, to become somebody else"
-)
-@pytest.mark.parametrize("kills_supervisor", [False, True])
-def test_the_same_without_root(tmp_path, kills_supervisor):
-    """As an ordinary user: a bomb and a daemon end all the same, and a killed supervisor's too."""
-    tmp_path.chmod(0o777)
-    act = "os.kill(os.getppid(), 9)" if kills_supervisor else "pass"
-    codes = [DAEMON.format(act="pass") + act, FORK_BOMB + (f"\n    {act}" if act != "pass" else "")]
-    script = (
-        "import sys; sys.path[:0] = [sys.argv[1]]\n"
-        "from sandbox import *\n"
-        f"for code in {codes!r}: print(run_python(code, '', Limits(2, 256)).status)"
-    )
-    done = subprocess.run(
+def without_root(script, folder, *, walls, **environment):
+    """Runs a script that has the sandbox's names as an ordinary user, who may read everything; for
+    bubblewrap by a Python that everybody may read.
+    """
+    folder.chmod(0o777)
+    for parent in folder.parents[:2]:
+        parent.chmod(0o755)
+    python = "/usr/bin/python3" if walls else sys.executable
+    if not Path(python).exists():
+        pytest.skip(f"no {python}")
+    reads_all = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+    return subprocess.run(
         [
             *("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups"),
-            *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
-            *(sys.executable, "-c", script, str(Path(sandbox.__file__).parent)),
+            *(() if walls else reads_all),
+            *(python, "-c", LOAD + script, str(Path(sandbox.__file__).parents[1])),
         ],
         capture_output=True,
         text=True,
         timeout=60,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(folder), **environment},
+    )
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, to become somebody else"
+)
+@pytest.mark.parametrize("kills_supervisor", [False, True])
+def test_the_same_without_root_and_walls(tmp_path, kills_supervisor):
+    """As an ordinary user: a bomb and a daemon end all the same, and a killed supervisor's too."""
+    act = "os.kill(os.getppid(), 9)" if kills_supervisor else "pass"
+    codes = [DAEMON.format(act="pass") + act, FORK_BOMB + (f"\n    {act}" if act != "pass" else "")]
+    done = without_root(
+        f"for code in {codes!r}: print(run_python(code, '', Limits(2, 256), walls=False).status)",
+        tmp_path,
+        walls=False,
     )
     first, second = done.stdout.split("\n")[:2]
     assert first == ("lost" if kills_supervisor else "ok"), done.stderr
@@ -217,3 +261,108 @@ def test_the_same_without_root(tmp_path, kills_supervisor):
     while left_behind() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left_behind() == []
+
+
+DEEP = """
+import os
+for i in range({depth}):
+    os.mkdir({name!r}); os.chdir({name!r}); open("f", "w")
+    if i % 3 == 0: os.chmod(".", 0o300)
+"""
+
+
+@pytest.mark.parametrize(
+    ("depth", "name"),
+    [
+        (10, "d"),
+        (40, "d" * 200),  # a path longer than paths may be
+        pytest.param(3000, "d", marks=pytest.mark.slow),  # deeper than calls and open files may be
+    ],
+)
+def test_folders_however_deep_and_closed_are_removed(tmp_path, caplog, depth, name, run_python):
+    code = DEEP.format(depth=depth, name=name)
+    status = run_python(code, limits=Limits(seconds=60, folder_mb=1024)).status
+    assert status == "ok" or (depth > 10 and status == "out of disk")
+    assert list(tmp_path.iterdir()) == [] and caplog.text == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only then the code has a user of its own")
+def test_files_and_shared_memory_elsewhere_do_not_stay(run_python):
+    name = f"left-{os.getpid()}"
+    code = (
+        "import ctypes, os\n"
+        f"for folder in ('/tmp', '/var/tmp', '/dev/shm'): os.makedirs(folder + '/{name}/d')\n"
+        "libc = ctypes.CDLL(None)\n"
+        f"key = {os.getpid()}\n"
+        "made = libc.shmget(key, 4096, 0o1666), libc.semget(key, 1, 0o1666), libc.msgget(key, 0o1666)"
+        "\nprint([number >= 0 for number in made])"
+    )
+    outcome = run_python(code)
+    assert (outcome.status, outcome.stdout) == ("ok", "[True, True, True]\n"), outcome
+    assert not [f for f in ("/tmp", "/var/tmp", "/dev/shm") if Path(f, name).exists()]
+    for kind in ("shm", "sem", "msg"):
+        keys = [line.split()[0] for line in Path(f"/proc/sysvipc/{kind}").read_text().splitlines()]
+        assert str(os.getpid()) not in keys
+
+
+SPY = """
+import os
+for name in os.listdir("/proc"):
+    for what in ("environ", "cmdline"):
+        try: print(open(f"/proc/{name}/{what}").read())
+        except OSError: pass
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_caller_s_environment_cannot_be_read(run_python, monkeypatch):
+    secret = f"sk-{os.getpid()}-secret"
+    monkeypatch.setenv("OPENAI_API_KEY", secret)
+    with subprocess.Popen(["sleep", "30"]) as other:
+        outcome = run_python(SPY)
+        other.kill()
+    assert outcome.status == "ok" and secret not in outcome.stdout
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="root, to become somebody else"
+)
+def test_without_root_neither(tmp_path, walls):
+    """The caller, who shares the user with the code, has closed its memory (`hide_memory`)."""
+    script = f"hide_memory(); print(run_python({SPY!r}, walls={walls}))"
+    done = without_root(script, tmp_path, walls=walls, OPENAI_API_KEY="sk-secret")
+    assert "status='ok'" in done.stdout and "main.py" in done.stdout, done
+    assert "sk-secret" not in done.stdout
+
+
+@pytest.mark.skipif(bool(missing_walls()), reason=missing_walls())
+def test_behind_walls_there_is_no_network_no_other_process_and_no_file():
+    code = (
+        "import os, socket\n"
+        "print(sorted(int(n) for n in os.listdir('/proc') if n.isdigit()) == [1, os.getpid()])\n"
+        f"print(os.path.exists({__file__!r}), os.path.exists(os.path.expanduser('~root/.ssh')))\n"
+        "print([name for _, name in socket.if_nameindex()])\n"
+        "for path in ('/x', '/dev/x', '/usr/x', '/proc/sys/kernel/core_pattern'):\n"
+        "    try: open(path, 'w'); print('wrote', path)\n"
+        "    except OSError: pass\n"
+        "import numpy; print(numpy.ones(2).sum())\n"
+    )
+    outcome = run_anyhow(code, walls=True)
+    assert outcome.stdout == "True\nFalse False\n['lo']\n2.0\n", outcome
+
+
+def test_a_bubblewrap_that_cannot_run_is_said(tmp_path):
+    """As in containers: it is there, and may not make namespaces."""
+    (tmp_path / "bwrap").write_text(
+        "#!/bin/sh\necho 'No permissions to create namespace' >&2\nexit 1"
+    )
+    (tmp_path / "bwrap").chmod(0o755)
+    script = LOAD + "print(missing_walls()); print(run_python('print(1)').stdout)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(Path(sandbox.__file__).parents[1])],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
+    said, ran = done.stdout.split("\n")[:2]
+    assert "cannot run here: No permissions to create namespace" in said and ran == "1", done

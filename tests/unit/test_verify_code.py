@@ -7,7 +7,8 @@ import time
 import pytest
 
 from axolotl_distill.filter.verify import VerifyStep
-from axolotl_distill.filter.verify.code import UnreadableTests, last_block, read_tests
+from axolotl_distill.filter.verify.blocks import last_block
+from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 from axolotl_distill.recipe.verify import VerifyArgs
 
 ADD = "def add(a, b):\n    return a + b"
@@ -198,12 +199,117 @@ def test_a_row_that_may_still_be_kept_has_all_its_tests_run(judge):
     [
         ("```python\na\n```\n```py\nb\n```\n```\nout\n```", "b"),
         ("```\na\n```\n```bash\nls\n```", "a"),
-        ("```python\nnever closed", None),
+        ("```python\nnever = 'closed'", "never = 'closed'"),
+        ("```python\na = 1\n```\nand so\n```python\nb = 2", "b = 2"),
+        ("~~~py\na\n~~~", "a"),
+        ("````python\n'''\n```\n'''\n````", "'''\n```\n'''"),
+        ("```python\n'''\n```\nx\n```\n'''\na\n```\nEnd.", "'''\n```\nx\n```\n'''\na"),
+        ('```Python title="a.py"\na\n```', "a"),
+        ("```{.python .numberLines}\na\n```", "a"),
+        ("```python=\na\n```", "a"),
+        ("- So:\n\n  ```python\n  if a:\n      b\n\n  ```", "if a:\n    b\n"),
+        ("> ```python\n> if a:\n>     b\n> ```", "if a:\n    b"),
+        ("Code: ```python\na\n```", "a"),
+        ("```python\r\na\r\nb\r\n```\r\n", "a\nb"),
+        ("```python\na = '\f\u2028\x85'\n```", "a = '\f\u2028\x85'"),
+        ("```cpp\nint a;\n```", None),
+        ("def f():\n    return 1", "def f():\n    return 1"),
         ("no code", None),
+        ("Done", None),
     ],
 )
 def test_the_last_block_of_python(text, code):
     assert last_block(text) == code
+
+
+FINE = {
+    "imports that LeetCode has": (
+        "class Solution:\n    def top(self, a: List[int]) -> Optional[int]:\n"
+        "        heapify(a)\n        return pow(heappop(a), 2, 7) + int(sqrt(0)) + bisect.bisect(a, 0)",
+        {"fn_name": "top", "inputs": [[[3, 2]]], "outputs": [4]},
+    ),
+    "the same, told by asserts": (
+        "class Solution:\n    def top(self, a: List[int]) -> int:\n        return Counter(a)[1]",
+        "assert Solution().top([1, 1]) == 2",
+    ),
+    "an import from the future": (
+        "from __future__ import annotations\nclass Solution:\n    def f(self, a: Foo): return a",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [1]},
+    ),
+    "a name of a built-in one": (
+        "sum = map = any = list = json = 0\ndef f(a): return (a, a)",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [[1, 1]]},
+    ),
+    "a program that is imported": (
+        ADD + "\nif __name__ == '__main__': print(add(*map(int, input().split())))",
+        "assert add(1, 2) == 3",
+    ),
+    "a dataclass": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass A:\n    x: int\ndef add(a, b): return A(a).x + b",
+        "assert add(1, 2) == 3",
+    ),
+    "a decimal": (
+        "def f(a): return a + 0.2",
+        {"fn_name": "f", "inputs": [[0.1]], "outputs": [0.3]},
+    ),
+    "keys": (
+        "from collections import Counter\ndef f(a): return {1: Counter('a'), 2: (1,), None: a}",
+        {"fn_name": "f", "inputs": [[5]], "outputs": [{"1": {"a": 1}, "2": [1], "null": 5}]},
+    ),
+    "unittest": (
+        ADD,
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "    def test_a(self): self.assertEqual(add(1, 2), 3)\n"
+        "if __name__ == '__main__':\n    unittest.main()",
+    ),
+    "pytest": (ADD, "def test_add():\n    assert add(1, 2) == 3\n"),
+    "decimals printed": ("print(1 / 3, 5, 2)", [{"input": "", "output": "0.333333 5 2.0\n\n"}]),
+    "a form feed": ("print(len('a\fb'))", [{"input": "", "output": "3"}]),
+}
+FAULTY = {
+    "says it equals anything": (
+        "class A:\n    def __eq__(self, other): return True\ndef f(a): return A()",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [2]},
+    ),
+    "only what the judge has": (
+        "class Solution:\n    def other(self): pass",
+        {"fn_name": "gcd", "inputs": [[4, 6]], "outputs": [2]},
+    ),
+    "a whole number off by little": (
+        "def f(a): return 10**9 + 1",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [10**9]},
+    ),
+    "another decimal": (
+        "def f(a): return 2e-7",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [1e-7]},
+    ),
+    "decimals for a whole number": ("print(3.0)", [{"input": "", "output": "3"}]),
+    "a large whole number": ("print(1000000001)", [{"input": "", "output": "1000000000"}]),
+    "other decimals": ("print(0.34)", [{"input": "", "output": "0.333"}]),
+    "tiny": ("print(2e-7)", [{"input": "", "output": "0.0000001"}]),
+    "another case": ("print('YES')", [{"input": "", "output": "Yes"}]),
+    "spaces within": ("print('1  2')", [{"input": "", "output": "1 2"}]),
+    "a line too many": ("print(1); print(2)", [{"input": "", "output": "1"}]),
+    "not a number": ("print('nan')", [{"input": "", "output": "0.5"}]),
+    "another key": (
+        "def f(a): return {2: 1}",
+        {"fn_name": "f", "inputs": [[1]], "outputs": [{"1": 1}]},
+    ),
+    "unittest that it leaves": (
+        "def add(a, b): raise SystemExit(0)",
+        "import unittest\nclass T(unittest.TestCase):\n"
+        "    def test_a(self): self.assertEqual(add(1, 2), 3)\nunittest.main()",
+    ),
+    "pytest failed": ("def add(a, b): return 0", "def test_add():\n    assert add(1, 2) == 3\n"),
+}
+
+
+def test_what_is_right_and_what_is_not(judge):
+    cases = FINE | FAULTY
+    verdicts = judge((row(code, tests=tests) for code, tests in cases.values()), timeout=20.0)
+    judged = zip(cases, verdicts, strict=True)
+    assert [(name, v.detail) for name, v in judged if v.keep != (name in FINE)] == []
 
 
 def test_it_says_that_it_is_no_security_boundary(judge, caplog):

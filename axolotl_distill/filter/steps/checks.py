@@ -1,26 +1,19 @@
-"""Steps that look at one row's text: format, thinking, length, language."""
+"""Steps that look at one row's text: format, thinking, length."""
 
 import re
 from collections.abc import Iterable, Iterator
 
-from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.rows import calls_text, part
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
 from axolotl_distill.filter.workers import Failed, Workers
-from axolotl_distill.recipe.steps import FormatArgs, LanguageArgs, LengthArgs, ThinkingArgs
+from axolotl_distill.recipe.steps import FormatArgs, LengthArgs, ThinkingArgs
 from axolotl_distill.trajectories import parts_of
+from axolotl_distill.trajectories.finish import is_finished
 from axolotl_distill.trajectories.journal import Row
 
 KEEP = Verdict(True)
-FINISHED = (None, "stop", "eos", "end_turn", "stop_sequence")
 BOXED = re.compile(r"\\boxed\s*\{\s*[^\s}]")
-NO_LANGUAGE = re.compile(
-    r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|\\\[.*?\\\]|\\\(.*?\\\)|\\[a-zA-Z]+|`[^`\n]*`|https?://\S+"
-    r"|[\d_]|[^\w\s'’-]",
-    re.DOTALL,
-)
-LANGUAGE_CHARS = 2000  # enough to tell; the time goes with the length
 MATCH_SECONDS = 10.0
 MATCH_MEMORY_MB = 1024
 
@@ -44,8 +37,9 @@ class FormatStep:
         return map(self._judge, rows)
 
     def _judge(self, row: Row) -> Verdict:
-        if self.args.finished and row["finish_reason"] not in FINISHED:
-            reason = f"not finished: {row['finish_reason']}"
+        if self.args.finished and not is_finished(row["finish_reason"]):
+            # Neither a word that nobody knows nor none at all says that the text is whole.
+            reason = f"not finished: {row['finish_reason'] or 'no finish_reason'}"
             return Verdict(False, reason, detail=f"…{row['content'][-100:]}")
         answer = part(row, "answer")
         if self.args.answer and not answer and not calls_text(row):
@@ -128,37 +122,3 @@ def _outside(size: int, low: int | None, high: int | None, unit: str) -> Verdict
     if high is not None and size > high:
         return Verdict(False, f"longer than {high} {unit}", detail=f"{size} {unit}")
     return None
-
-
-class LanguageStep:
-    """In a language that is allowed, as py3langid sees it."""
-
-    name = "language"
-    row_wise = True
-
-    def __init__(self, args: LanguageArgs):
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-        self.args = args
-        self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-        unknown = sorted(set(args.allow) - set(self.identifier.labels))
-        if unknown:
-            raise ConfigError(
-                f"`language.allow` names {', '.join(unknown)}, which py3langid does not know. "
-                f"Known: {', '.join(sorted(self.identifier.labels))}."
-            )
-
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
-        return map(self._judge, rows)
-
-    def _judge(self, row: Row) -> Verdict:
-        words = " ".join(NO_LANGUAGE.sub(" ", part(row, self.args.of)).split())[:LANGUAGE_CHARS]
-        if sum(map(str.isalpha, words)) < self.args.min_letters:
-            return KEEP
-        language, confidence = self.identifier.classify(words)
-        detail = f"{language}, confidence {confidence:.2f}: {words[:100]}"
-        if language not in self.args.allow:
-            return Verdict(False, f"language {language}", detail=detail)
-        if confidence < self.args.min_confidence:
-            return Verdict(False, "language not sure", detail=detail)
-        return KEEP

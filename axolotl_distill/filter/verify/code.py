@@ -1,44 +1,36 @@
 """Running the code of an answer against tests, in the sandbox. The score is the share passed."""
 
-import ast
-import contextlib
-import json
+import math
+import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from axolotl_distill.filter.sandbox import Limits, Outcome, run_python
+from axolotl_distill.filter.verify.tests import Test
 from axolotl_distill.filter.verify.text import Scored
 
-LANGUAGES = {"python", "py", "python3"}
-DEFINITIONS = (
-    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
-    *(ast.Assign, ast.AnnAssign, ast.Pass),
-)
-# The names end in __ so as to meet none of the answer's. Results of right answers may be tuples,
-# which JSON does not have.
-CALL = """
-import json
-def plain__(value):
-    return [*map(plain__, value)] if isinstance(value, (list, tuple)) else value
-arguments__, right__ = json.loads({values!r})
-function__ = {name} if "{name}" in globals() else Solution().{name}
-result__ = plain__(function__(*arguments__))
-assert any(result__ == one for one in right__), f"{{result__!r:.80}} is not {{right__[0]!r:.80}}"
+# What the judges of LeetCode have imported before an answer runs. It goes where Python's own names
+# are: what the answer defines hides it, and no test takes operator.add for the answer's `add`.
+PRELUDE = """
+def prelude__():
+    import builtins, importlib
+    for name in (
+        "bisect collections copy datetime functools heapq itertools json math operator random re "
+        "statistics string sys typing"
+    ).split():
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", [one for one in dir(module) if one[0] != "_"])
+        for one in () if name in ("json", "random", "sys") else public:
+            vars(builtins).setdefault(one, getattr(module, one))
+        setattr(builtins, name, module)
+prelude__()
 """
-
-
-@dataclass(frozen=True)
-class Test:
-    """Either `script`, which runs after the code, or `stdin`, for which it prints `stdout`."""
-
-    script: str = ""
-    stdin: str | None = None
-    stdout: str = ""
-
-
-class UnreadableTests(ValueError):
-    """The tests are in no form that is known here, or test nothing."""
+# An answer that is imported by its tests does not run its `if __name__ == "__main__":`, which may
+# wait for input. Its module must be found by name all the same (dataclasses look).
+AS_MODULE = "import sys; sys.modules['answer'] = sys.modules[__name__]; __name__ = 'answer'"
+FUTURE = re.compile(r"^from __future__ import [^\n(]*(?:\([^)]*\)[^\n]*)?$", re.MULTILINE)
+DECIMAL = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?")
 
 
 def score(code: str, tests: list[dict[str, Any]], options: dict[str, Any]) -> Scored:
@@ -67,156 +59,6 @@ def score(code: str, tests: list[dict[str, Any]], options: dict[str, Any]) -> Sc
     return (run - len(faults)) / total, detail
 
 
-def last_block(answer: str) -> str | None:
-    """The last fenced block marked as Python, else the last one without a mark."""
-    blocks: dict[bool, str] = {}
-    lines: list[str] | None = None
-    language = ""
-    for line in answer.splitlines():
-        if not line.lstrip().startswith("```"):
-            if lines is not None:
-                lines.append(line)
-        elif lines is None:
-            lines, language = [], line.strip().strip("`").strip().lower()
-        else:
-            if language in LANGUAGES or not language:
-                blocks[bool(language)] = "\n".join(lines)
-            lines = None
-    return blocks.get(True, blocks.get(False))
-
-
-def read_tests(tests: Any, function: str | None = None) -> list[Test]:
-    """The forms that data sets have:
-
-    * Python text: each `assert` at its top is a test, run after all that stands before it which is
-      no assert; what stands after the last one is a test, too. Of text that defines
-      `check(candidate)`, the call with `function`.
-    * a list of such texts, each one test;
-    * [{"input": …, "output": …}, …] or {"inputs": […], "outputs": […]}: standard input and output.
-      Lines are compared without the spaces at their ends.
-    * the same with `fn_name` (APPS, TACO), or with `testtype: functional` (LiveCodeBench) and the
-      name in `metadata.func_name` or `function`: arguments and result of a function, or of a method
-      of `class Solution`. Arguments are a list, or a line of JSON each.
-
-    Lists and objects may be JSON text. Raises UnreadableTests for everything else.
-    """
-    if isinstance(tests, str) and tests.lstrip().startswith(("[", "{")):
-        with contextlib.suppress(ValueError, RecursionError):
-            tests = json.loads(tests)
-    match tests:
-        case str():
-            cases = _asserts(tests, function)
-        case {"inputs": list(inputs), "outputs": list(outputs)} if len(inputs) == len(outputs):
-            shared = {
-                key: value for key, value in tests.items() if key not in ("inputs", "outputs")
-            }
-            cases = [
-                _pair({**shared, "input": one, "output": other}, function)
-                for one, other in zip(inputs, outputs, strict=True)
-            ]
-        case [*items] if items:
-            cases = [
-                _pair(item, function)
-                if isinstance(item, dict) and {"input", "output"} <= item.keys()
-                else Test(script=_one_script(item))
-                for item in items
-            ]
-        case _:
-            cases = []
-    if not cases:
-        raise UnreadableTests(f"not tests: {str(tests)[:200]!r}")
-    return cases
-
-
-def _asserts(text: str, function: str | None) -> list[Test]:
-    statements = _statements(text)
-    if function and any(
-        isinstance(s, ast.FunctionDef) and s.name == "check" for s, _ in statements
-    ):
-        statements += _statements(f"check({function})")
-    before: list[str] = []
-    tests: list[Test] = []
-    untested = False  # whether something was done since the last assert
-    for statement, source in statements:
-        if isinstance(statement, ast.Assert):
-            tests.append(Test(script="\n".join([*before, source])))
-            untested = False
-        else:
-            before.append(source)
-            untested |= _acts(statement)
-    if untested:
-        tests.append(Test(script="\n".join(before)))
-    return tests or [Test(script=_one_script(text))]
-
-
-def _one_script(text: Any) -> str:
-    """Refuses text that only defines something: it would always pass."""
-    if not isinstance(text, str) or not any(_acts(s) for s, _ in _statements(text)):
-        raise UnreadableTests(
-            f"tests nothing: {str(text)[:200]!r}. Tests that define `check(candidate)` need "
-            "`entry_point: COLUMN`."
-        )
-    return text
-
-
-def _acts(statement: ast.stmt) -> bool:
-    """Whether it does more than to define something, or to be a docstring."""
-    if isinstance(statement, ast.Expr):
-        return not isinstance(statement.value, ast.Constant)
-    return not isinstance(statement, DEFINITIONS)
-
-
-def _statements(text: str) -> list[tuple[ast.stmt, str]]:
-    """Those at the top, each with its source."""
-    try:
-        return [(statement, ast.unparse(statement)) for statement in ast.parse(text).body]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UnreadableTests(f"not Python: {error} in {text[:200]!r}") from None
-
-
-def _pair(item: dict[str, Any], function: str | None) -> Test:
-    name, metadata = item.get("fn_name"), item.get("metadata")
-    if not name and isinstance(metadata, dict):
-        name = metadata.get("func_name")
-    kind = item.get("testtype") or ("functional" if name else "stdin")
-    if kind == "functional":
-        return _call(name or function, item["input"], item["output"])
-    if kind != "stdin":
-        raise UnreadableTests(f"`testtype` is {kind!r}, and neither stdin nor functional")
-    return Test(stdin=_text(item["input"]), stdout=_text(item["output"]))
-
-
-def _text(value: Any) -> str:
-    """Of standard input or output: a text, or its lines."""
-    lines = value if isinstance(value, list) else [value]
-    if not all(isinstance(line, str) for line in lines):
-        raise UnreadableTests(
-            f"standard input and output are text, not {value!r:.200}; tests that call a "
-            "function have its name in `fn_name`"
-        )
-    return "\n".join(lines)
-
-
-def _call(name: Any, arguments: Any, result: Any) -> Test:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise UnreadableTests(
-            "tests that call a function need its name, in `fn_name` or by `entry_point: COLUMN`; "
-            f"it is {name!r}"
-        )
-    if isinstance(arguments, str):
-        try:
-            arguments = [json.loads(line) for line in arguments.split("\n") if line.strip()]
-            right = [json.loads(result) if isinstance(result, str) else result]
-        except (ValueError, RecursionError) as error:
-            raise UnreadableTests(f"not arguments and result in JSON: {error}") from None
-    elif isinstance(arguments, list):
-        # APPS wraps some results in a list of one.
-        right = [result, *(result if isinstance(result, list) and len(result) == 1 else ())]
-    else:
-        raise UnreadableTests(f"the arguments are a list, not {arguments!r:.200}")
-    return Test(script=CALL.format(name=name, values=json.dumps([arguments, right])))
-
-
 def _fault(code: str, test: Test, limits: Limits) -> str:
     """What went wrong, in a few words; nothing when the test passed."""
     if test.stdin is not None:
@@ -224,15 +66,24 @@ def _fault(code: str, test: Test, limits: Limits) -> str:
         size = limits.output + 2 * len(test.stdout.encode(errors="replace"))
         file_mb = limits.file_mb + (size >> 20)
         outcome = run_python(code, test.stdin, replace(limits, output=size, file_mb=file_mb))
-        if outcome.status == "ok" and _lines(outcome.stdout) != _lines(test.stdout):
+        if outcome.status == "ok" and not same_output(outcome.stdout, test.stdout):
             return f"printed {outcome.stdout[:100]!r}, expected {test.stdout[:100]!r}"
         return _trouble(outcome)
     # Code that ends the process itself, with exit code 0, has not passed.
     end = secrets.token_hex(16)
-    outcome = run_python(f"{code}\n\n{test.script}\n\nprint('\\n{end}')\n", "", limits)
+    judged = test.calls or "Solution" in test.script
+    program = _before(code, f"{PRELUDE if judged else ''}{AS_MODULE}\n")
+    program += f"\n\n__name__ = '__main__'\n{test.script}\n\nprint('\\n{end}')\n"
+    outcome = run_python(program, "", limits)
     if outcome.status == "ok" and not outcome.stdout.rstrip().endswith(end):
         return "ended before the test did"
     return _trouble(outcome)
+
+
+def _before(code: str, first: str) -> str:
+    """`first` before the code, but after imports from the future, which must come first of all."""
+    futures = FUTURE.findall(code)
+    return "\n".join([*(line.strip() for line in futures), first, FUTURE.sub("", code)])
 
 
 def _trouble(outcome: Outcome) -> str:
@@ -242,5 +93,26 @@ def _trouble(outcome: Outcome) -> str:
     return f"{outcome.status} ({last})" if last else outcome.status
 
 
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.strip().splitlines()]
+def same_output(printed: str, expected: str) -> bool:
+    """Line by line, without the spaces at their ends. Where the expected output has a number with
+    decimals, one within a millionth of it will do; everything else is the same to the letter.
+    """
+    ones, others = (
+        [line.rstrip() for line in text.strip().split("\n")] for text in (printed, expected)
+    )
+    return len(ones) == len(others) and all(map(_same_line, ones, others))
+
+
+def _same_line(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    pieces, wanted = (re.split(r"(\s+)", line) for line in (one, other))
+    return len(pieces) == len(wanted) and all(map(_same_piece, pieces, wanted))
+
+
+def _same_piece(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if not DECIMAL.fullmatch(other) or not re.fullmatch(rf"{DECIMAL.pattern}|[-+]?\d+", one):
+        return False
+    return math.isclose(float(one), float(other), rel_tol=1e-6, abs_tol=1e-9)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -11,10 +12,11 @@ from typing import Any
 
 from axolotl_distill.errors import ConfigError, FilterError
 from axolotl_distill.filter.packages import require
-from axolotl_distill.filter.sandbox import GRACE, run_python
+from axolotl_distill.filter.sandbox import GRACE, hide_memory, missing_walls, run_python
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.verify import extract, text
-from axolotl_distill.filter.verify.code import UnreadableTests, last_block, read_tests
+from axolotl_distill.filter.verify.blocks import last_block
+from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.verify import VerifyArgs
 from axolotl_distill.trajectories.journal import Row
@@ -212,10 +214,26 @@ def columns(meta: dict[str, Any], names: list[str]) -> list[Any]:
 
 
 def _check_sandbox() -> None:
-    log.warning(
-        "verify.method: code runs what a model wrote. Its limits on time, memory, processes and "
-        "files are NO security boundary: run this in a container or on a throw-away machine."
-    )
+    """Says once what holds the code of the answers, and what does not."""
+    hide_memory()
+    missing = missing_walls()
+    if missing:
+        log.warning(
+            "verify.method: code runs what a model wrote, within limits on time, memory, processes "
+            "and files that are NO security boundary, for %s. It can use the network, read what "
+            "its user may read (%s), and leave files and shared memory behind. Install bubblewrap "
+            "where namespaces are allowed, or run this in a container or on a throw-away machine.",
+            missing,
+            "one of its own"
+            if os.geteuid() == 0
+            else "yours: also the keys in the environment of processes other than this one",
+        )
+    else:
+        log.warning(
+            "verify.method: code runs what a model wrote, in bubblewrap: without network, other "
+            "processes and your files. The kernel is shared, so this is NO security boundary like "
+            "a throw-away machine."
+        )
     outcome = run_python("print('ready')")
     if (outcome.status, outcome.stdout) != ("ok", "ready\n"):
         raise ConfigError(
