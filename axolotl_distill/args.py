@@ -3,12 +3,18 @@
 Imports nothing heavy: the block is checked before torch, transformers or a model are touched.
 """
 
+import re
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from axolotl_distill.block import Block, parse_block
+from axolotl_distill.block import Block, PathText, expanded, parse_block
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.show import foreign
+from axolotl_distill.yaml_file import read_yaml
 
 Divergence = Literal[
     "forward_kl",
@@ -26,6 +32,7 @@ READ_BY = {
 }
 Support = Literal["tail_bucket", "renormalize", "sampled"]
 Method = Literal["topk", "nucleus", "sampled"]
+PLUGIN = re.compile(r"axolotl_distill([.:][\w.:]+)?")
 SERVER_HINT = "`{name: …, server: {base_url: http://…/v1, engine: vllm}}`."
 
 
@@ -40,7 +47,7 @@ class CaptureTeacherArgs(Block):
     process, or one behind a vLLM or SGLang server."""
 
     type: Literal["model", "server"] = "model"
-    path: str | None = Field(None, description="model: a local folder or a hub name.")
+    path: PathText | None = Field(None, description="model: a local folder or a hub name.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="model.")
     device: str = Field("auto", description="model: auto, cpu, cuda, cuda:1, mps, …")
     trust_remote_code: bool = Field(False, description="model.")
@@ -95,7 +102,7 @@ class CaptureArgs(Block):
     """What `axolotl distill capture` reads, and how it writes the teacher store."""
 
     teacher: CaptureTeacherArgs
-    output: str = Field(description="Folder of the teacher store.")
+    output: PathText = Field(description="Folder of the teacher store.")
     datasets: list[dict[str, Any]] | None = Field(
         None,
         description="Axolotl dataset entries to capture. Default: the config's own `datasets` "
@@ -119,6 +126,14 @@ class CaptureArgs(Block):
     @classmethod
     def _path_is_enough(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("datasets")
+    @classmethod
+    def _paths(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for entry in value or []:
+            if isinstance(entry.get("path"), str):
+                entry["path"] = expanded(entry["path"])
+        return value
 
     @field_validator("temperatures")
     @classmethod
@@ -210,3 +225,47 @@ def parse_distill(block: Any) -> DistillArgs:
     Raises ConfigError with one line a fault: the full key, what was seen and what was expected.
     """
     return parse_block(DistillArgs, {} if block is None else block, "distill")
+
+
+def check_config_file(path: str | Path) -> DistillArgs:
+    """The `distill:` block of an Axolotl YAML, found wrong before Axolotl is imported.
+
+    Raises ConfigError for what is no YAML, has no `distill:` block or not the plugin (and names
+    what was meant), and for a wrong key or value in the block.
+    """
+    values = read_yaml(path)
+    if "distill" not in values:
+        near = _near("distill", values)
+        if near is None and values.keys() & {"generate", "filter"}:
+            raise ConfigError(
+                f"{path} is a recipe and not an Axolotl config: it is for `axolotl distill "
+                "generate` and `axolotl distill filter`."
+            )
+        meant = f" Is `{near}:` meant?" if near else " Add one; docs/guide.md has its keys."
+        raise ConfigError(f"{path} has no `distill:` block.{meant}")
+    plugins = values.get("plugins")
+    listed = "`plugins: [axolotl_distill]`"
+    if plugins is None:
+        near = _near("plugins", values)
+        meant = f", but `{near}:`" if near else ""
+        raise ConfigError(f"{path} has a `distill:` block and no `plugins:`{meant}. Add {listed}.")
+    if not isinstance(plugins, list):
+        raise ConfigError(f"{path}: `plugins` must be a list, as in {listed}.")
+    names = [name for name in plugins if isinstance(name, str)]
+    if not any(PLUGIN.fullmatch(name) for name in names):
+        near = get_close_matches("axolotl_distill", names, n=1, cutoff=0.7)
+        meant = f" Is `{foreign(near[0])}` meant to be it?" if near else ""
+        raise ConfigError(
+            f"{path}: `plugins` does not list axolotl_distill.{meant} Write {listed}."
+        )
+    try:
+        return parse_distill(values["distill"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}:\n{error}") from None
+
+
+def _near(key: str, values: dict[str, Any]) -> str | None:
+    """The key of `values` that may have been meant as `key`."""
+    lower = {str(name).lower(): str(name) for name in values}
+    near = get_close_matches(key, lower, n=1, cutoff=0.7)
+    return foreign(lower[near[0]]) if near else None

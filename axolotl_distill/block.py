@@ -1,22 +1,48 @@
-"""What every YAML block of ours is: a pydantic model that, given a wrong key, names the right one.
+"""What every YAML block of ours is: a pydantic model that takes nothing for what it is not, and,
+given a wrong key, names the right one.
 
 Imports nothing heavy: a block is checked before torch, transformers or a model are touched.
 """
 
+import math
+import os
+import re
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.show import foreign
 
 B = TypeVar("B", bound="Block")
+LARGEST = 2**63 - 1
+# YAML 1.1, which Axolotl's reader speaks, takes numbers without a dot such as 1e-4 for text.
+EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+# What pydantic puts into a fault's place for a branch of a union.
+BRANCHES = {"str", "int", "float", "bool", "list[str]", "list[float]", "dict[str,any]"}
+WANTED = {
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text (in quotes where YAML would read it as something else)",
+    "list_type": "must be a list, as in [a, b]",
+    "dict_type": "must be a mapping, as in {key: value}",
+    "model_type": "must be a mapping, as in {key: value}",
+    "model_attributes_type": "must be a mapping, as in {key: value}",
+}
 
 
 class Block(BaseModel):
-    """A YAML mapping that refuses unknown keys and names the nearest right one."""
+    """A YAML mapping that refuses unknown keys and names the nearest right one.
 
-    model_config = ConfigDict(extra="forbid")
+    Strict: no text for a number or a boolean, no fraction for an integer, no infinity, no NaN.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -28,8 +54,48 @@ class Block(BaseModel):
                 near = get_close_matches(str(key), cls.model_fields, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "remove it."
                 known = ", ".join(f"`{name}`" for name in cls.model_fields)
-                raise ValueError(f"unknown key `{key}`; {hint} Known keys here: {known}")
-        return values
+                raise ValueError(f"unknown key `{foreign(key)}`; {hint} Known keys here: {known}")
+        return {
+            key: _with_exponent(value) if _is_number(cls.model_fields[key].annotation) else value
+            for key, value in values.items()
+        }
+
+
+def _is_number(annotation: Any) -> bool:
+    parts = get_args(annotation) or (annotation,)
+    return float in parts and str not in parts
+
+
+def _with_exponent(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_exponent(inner) for inner in value]
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$VARIABLE` as a shell reads them.
+
+    Raises ValueError for one that is empty, names a variable that is not set, or holds a NUL.
+    """
+    if not path.strip() or "\0" in path:
+        raise ValueError("must be a path, and is empty or holds a NUL character")
+    for found in VARIABLE.finditer(path):
+        name = found[1] or found[2]
+        if name not in os.environ:
+            raise ValueError(
+                f"the environment variable `{name}` is not set; set it, or write the path out"
+            )
+    made = os.path.expandvars(path)
+    if made.startswith("~"):
+        try:
+            made = str(Path(made).expanduser())
+        except RuntimeError:
+            raise ValueError(f"there is no home folder for {made.split('/')[0]!r}") from None
+    return made
+
+
+PathText = Annotated[str, AfterValidator(expanded)]
+"""A file, a folder, or a hub name where one is allowed; `~` and variables are expanded."""
 
 
 def parse_block(model: type[B], values: Any, *prefix: str) -> B:
@@ -38,13 +104,70 @@ def parse_block(model: type[B], values: Any, *prefix: str) -> B:
     Raises ConfigError with one line a fault: the full key, what was seen and what was expected.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(_as_json(values, prefix))
     except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            key = ".".join([*prefix, *(str(part) for part in fault["loc"])])
-            message = fault["msg"].removeprefix("Value error, ")
-            seen = fault["input"]
-            shown = "" if isinstance(seen, dict) else f" (got {seen!r})"
-            lines.append(f"`{key}`: {message}{shown}" if key else f"{message}{shown}")
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_lines(error, prefix))) from None
+    except RecursionError:
+        key = f"`{'.'.join(prefix)}`" if prefix else "This file"
+        raise ConfigError(f"{key} is nested too deeply, or holds itself by an anchor.") from None
+
+
+def _as_json(value: Any, at: tuple[str, ...]) -> Any:
+    """`value` as JSON would give it back: keys are text, and nothing is there that JSON has not."""
+    key = ".".join(at)
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str | int) or isinstance(name, bool):
+                raise ConfigError(
+                    f"`{key}` has the key {foreign(repr(name))}, and a key must be text. Put it in "
+                    "quotes."
+                )
+        return {str(name): _as_json(inner, (*at, str(name))) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(inner, (*at, str(index))) for index, inner in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"`{key}` must be a finite number (got {value})")
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        raise ConfigError(f"`{key}` must be a number of at most 64 bits")
+    if isinstance(value, bytes | set) or hasattr(value, "isoformat"):
+        raise ConfigError(
+            f"`{key}` is a {type(value).__name__} to YAML (got {foreign(repr(value), 80)}). Put it "
+            "in quotes if text is meant."
+        )
+    return value
+
+
+def _lines(error: ValidationError, prefix: tuple[str, ...]) -> list[str]:
+    """One line a key, in the order of the faults."""
+    faults: dict[str, list[str]] = {}
+    shown: dict[str, str] = {}
+    for fault in error.errors():
+        parts = [str(part) for part in fault["loc"] if part not in BRANCHES]
+        key = ".".join([*prefix, *parts])
+        message = _message(fault)
+        if message not in faults.setdefault(key, []):
+            faults[key].append(message)
+        seen = fault["input"]
+        is_secret = "api_key" in key
+        if fault["type"] != "missing" and not isinstance(seen, dict) and not is_secret:
+            shown[key] = f" (got {foreign(repr(seen), 200)})"
+    return [
+        f"`{foreign(key)}`: {' or '.join(said)}{shown.get(key, '')}"
+        if key
+        else f"{' or '.join(said)}{shown.get(key, '')}"
+        for key, said in faults.items()
+    ]
+
+
+def _message(fault: Any) -> str:
+    kind, seen = fault["type"], fault["input"]
+    if kind == "missing":
+        return "is required and is not there"
+    if kind == "literal_error":
+        allowed = re.findall(r"'([^']*)'", fault["ctx"]["expected"])
+        near = get_close_matches(seen, allowed, n=1) if isinstance(seen, str) else []
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"must be one of {', '.join(allowed)}{hint}"
+    if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        return fault["msg"].replace("Input should be", "must be")
+    return WANTED.get(kind) or fault["msg"].removeprefix("Value error, ")

@@ -1,10 +1,11 @@
 """`filter:` of a recipe: which steps, in which order, and the form of what is left."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from axolotl_distill.block import Block
+from axolotl_distill.block import Block, PathText
 from axolotl_distill.recipe.steps import StepArgs
 
 SCORED = ("verify", "judge", "reward")
@@ -21,8 +22,12 @@ class SplitArgs(Block):
 class FilterArgs(Block):
     """What is kept of the trajectories, and in which form."""
 
-    input: str | None = Field(None, description="Trajectories; default: `generate.output`.")
-    output: str = Field(description="Folder of the dataset; a rerun replaces it.")
+    input: PathText | None = Field(
+        None,
+        description="Trajectories, or any rows of messages: a .jsonl (.gz, .zst) or .parquet file, "
+        "or a folder of them. Default: `generate.output`.",
+    )
+    output: PathText = Field(description="Folder of the dataset; a rerun replaces it.")
     steps: list[StepArgs] = Field([], description="Run in this order; each sees what is left.")
     max_drop: float = Field(
         0.5, ge=0.0, le=1.0, description="A step that drops a larger share says so loudly."
@@ -37,7 +42,7 @@ class FilterArgs(Block):
     system: Literal["keep", "drop"] = Field("keep", description="System messages of the prompts.")
     file: Literal["parquet", "jsonl"] = Field("parquet", description="zstd, or gzip.")
     shard_rows: int = Field(100_000, ge=1, description="Rows in one file.")
-    tokenizer: str | None = Field(
+    tokenizer: PathText | None = Field(
         None, description="The student's: local folder or hub name. Needed to count tokens."
     )
     sequence_len: int | None = Field(
@@ -70,6 +75,13 @@ class FilterArgs(Block):
                     "to the student's, or use min_chars and max_chars."
                 )
             names[step.label] = step.kind
+        if self.input is not None:
+            read, written = Path(self.input).resolve(), Path(self.output).resolve()
+            if read.is_relative_to(written) or written == read:
+                raise ValueError(
+                    f"`output: {self.output}` is what `input` reads, or a folder around it, and a "
+                    "filter replaces its folder wholly. Name another folder."
+                )
         if self.sequence_len is not None and self.tokenizer is None:
             raise ValueError("`sequence_len` is in tokens: set `tokenizer` to the student's.")
         if self.reasoning == "field" and self.format != "messages":

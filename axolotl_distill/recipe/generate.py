@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_distill.block import Block
+from axolotl_distill.block import Block, PathText
 
 # What `extra` may not set: it has its own key, or would change what an answer is.
 OWN_KEYS = {
@@ -17,7 +17,7 @@ TURN = {"role", "content"}
 class PromptsArgs(Block):
     """One source of prompts. Columns that are not the prompt go with it as `meta`."""
 
-    path: str = Field(
+    path: PathText = Field(
         description="JSON lines (.jsonl, .jsonl.gz, .jsonl.zst), Parquet, or a Hugging Face "
         "dataset: a folder, or a hub name."
     )
@@ -59,7 +59,7 @@ class GenerateArgs(Block):
     """What is asked of the teacher, how often, and where its answers go."""
 
     prompts: list[PromptsArgs] = Field(min_length=1)
-    output: str = Field(description="Folder of the trajectories.")
+    output: PathText = Field(description="Folder of the trajectories.")
     n: int = Field(1, ge=1, description="Completions a prompt.")
     temperature: float | None = Field(0.6, ge=0.0, description="null: the teacher's own default.")
     top_p: float | None = Field(None, gt=0.0, le=1.0, description="null: as above.")

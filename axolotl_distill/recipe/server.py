@@ -1,6 +1,8 @@
 """How a model server is reached; the same keys wherever a YAML names one."""
 
+import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
@@ -28,4 +30,22 @@ class ServerArgs(Block):
     def _is_url(cls, value: str) -> str:
         if not value.startswith(("http://", "https://")):
             raise ValueError("base_url must begin with http:// or https://")
+        parts = urlsplit(value)
+        if not parts.hostname or not parts.netloc.isprintable() or set(value) & set(" \t\r\n?#"):
+            raise ValueError(
+                "base_url must be an address such as http://localhost:8000/v1, without spaces, `?` "
+                "or `#`"
+            )
+        if parts.port == 0:  # the property raises ValueError for what is no port
+            raise ValueError("base_url names port 0, which no server has")
         return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+            raise ValueError(
+                "must be the name of an environment variable, in capitals such as OPENAI_API_KEY, "
+                "and not the key itself; keys do not belong into files that are shared"
+            )
+        return value

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from axolotl_distill.block import Block
+from axolotl_distill.block import Block, PathText
 from axolotl_distill.recipe.server import ServerArgs
 from axolotl_distill.recipe.verify import VerifyArgs
 
@@ -35,7 +35,7 @@ class FormatArgs(Block):
     def _compiles(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(f"this is no regular expression: {error}") from None
         return value
 
@@ -131,9 +131,9 @@ class RewardArgs(Block):
     With one output the score is that output. With more, it is the probability of `label`.
     """
 
-    model: str = Field(description="Local folder or hub name; with a server: as it is served.")
+    model: PathText = Field(description="Local folder or hub name; with a server: as it is served.")
     server: ServerArgs | None = None
-    tokenizer: str | None = Field(
+    tokenizer: PathText | None = Field(
         None, description="Its tokenizer, whose chat template is applied; default: `model`."
     )
     of: Literal["answer", "all"] = Field(
@@ -204,6 +204,13 @@ class StepArgs(Block):
             return {kind: settings}
         rest = {key: value for key, value in settings.items() if key != "name"}
         return {kind: rest, "name": settings.get("name")}
+
+    @field_validator("name")
+    @classmethod
+    def _can_name_a_file(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\w[\w.-]{0,63}", value):
+            raise ValueError("must be at most 64 letters, digits, `_`, `-` and `.`, a letter first")
+        return value
 
     @model_serializer
     def _as_written(self, info: SerializationInfo) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from axolotl_distill.block import Block
+from axolotl_distill.block import Block, expanded
 from axolotl_distill.recipe.server import ServerArgs
 
 
@@ -41,4 +41,6 @@ class RecipeTeacher(Block):
             )
         if self.type == "model" and self.server is not None:
             raise ValueError("`type: model` runs in this process; remove `server`.")
+        if self.type == "model":
+            self.name = expanded(self.name)
         return self

@@ -112,7 +112,7 @@ class VerifyArgs(Block):
         if value is not None:
             try:
                 re.compile(value.replace("{answer}", "x"))
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"it is no Python regular expression: {error}") from None
         return value
 
