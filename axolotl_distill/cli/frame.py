@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -131,13 +132,17 @@ def _tell(text: str, **style: Any) -> None:
 
 
 def _reader_left() -> bool:
-    """Whether it is stdout whose reader went away; then nothing is flushed to it at exit."""
+    """Whether it is stdout whose reader went away; then nothing more is written to it."""
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    pipe = select.poll()
+    pipe.register(number, 0)
+    if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 @contextmanager

@@ -242,7 +242,7 @@ def test_refused_before_anything_heavy_is_imported(tmp_path):
         "import sys\nfrom axolotl_distill.cli import distill\n"
         "try:\n    distill(sys.argv[1:])\n"
         "finally:\n"
-        "    heavy = {'torch', 'axolotl', 'transformers', 'datasets', 'numpy', 'openai', 'pyarrow'}\n"
+        "    heavy = {'torch', 'axolotl', 'transformers', 'datasets', 'numpy', 'openai'}\n"
         "    print(sorted(heavy & set(sys.modules)))\n"
     )
     recipe = tmp_path / "recipe.yml"
