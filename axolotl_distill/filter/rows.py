@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.trajectories import read_trajectories, split_thinking
+from axolotl_distill.filter.source import read_source
+from axolotl_distill.show import printable
+from axolotl_distill.trajectories import split_thinking
 from axolotl_distill.trajectories.journal import Row
 
 MESSAGE = ("role", "content")  # what is read of a message, and written
@@ -22,25 +24,22 @@ DEFAULTS: dict[str, Any] = {
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """Every trajectory of a file or folder, in the order of `read_trajectories`.
+    """Every trajectory of a file or folder, in the order of `read_source`.
 
-    Only id, prompt_id, messages and content must be there. Raises TrajectoryError, with file and
-    row, for a row that is not one.
+    Only messages and content must be there, and id and prompt_id beside them. Raises
+    TrajectoryError, with file and row, for a row that is not one.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-    for file in files or [path]:
-        for number, row in enumerate(read_trajectories(file), 1):
-            fault = _fault(row)
-            if fault:
-                raise TrajectoryError(
-                    f"{file}, row {number} is not a trajectory: {fault}. Mend or delete it; the "
-                    "fields are listed in axolotl_distill/trajectories/__init__.py."
-                )
-            row = {**DEFAULTS, **row}
-            row["content"] = row["content"] or ""
-            row["meta"] = row["meta"] or {}
-            yield row
+    for where, row in read_source(path):
+        fault = _fault(row)
+        if fault:
+            raise TrajectoryError(
+                f"{where} is not a trajectory: {printable(fault)}. Mend or delete it; the fields "
+                "are listed in axolotl_distill/trajectories/__init__.py."
+            )
+        row = {**DEFAULTS, **row}
+        row["content"] = row["content"] or ""
+        row["meta"] = row["meta"] or {}
+        yield row
 
 
 def _fault(row: Row) -> str | None:
