@@ -227,6 +227,26 @@ def parse_distill(block: Any) -> DistillArgs:
     return parse_block(DistillArgs, {} if block is None else block, "distill")
 
 
+def capture_args(args: CaptureArgs | None, teacher: str | None, output: str | None) -> CaptureArgs:
+    """`distill.capture` with a teacher and an output given on the command line in place of its own.
+
+    Raises ConfigError where one of them is given nowhere.
+    """
+    if args is None and not (teacher and output):
+        raise ConfigError(
+            "The config has no `distill.capture:` block. Add one with `teacher:` and `output:`, "
+            "or give both --teacher and --output."
+        )
+    block = args.model_dump() if args is not None else {}
+    if teacher:
+        given = block.get("teacher", {})
+        key = "name" if given.get("type") == "server" else "path"
+        block["teacher"] = {**given, key: teacher}
+    if output:
+        block["output"] = output
+    return parse_distill({"capture": block}).capture
+
+
 def check_config_file(path: str | Path) -> DistillArgs:
     """The `distill:` block of an Axolotl YAML, found wrong before Axolotl is imported.
 

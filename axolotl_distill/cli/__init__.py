@@ -1,27 +1,26 @@
-"""`axolotl distill …`. Every command imports what it needs when it runs, so that help is quick."""
+"""`axolotl distill …`, and the same as `axolotl-distill …`.
 
-import functools
-import sys
-from collections.abc import Callable
+Every command checks its YAML first and imports what it needs then, so that help is quick and a
+typo is told before torch and Axolotl are there.
+"""
+
+import os
 from typing import Any
 
 import click
 
-from axolotl_distill.errors import DistillError
+from axolotl_distill.cli.frame import framed
 
-
-def reports_errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A DistillError ends the command with its message and exit code 1, without a traceback."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except DistillError as error:
-            click.secho(f"error: {error}", fg="red", err=True)
-            sys.exit(1)
-
-    return wrapped
+KEPT_ROWS = "What was committed is kept; the same command goes on from there."
+KEPT_ANSWERS = "Every answer that arrived is kept; the same command asks for the rest."
+KEPT_DATASET = (
+    "A dataset is written whole or not at all: what was there before still is. Answers of servers "
+    "are kept; run the same command again."
+)
+KEPT_ALL = "Nothing was changed."
+EXECUTOR = click.Choice(["local", "ray"])
+# Not click's own check: its message has no remedy.
+PATH = click.Path()
 
 
 @click.group()
@@ -30,92 +29,118 @@ def distill() -> None:
 
 
 @distill.command()
-@click.argument("recipe", type=click.Path())
+@click.argument("recipe", type=PATH)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@reports_errors
-def generate(recipe: str, limit: int | None, engine: str) -> None:
+@click.option("--engine", type=EXECUTOR, default="local", show_default=True)
+@framed(KEPT_ANSWERS)
+def generate(recipe: str, limit: int | None, engine: str) -> dict[str, Any] | None:
     """Ask the teacher of RECIPE every prompt and keep what it writes.
 
     Can be stopped at any moment; the same command goes on and asks for nothing twice.
     """
+    from axolotl_distill.recipe import load_recipe
+
+    loaded = load_recipe(_file(recipe), "teacher", "generate")
     from axolotl_distill.cli.generate import run
 
-    run(recipe, limit=limit, engine=engine)
+    return run(loaded, limit=limit, engine=engine)
 
 
 @distill.command("filter")
-@click.argument("recipe", type=click.Path())
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@reports_errors
-def filter_(recipe: str, engine: str) -> None:
+@click.argument("recipe", type=PATH)
+@click.option("--engine", type=EXECUTOR, default="local", show_default=True)
+@framed(KEPT_DATASET)
+def filter_(recipe: str, engine: str) -> dict[str, Any]:
     """Verify, deduplicate, score and split RECIPE's trajectories into a dataset.
 
     Says what each step dropped and why, and keeps what was dropped beside the dataset.
     """
+    from axolotl_distill.recipe import load_recipe
+
+    loaded = load_recipe(_file(recipe), "filter")
     from axolotl_distill.cli.filter import run
 
-    run(recipe, engine=engine)
+    return run(loaded, engine=engine)
 
 
 @distill.command()
-@click.argument("config", type=click.Path())
+@click.argument("config", type=PATH)
 @click.option("--teacher", help="Model to capture, instead of distill.capture.teacher.")
 @click.option("--output", help="Folder of the store, instead of distill.capture.output.")
 @click.option("--limit", type=click.IntRange(min=1), help="Capture only the first N rows.")
-@reports_errors
-def capture(config: str, teacher: str | None, output: str | None, limit: int | None) -> None:
+@framed(KEPT_ROWS)
+def capture(
+    config: str, teacher: str | None, output: str | None, limit: int | None
+) -> dict[str, Any]:
     """Run the teacher over CONFIG's text and write its distributions to a teacher store.
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
+    from axolotl_distill.args import capture_args, check_config_file
+
+    capture_args(check_config_file(_file(config)).capture, teacher, output)
     from axolotl_distill.cli.capture import run
 
-    run(config, teacher=teacher, output=output, limit=limit)
+    return run(_file(config), teacher=teacher, output=output, limit=limit)
 
 
 @distill.command("import")
-@click.argument("config", type=click.Path())
-@click.argument("source", type=click.Path())
+@click.argument("config", type=PATH)
+@click.argument("source", type=PATH)
 @click.option("--layout", help="What SOURCE is; default: found out from its first row.")
 @click.option("--output", required=True, help="Folder of the store.")
-@reports_errors
-def import_(config: str, source: str, layout: str | None, output: str) -> None:
+@framed(KEPT_ROWS)
+def import_(config: str, source: str, layout: str | None, output: str) -> dict[str, Any]:
     """Turn log-probabilities collected elsewhere (SOURCE) into a teacher store for CONFIG."""
+    from axolotl_distill.args import check_config_file
+
+    check_config_file(_file(config))
     from axolotl_distill.cli.import_ import run
 
-    run(config, source, layout=layout, output=output)
+    return run(_file(config), _file(source), layout=layout, output=_file(output))
 
 
 @distill.command()
-@click.argument("store", type=click.Path())
-@click.option("--records", default=3, show_default=True, help="Records to show as text.")
+@click.argument("store", type=PATH)
+@click.option(
+    "--records", type=click.IntRange(min=0), default=3, show_default=True,
+    help="Records to show as text.",
+)  # fmt: skip
 @click.option("--tokenizer", help="Tokenizer for the text; default: the one the store names.")
-@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
-@reports_errors
-def inspect(store: str, records: int, tokenizer: str | None, as_json: bool) -> None:
+@framed(KEPT_ALL)
+def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
     """Show what is in STORE: numbers, mass held at each temperature, a few records."""
     from axolotl_distill.cli.inspect import run
 
-    run(store, records=records, tokenizer=tokenizer, as_json=as_json)
+    as_json = click.get_current_context().params["as_json"]
+    return run(_file(store), records=0 if as_json else records, tokenizer=tokenizer)
 
 
 @distill.command()
-@click.argument("store", type=click.Path())
-@click.option("--config", type=click.Path(), help="Also check that this config can train on it.")
-@reports_errors
-def verify(store: str, config: str | None) -> None:
+@click.argument("store", type=PATH)
+@click.option("--config", type=PATH, help="Also check that this config can train on it.")
+@framed(KEPT_ALL)
+def verify(store: str, config: str | None) -> dict[str, Any]:
     """Check STORE against its hashes and, with --config, tokenizer, student and loss."""
+    if config is not None:
+        from axolotl_distill.args import check_config_file
+
+        check_config_file(_file(config))
     from axolotl_distill.cli.verify import run
 
-    run(store, config=config)
+    return run(_file(store), config=None if config is None else _file(config))
 
 
 @distill.command()
 @click.argument("name", required=False)
-@reports_errors
+@framed(KEPT_ALL, reports=False)
 def docs(name: str | None) -> None:
     """Print the document NAME, or list those there are."""
     from axolotl_distill.cli.docs import run
 
     run(name)
+
+
+def _file(path: str) -> str:
+    """A path of the command line, which a shell leaves as it is in `--output=~/store`."""
+    return os.path.expanduser(path)

@@ -5,24 +5,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import click
-
-from axolotl_distill.args import CaptureArgs, CaptureTeacherArgs, parse_distill
+from axolotl_distill.args import CaptureArgs, CaptureTeacherArgs, capture_args
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.run import source_fingerprint
 from axolotl_distill.capture.source import Source
+from axolotl_distill.cli.frame import say
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
-from axolotl_distill.errors import CaptureError, ConfigError
+from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
 from axolotl_distill.terms import check_terms
 
 
-def run(config: str, *, teacher: str | None, output: str | None, limit: int | None) -> None:
-    """Tokenise, load or reach the teacher, fill the store; goes on with one that was begun."""
+def run(
+    config: str, *, teacher: str | None, output: str | None, limit: int | None
+) -> dict[str, Any]:
+    """Tokenise, load or reach the teacher, fill the store; goes on with one that was begun.
+
+    Returns what --json prints: the store's numbers, and what this run did.
+    """
     cfg, distill = load_config(config)
-    args = _with_overrides(distill.capture, teacher, output)
+    args = capture_args(distill.capture, teacher, output)
     terms = check_terms(args.teacher.model_name, args.teacher.terms)
-    click.echo(terms.summary())
+    say(terms.summary())
     entries = capture_datasets(cfg, args)
     with tokenised(cfg, entries) as (rows, tokenizer):
         if limit is not None:
@@ -51,18 +55,19 @@ def run(config: str, *, teacher: str | None, output: str | None, limit: int | No
         writer = StoreWriter.create_or_resume(args.output, manifest)
         if writer.manifest.complete:
             writer.abandon()
-            click.echo(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
-            return
+            say(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
+            return numbers(args.output, writer.manifest)
         if writer.next_source_row:
-            click.echo(f"going on at row {writer.next_source_row} of {len(rows)}")
+            say(f"going on at row {writer.next_source_row} of {len(rows)}")
         with writer, _source(args, rows, tokenizer) as source:
             report = capture(rows, source, writer, args.shard_records, tokenizer.decode)
-    click.echo(f"{args.output}: {size(writer.manifest)}")
-    click.echo(
+    say(f"{args.output}: {size(writer.manifest)}")
+    say(
         f"captured {report.rows} rows in {report.seconds:.0f} s "
         f"({report.tokens / max(report.seconds, 1e-9):,.0f} tokens/s); "
         f"{report.skipped} rows had no supervised token"
     )
+    return numbers(args.output, writer.manifest, **dataclasses.asdict(report))
 
 
 @contextmanager
@@ -81,7 +86,7 @@ def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
 
     path, trusted = args.teacher.path, args.teacher.trust_remote_code
     if not check_local_teacher(path, tokenizer, trust_remote_code=trusted):
-        click.echo(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
+        say(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
     model = HFTeacher(
         path,
         vocab_size=len(tokenizer),
@@ -107,24 +112,6 @@ def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
     return {"name": teacher.model_name, "dtype": teacher.dtype}
 
 
-def _with_overrides(
-    args: CaptureArgs | None, teacher: str | None, output: str | None
-) -> CaptureArgs:
-    if args is None and not (teacher and output):
-        raise ConfigError(
-            "The config has no `distill.capture:` block. Add one with `teacher:` and `output:`, "
-            "or give both --teacher and --output."
-        )
-    block = args.model_dump() if args is not None else {}
-    if teacher:
-        given = block.get("teacher", {})
-        key = "name" if given.get("type") == "server" else "path"
-        block["teacher"] = {**given, key: teacher}
-    if output:
-        block["output"] = output
-    return parse_distill({"capture": block}).capture
-
-
 def _method(args: CaptureArgs) -> dict[str, object]:
     if args.method == "topk":
         return {"kind": "topk", "k": args.k}
@@ -138,14 +125,33 @@ def _method(args: CaptureArgs) -> dict[str, object]:
     }
 
 
-def size(manifest: Manifest) -> str:
-    """One line: rows, records, bytes."""
-    stored = sum(
+def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:
+    """A store and what a run added to it, for --json."""
+    stored = bytes_of_records(manifest)
+    return {
+        "output": output,
+        "complete": manifest.complete,
+        "rows": manifest.num_rows,
+        "records": manifest.num_records,
+        "bytes_of_records": stored,
+        "bytes_a_record": stored / max(1, manifest.num_records),
+        "this_run": this_run or None,
+    }
+
+
+def bytes_of_records(manifest: Manifest) -> int:
+    """Of the files under teacher/."""
+    return sum(
         about["bytes"]
         for shard in manifest.shards
         for name, about in shard.files.items()
         if name.startswith("teacher/")
     )
+
+
+def size(manifest: Manifest) -> str:
+    """One line: rows, records, bytes."""
+    stored = bytes_of_records(manifest)
     per_record = stored / max(1, manifest.num_records)
     return (
         f"{manifest.num_rows} rows, {manifest.num_records:,} records, "

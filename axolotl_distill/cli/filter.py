@@ -2,27 +2,29 @@
 
 from typing import Any
 
-import click
-
-from axolotl_distill.errors import ConfigError
+from axolotl_distill.cli.frame import say, warn
 from axolotl_distill.filter.engine import map_rows
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.ray_engine import ray_rows
 from axolotl_distill.filter.run import run_filter
 from axolotl_distill.generate.prompts import read_prompts
-from axolotl_distill.recipe import Recipe, load_recipe
+from axolotl_distill.recipe import Recipe
 
 TEXT_COLUMNS = ("step", "tokens", "reasons")
 
 
-def run(recipe: str, *, engine: str) -> None:
-    """Filter, then say what each step dropped and why, and how long the rows are."""
-    loaded = load_recipe(recipe, "filter")
+def run(recipe: Recipe, *, engine: str) -> dict[str, Any]:
+    """Filter, then say what each step dropped and why, and how long the rows are.
+
+    Returns the dataset's report.json, which --json prints.
+    """
     rows = ray_rows if engine == "ray" else map_rows
-    metas = _metas(loaded)
-    report = run_filter(loaded.filter, loaded.rows, engine=rows, warn=_warn, metas=metas)
-    for line in summary(report, loaded.filter.output):
-        click.echo(line)
+    report = run_filter(
+        recipe.filter, recipe.rows, engine=rows, warn=warn, metas=_metas(recipe)
+    )
+    for line in summary(report, recipe.filter.output):
+        say(line)
+    return report
 
 
 def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
@@ -60,10 +62,6 @@ def summary(report: dict[str, Any], output: str) -> list[str]:
         f"{prompts['train']} prompts, eval {rows['eval']} rows of {prompts['eval']} prompts"
     )
     return lines
-
-
-def _warn(text: str) -> None:
-    click.secho(f"\nWARNING: {text}", fg="yellow", bold=True, err=True)
 
 
 def _aligned(table: list[list[str]]) -> list[str]:

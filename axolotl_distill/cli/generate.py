@@ -3,16 +3,11 @@
 import asyncio
 import dataclasses
 import os
-import signal
-import sys
-import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import click
+from typing import Any
 
 from axolotl_distill import cluster
+from axolotl_distill.cli.frame import say, warn
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError
 from axolotl_distill.generate.backend import Backend, make_backend
 from axolotl_distill.generate.folder import GenerationFolder, journals, settings_of
@@ -22,18 +17,20 @@ from axolotl_distill.generate.progress import Progress
 from axolotl_distill.generate.prompts import Aside, Prompt, read_prompts
 from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.run import run_requests
-from axolotl_distill.recipe import Recipe, load_recipe
+from axolotl_distill.recipe import Recipe
 from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.show import redact
 from axolotl_distill.terms import check_terms
 
 
-def run(path: str, *, limit: int | None, engine: str) -> None:
-    """Ask for what is not there yet, and say what came of it."""
-    recipe = load_recipe(path, "teacher", "generate")
+def run(recipe: Recipe, *, limit: int | None, engine: str) -> dict[str, Any]:
+    """Ask for what is not there yet, and say what came of it.
+
+    Returns what --json prints: what is in the folder, and what this run did.
+    """
     args = recipe.generate
     terms = check_terms(recipe.teacher.name, recipe.teacher.terms)
-    click.echo(terms.summary())
+    say(terms.summary())
     _check_key(recipe)
     prompts, asides = _read_prompts(args, limit)
     about = {
@@ -47,51 +44,44 @@ def run(path: str, *, limit: int | None, engine: str) -> None:
         total = len(prompts) * args.n
         _say_what_is_there(folder, asides, ids, args.n)
         if not todo:
-            click.echo(f"{args.output} is complete: {total} completions. Nothing to do.")
-            return
+            say(f"{args.output} is complete: {total} completions. Nothing to do.")
+            return {"output": args.output, "asked_for": total, "there": total, "this_run": None}
         meter = Meter(args, folder.earlier)
         progress = Progress(total, len(todo), folder.earlier, args)
-        stopped = Stop()
         try:
-            with stopped.on_terminate():
-                if engine == "ray":
-                    cluster.connect()  # says so where Ray is not installed; the import would not
-                    from axolotl_distill.generate import ray_engine
+            if engine == "ray":
+                cluster.connect()  # says so where Ray is not installed, which the import would not
+                from axolotl_distill.generate import ray_engine
 
-                    ray_engine.run(recipe, folder, todo, meter, progress)
-                else:
-                    backend = make_backend(recipe.teacher, args, folder.uid)
-                    _ask(backend, recipe.teacher.name, folder, todo, meter, progress)
+                ray_engine.run(recipe, folder, todo, meter, progress)
+            else:
+                backend = make_backend(recipe.teacher, args, folder.uid)
+                _ask(backend, recipe.teacher.name, folder, todo, meter, progress)
         except (ServerError, GenerateError) as error:
             raise GenerateError(f"{error}\n{_kept(args.output, total, todo, progress)}") from error
-        except KeyboardInterrupt:
-            progress.close()
-            click.echo(f"stopped. {_kept(args.output, total, todo, progress)}", err=True)
-            sys.exit(stopped.exit_code)
+        except KeyboardInterrupt as stop:
+            stop.add_note(_kept(args.output, total, todo, progress))
+            raise
         finally:
             progress.close()
     _report(recipe, total, todo, meter, progress)
-
-
-class Stop:
-    """Ctrl-C and SIGTERM (what a scheduler sends before it kills) end a run in the same way."""
-
-    exit_code = 128 + signal.SIGINT
-
-    @contextmanager
-    def on_terminate(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, self._terminate)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _terminate(self, *_: object) -> None:
-        self.exit_code = 128 + signal.SIGTERM
-        signal.raise_signal(signal.SIGINT)
+    now = progress.now
+    return {
+        "output": args.output,
+        "asked_for": total,
+        "there": total - len(todo) + now.completions,
+        "stopped_by_budget": meter.stopped,
+        "this_run": {
+            "completions": now.completions,
+            "refused": now.refused,
+            "prompt_tokens": now.prompt_tokens,
+            "completion_tokens": now.completion_tokens,
+            "without_usage": now.without_usage,
+            "finish_reasons": dict(now.finish_reasons),
+            "seconds": progress.seconds,
+        },
+        "cost_usd": progress.cost if args.price else None,
+    }
 
 
 def _read_prompts(args: GenerateArgs, limit: int | None) -> tuple[list[Prompt], list[Aside]]:
@@ -142,7 +132,7 @@ def _say_what_is_there(
             "leaves them out."
         )
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        warn(note)
 
 
 def _ask(
@@ -168,19 +158,19 @@ def _report(
     recipe: Recipe, total: int, todo: list[Request], meter: Meter, progress: Progress
 ) -> None:
     output = recipe.generate.output
-    click.echo(progress.summary())
+    say(progress.summary())
     if progress.now.refused:
         where = f"{output}/failed"
-        click.echo(f"{progress.now.refused} requests were refused; reasons are in {where}.")
+        say(f"{progress.now.refused} requests were refused; reasons are in {where}.")
         if progress.nothing_but_refusals:
             raise GenerateError(f"The teacher refused every request; see {where}.")
     if meter.stopped:
-        click.echo(
+        say(
             "The budget is used up: what is left of it does not cover another request of up to "
             f"{recipe.generate.most_tokens} tokens. Raise `generate.budget`, and the same command "
             "goes on."
         )
-    click.echo(_kept(output, total, todo, progress))
+    say(_kept(output, total, todo, progress))
 
 
 def _kept(output: str, total: int, todo: list[Request], progress: Progress) -> str:
@@ -195,8 +185,7 @@ def _check_key(recipe: Recipe) -> None:
     if server is None or not server.base_url.startswith("https://"):
         return
     if not os.environ.get(server.api_key_env):
-        click.echo(
-            f"note: {server.api_key_env} is not set; {redact(server.base_url)} may ask "
-            "for a key (`teacher.server.api_key_env` names the variable).",
-            err=True,
+        warn(
+            f"{server.api_key_env} is not set; {redact(server.base_url)} may ask for a key "
+            "(`teacher.server.api_key_env` names the variable)."
         )

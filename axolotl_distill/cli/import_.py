@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import click
 from axolotl.loaders import load_tokenizer
 from axolotl.prompt_strategies.chat_template import load as load_chat_template
 
@@ -13,7 +12,8 @@ from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Surve
 from axolotl_distill.capture.layouts import Context, find_layout
 from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.capture.layouts.tokens import TokenIds
-from axolotl_distill.cli.capture import about_tokenizer, size
+from axolotl_distill.cli.capture import about_tokenizer, numbers, size
+from axolotl_distill.cli.frame import say, warn
 from axolotl_distill.data.source import load_config
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import StoreWriter, new_manifest
@@ -22,9 +22,12 @@ from axolotl_distill.terms import check_terms
 DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
 
 
-def run(config: str, path: str, *, layout: str | None, output: str) -> None:
+def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str, Any]:
     """Read every row once to learn what there is, then again to store it, and before that to count
-    where a row may hold several answers; goes on with a store that was begun."""
+    where a row may hold several answers; goes on with a store that was begun.
+
+    Returns what --json prints: the store's numbers, and what this run did.
+    """
     cfg, distill = load_config(config)
     given = distill.capture
     temperatures = given.temperatures if given else DEFAULTS["temperatures"]
@@ -35,7 +38,7 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> None:
     rows = ImportedRows(source, found, context, path, longest=int(cfg.sequence_len))
     teacher = rows.example(0).teacher or (given.teacher.model_name if given else "unknown")
     terms = check_terms(teacher, given.teacher.terms if given else None)
-    click.echo(terms.summary())
+    say(terms.summary())
     survey = rows.survey()
     if not survey.supervised:
         raise CaptureError(
@@ -62,17 +65,18 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> None:
     writer = StoreWriter.create_or_resume(output, manifest)
     if writer.manifest.complete:
         writer.abandon()
-        click.echo(f"{output} is complete: {size(writer.manifest)}. Nothing to do.")
-        return
+        say(f"{output} is complete: {size(writer.manifest)}. Nothing to do.")
+        return numbers(output, writer.manifest)
     shard_records = given.shard_records if given else DEFAULTS["shard_records"]
     with writer:
         records = ImportedSource(survey.k, temperatures, vocab_size=len(tokenizer))
         report = capture(rows, records, writer, shard_records, tokenizer.decode)
-    click.echo(f"{output}: {size(writer.manifest)}")
-    click.echo(
+    say(f"{output}: {size(writer.manifest)}")
+    say(
         f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
         f"log-probabilities, or were longer than {cfg.sequence_len} tokens"
     )
+    return numbers(output, writer.manifest, **dataclasses.asdict(report))
 
 
 def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
@@ -91,15 +95,13 @@ def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
 
 
 def _tell(survey: Survey, path: str, layout: str) -> None:
-    click.echo(
+    say(
         f"{path}: {layout}, {survey.supervised:,} tokens with up to {survey.k} log-probabilities; "
         f"the token that came is among them in {survey.own:.1%}"
     )
     if survey.other_prompt:
-        click.secho(
-            f"warning: the teacher of {survey.other_prompt} rows saw a prompt of another length "
-            "than the config's chat template makes, so it answered to something else than the "
-            "student will be asked.",
-            fg="yellow",
-            err=True,
+        warn(
+            f"the teacher of {survey.other_prompt} rows saw a prompt of another length than the "
+            "config's chat template makes, so it answered to something else than the student will "
+            "be asked."
         )

@@ -1,12 +1,11 @@
 """`axolotl distill inspect`."""
 
-import json
 from typing import Any
 
-import click
 import numpy as np
 import pyarrow.parquet as pq
 
+from axolotl_distill.cli.frame import say
 from axolotl_distill.store import TeacherStore, open_store
 from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
 
@@ -15,22 +14,20 @@ SHOWN_ENTRIES = 8
 IGNORE = -100
 
 
-def run(path: str, *, records: int, tokenizer: str | None, as_json: bool) -> None:
-    """Numbers of a store, then a few of its records as text."""
+def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
+    """Numbers of a store, which are returned too, then a few of its records as text."""
     store = open_store(path, allow_incomplete=True)
     numbers = statistics(store)
-    if as_json:
-        click.echo(json.dumps(numbers, indent=1))
-        return
     for name, value in numbers.items():
         if isinstance(value, dict):
             value = "  ".join(f"{key} {part:.4g}" for key, part in value.items())
         elif isinstance(value, list):
             value = "  ".join(value)
-        click.echo(f"{name:<24}{value}")
+        say(f"{name:<24}{value}")
     if records and store.num_records:
         for line in shown_records(store, records, tokenizer or store.manifest.tokenizer["name"]):
-            click.echo(line)
+            say(line)
+    return numbers
 
 
 def statistics(store: TeacherStore) -> dict[str, Any]:

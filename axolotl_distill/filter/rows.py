@@ -1,13 +1,15 @@
 """The trajectories as the filter reads them: checked, split, with every field there."""
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.trajectories import Damage, parts_of, read_trajectories, split
+from axolotl_distill.filter.source import as_trajectory, read_source
+from axolotl_distill.trajectories import Damage, parts_of, split
 from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import (
     as_calls,
@@ -65,30 +67,24 @@ class Trajectories:
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """Every trajectory of a file or folder, in the order of `read_trajectories`.
+    """Every trajectory of a file or folder, in the order of `read_source`.
 
-    Only id, prompt_id, messages and content must be there. Thinking that stands in the content is
-    split off it, and `given` has what was changed so. A line or a row that is no trajectory is to
-    be put aside: its `fault` is (reason, detail), `given` all of it, its other fields are empty.
+    Only messages and content must be there, and id and prompt_id beside them; a conversation that
+    no `generate` wrote is turned into that. Thinking that stands in the content is split off it,
+    and `given` has what was changed so. A line or a row that is no trajectory is to be put aside:
+    its `fault` is (reason, detail), `given` all of it, its other fields are empty.
 
-    Raises TrajectoryError for a path without trajectories.
+    Raises TrajectoryError for a path without trajectories, and for a file that cannot be read.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.jsonl")) if path.is_dir() else []
-    for file in files or [path]:
-        yield from _read_file(file)
-
-
-def _read_file(file: Path) -> Iterator[Row]:
     damaged: list[Damage] = []
-    for number, row in enumerate(read_trajectories(file, damaged.append), 1):
+    occurrences: Counter[str] = Counter()
+    for where, row in read_source(path, damaged.append):
         yield from map(_unreadable, damaged)
         damaged.clear()
         try:
-            yield _checked(row)
+            yield _checked(as_trajectory(row, occurrences))
         except ValueError as error:
-            name = f"{file.name}, row {number}"
-            yield _faulty(name, ("not a trajectory", f"{name} is not a trajectory: {error}"), row)
+            yield _faulty(where, ("not a trajectory", f"{where} is not a trajectory: {error}"), row)
     yield from map(_unreadable, damaged)
 
 

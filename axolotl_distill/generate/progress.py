@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from axolotl_distill.generate.tally import Tally, usd
 from axolotl_distill.recipe.generate import GenerateArgs
+from axolotl_distill.show import printable
 
 Row = dict[str, Any]
 # A share of completions cut at the limit that somebody should hear of.
@@ -72,7 +73,8 @@ class Progress:
         now = self.now
         lines = []
         if now.completions:
-            ends = ", ".join(f"{name} {count}" for name, count in now.finish_reasons.most_common())
+            reasons = now.finish_reasons.most_common()
+            ends = ", ".join(f"{printable(name, 40)} {count}" for name, count in reasons)
             lines.append(f"{now.completions} new completions; they ended with: {ends}")
         if counted := now.completions - now.without_usage:
             lines.append(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from axolotl_distill.show import as_markdown
 from axolotl_distill.store.manifest import Manifest
 
 
@@ -33,14 +34,14 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 
 | | |
 |---|---|
-| teacher | {manifest.teacher.get("name", "unknown")} |
+| teacher | {as_markdown(manifest.teacher.get("name", "unknown"))} |
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
-| method | {method} |
+| method | {as_markdown(method)} |
 | temperatures | {_temperatures(manifest)} |
 | bytes a record | {per_token:.1f} |
 | vocabulary | {manifest.vocab_size} |
-| captured | {manifest.created} by {manifest.generator} |
+| captured | {as_markdown(f"{manifest.created} by {manifest.generator}")} |
 
 `data/` holds the rows, `teacher/` the records, `manifest.json` their hashes.
 
@@ -69,5 +70,5 @@ def _terms(terms: dict[str, Any]) -> str:
     for name, value in terms.items():
         for part in value if isinstance(value, list) else [value]:
             if part:
-                lines.append(f"- {name}: {part}")
+                lines.append(f"- {as_markdown(name)}: {as_markdown(part)}")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from support.axolotl_run import BASE
 from support.trajectories import trajectory, write_trajectories
 
 from axolotl_distill.data.source import tokenised
+from axolotl_distill.data.types import resolve_types
 from axolotl_distill.filter.run import run_filter
 from axolotl_distill.recipe.filter import FilterArgs
 
@@ -59,11 +60,15 @@ def found(tmp_path_factory, tiny_llama_dir, source):
         for split, key in (("train", "datasets"), ("eval", "test_datasets")):
             (given,) = suggested[key]
             assert given["split"] == split and given["path"] == f"./{name}"
+            ours = given["type"] == "axolotl_distill.trajectories"
+            assert ours == (suggested.get("plugins") == ["axolotl_distill"])
+            assert ours == ("format" not in settings)
             entries.append({**given, "path": str(folder / name), **entry})
             sizes.append((name, report["rows"][split]))
     config = {
         **BASE,
-        "plugins": [],
+        "plugins": ["axolotl_distill"],
+        "distill": {"teacher": {"type": "text"}},
         "base_model": str(tiny_llama_dir),
         "output_dir": str(folder / "out"),
         "sequence_len": 512,
@@ -72,7 +77,9 @@ def found(tmp_path_factory, tiny_llama_dir, source):
     (folder / "config.yml").write_text(yaml.safe_dump(config))
     cfg = load_cfg(str(folder / "config.yml"))
     read = {name: [] for name in DATASETS}
-    with tokenised(cfg, [DictDefault(entry) for entry in entries]) as (rows, tokenizer):
+    entries = [DictDefault(entry) for entry in entries]
+    resolve_types(entries)
+    with tokenised(cfg, entries) as (rows, tokenizer):
         texts = (
             (
                 tokenizer.decode(row["input_ids"]),

@@ -9,18 +9,28 @@ import yaml
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.output.shards import SUFFIX
 from axolotl_distill.recipe.filter import FilterArgs
-from axolotl_distill.show import without_secrets
+from axolotl_distill.show import as_markdown, fenced, without_secrets
 
 HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}
-TYPES = {
-    "messages": "type: chat_template  # axolotl_distill.trajectories refuses templates that drop "
-    "thinking or tools",
-    "alpaca": "type: alpaca  # alpaca_w_system reads the column `system` too",
-    "prompt_completion": """type:
-      field_instruction: prompt
-      field_output: completion
-      format: "{instruction}"
-      no_input_format: "{instruction}\"""",
+OURS: dict[str, Any] = {
+    "plugins": ["axolotl_distill"],
+    "distill": {"teacher": {"type": "text"}},
+}
+TYPES: dict[str, Any] = {
+    "messages": "axolotl_distill.trajectories",
+    "alpaca": "alpaca",
+    "prompt_completion": {
+        "field_instruction": "prompt",
+        "field_output": "completion",
+        "format": "{instruction}",
+        "no_input_format": "{instruction}",
+    },
+}
+NOTES = {
+    "messages": "The type trains on thinking and answer, and refuses a chat template that would "
+    "drop the thinking; `pip install axolotl-distill` brings it.",
+    "alpaca": "`type: alpaca_w_system` reads the column `system` too.",
+    "prompt_completion": "",
 }
 
 
@@ -29,11 +39,8 @@ def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
 
     Where the files lie on this machine is nobody's business, and not in it.
     """
-    settings = _public(
-        without_secrets(
-            args.model_dump(mode="json", exclude_unset=True, exclude={"input", "output"})
-        )
-    )
+    settings = args.model_dump(mode="json", exclude_unset=True, exclude={"input", "output"})
+    settings = _public(without_secrets(settings))
     generation = _public(report["generation"])
     terms = report["generation"].get("terms") or {}
     parts = [
@@ -51,12 +58,14 @@ def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
         "## Teacher\n\n" + _settings(generation, skip=("terms", "format", "version")),
         "## Terms of the teacher\n\n" + _terms(terms),
         "## Filter\n\n" + _markdown(step_table(report)),
-        "Settings:\n\n```yaml\n" + yaml.safe_dump(settings, sort_keys=False) + "```",
+        "Settings:\n\n" + fenced(yaml.safe_dump(settings, sort_keys=False), "yaml"),
     ]
     if report["tokens"]:
         parts.append(_tokens(report))
     if report["warnings"]:
-        parts.append("## Warnings\n\n" + "\n".join(f"* {line}" for line in report["warnings"]))
+        parts.append(
+            "## Warnings\n\n" + "\n".join(f"* {as_markdown(line)}" for line in report["warnings"])
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,19 +96,28 @@ def _front_matter(report: dict[str, Any], terms: dict[str, Any], kind: str) -> s
 
 
 def _usage(report: dict[str, Any], args: FilterArgs) -> str:
-    entry = [
-        f"  - path: ./{Path(args.output).name}",
-        f"    {TYPES[args.format]}",
-        "    split: train",
-        f"    revision: {report['uid']}  # changes with the rows; Axolotl's cache goes by it",
-    ]
-    lines = ["datasets:", *entry]
+    entry = {
+        "path": f"./{Path(args.output).name}",
+        "type": TYPES[args.format],
+        "split": "train",
+        "revision": report["uid"],
+    }
+    config = dict(OURS) if args.format == "messages" else {}
+    config["datasets"] = [entry]
     if report["rows"]["eval"]:
-        lines += [
-            "test_datasets:",
-            *(line.replace("split: train", "split: eval") for line in entry),
-        ]
-    return "In an Axolotl config:\n\n```yaml\n" + "\n".join(lines) + "\n```"
+        config["test_datasets"] = [{**entry, "split": "eval"}]
+    text = yaml.dump(config, Dumper=_Plain, sort_keys=False)
+    notes = (
+        f"`revision` changes with the rows, and Axolotl's cache goes by it. {NOTES[args.format]}"
+    )
+    return f"In an Axolotl config:\n\n{fenced(text, 'yaml')}\n\n{notes.strip()}"
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes what is there twice twice, and not as an anchor."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def _terms(terms: dict[str, Any]) -> str:
@@ -110,7 +128,7 @@ def _terms(terms: dict[str, Any]) -> str:
         for key in ("family", "licence", "verdict", "source", "checked", "agreement")
         if terms.get(key)
     ]
-    duties = "".join(f"\n* {duty}" for duty in terms.get("duties") or ())
+    duties = "".join(f"\n* {as_markdown(duty)}" for duty in terms.get("duties") or ())
     return (
         _markdown([["", ""], *lines])
         + (f"\n\nDuties:\n{duties}" if duties else "")
@@ -143,10 +161,6 @@ def _tokens(report: dict[str, Any]) -> str:
 
 
 def _markdown(lines: list[list[str]]) -> str:
-    def text(cells: list[str]) -> str:
-        return (
-            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-        )
-
-    header, *rest = lines
-    return "\n".join([text(header), text(["---"] * len(header)), *map(text, rest)])
+    """A table of cells that hold any text, header first."""
+    header, *rest = [[as_markdown(cell) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rest))

@@ -11,6 +11,7 @@ from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.rows import part
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer, render
 from axolotl_distill.recipe.filter import FilterArgs
+from axolotl_distill.show import printable
 from axolotl_distill.trajectories.journal import Row
 
 PARTS = ("total", "prompt", "thinking", "answer")
@@ -102,20 +103,31 @@ class Lengths:
         import matplotlib
 
         matplotlib.use("Agg")
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
 
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), constrained_layout=True)
-        edges = np.linspace(0, max(self.counts["total"]), 61)
-        for name in ("total", "thinking", "answer"):
+        figure, axes = pyplot.subplots(figsize=(9, 4.5), constrained_layout=True)
+        longest, limit = max(self.counts["total"], default=0) or 1, self.args.sequence_len
+        edges = np.linspace(0, longest, 61)
+        for name, colour in (("total", "C0"), ("thinking", "C1"), ("answer", "C2")):
             values = [count for count in self.counts[name] if count]
             if values:
-                axes.hist(values, edges, histtype="step", linewidth=1.6, label=name)
-        if self.args.sequence_len is not None:
-            axes.axvline(
-                self.args.sequence_len, color="black", linestyle="--", label="sequence_len"
-            )
-        axes.set_xlabel("tokens")
-        axes.set_ylabel("rows")
-        axes.legend()
+                label = f"{name}, {len(values):,} rows"
+                axes.hist(values, edges, histtype="step", linewidth=1.6, color=colour, label=label)
+        if limit is not None and limit <= 2 * longest:
+            axes.axvline(limit, color="black", linestyle="--", label=f"sequence_len {limit:,}")
+        elif limit is not None:
+            # Drawn so far to the right, it would leave no room for the rows.
+            axes.plot([], [], "k--", label=f"sequence_len {limit:,}\n(further right)")
+        name = printable(Path(self.args.tokenizer).name, 40)
+        axes.set_title(f"Tokens of the rows, as {name} counts them", parse_math=False)
+        axes.set_xlabel("tokens in a row")
+        axes.set_ylabel(f"rows (in each {edges[1]:,.3g} tokens)")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+        axes.grid(alpha=0.25)
         figure.savefig(path, dpi=120, metadata={"Software": None})
         pyplot.close(figure)

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.filter.pipeline import StepCount
 from axolotl_distill.recipe.filter import CHOOSING, FilterArgs
-from axolotl_distill.show import without_secrets
+from axolotl_distill.show import foreign, without_secrets
 
 PARTIAL = (
     "If nearly right answers are worth learning from, give partial credit (`verify.min_score` "
@@ -32,7 +33,18 @@ REMEDIES = {
 def read_generation(source: Path) -> dict[str, Any]:
     """generation.json of a trajectories folder; {} where there is none."""
     file = (source if source.is_dir() else source.parent) / "generation.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict) or not isinstance(found.get("terms") or {}, dict):
+            raise ValueError("it is no object as `axolotl distill generate` writes it")
+    except (ValueError, RecursionError) as error:
+        raise TrajectoryError(
+            f"{file} is damaged: {foreign(error)}. It says whose answers these are; take it from a "
+            "copy, or move it away, and the dataset's card will say that nothing is known."
+        ) from None
+    return without_secrets(found)
 
 
 def drop_warning(count: StepCount, max_drop: float) -> str | None:
