@@ -37,9 +37,10 @@ def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
             args.prompts, args.system, tools=args.extra.get("tools"), aside=lambda aside: None
         )
     except ConfigError as error:
-        _warn(
-            f"The prompts cannot be read again, so their columns (reference answers, tests) are "
-            f"those that they had when they were asked. {error}"
+        click.echo(
+            f"note: the prompts cannot be read again, so their columns (reference answers, "
+            f"tests) are those that they had when they were asked. {error}",
+            err=True,
         )
         return {}
     return {prompt.id: prompt.meta for prompt in prompts}

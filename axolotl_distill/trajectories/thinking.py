@@ -73,8 +73,8 @@ def split(
     tags: Sequence[Tags] = KNOWN,
     opened: bool | None = None,
 ) -> Parts:
-    """Thinking and answer of what a model wrote; both stripped where there is thinking, else the
-    answer is `content` to the letter.
+    """Thinking, stripped, and answer of what a model wrote: `content` to the letter, from its first
+    letter after the thinking on.
 
     reasoning  the thinking where a server gave it apart; `content` is the answer then
     tags       pairs that may stand around thinking at the start of the text
@@ -131,7 +131,7 @@ def _parts(text: str, begin: int, close: re.Match[str] | None, pair: Tags, form:
     if close is None:
         return Parts(text[begin:].strip() or None, "", "unclosed")
     thinking = text[begin : close.start()].strip()
-    answer = text[close.end() :].strip()
+    answer = text[close.end() :].lstrip()
     return Parts(thinking or None, _unwrapped(answer, pair), form)
 
 
@@ -139,7 +139,7 @@ def _unwrapped(answer: str, pair: Tags) -> str:
     """Without the tags that some models put around the answer too."""
     for opening in (pair.answer[0], pair.answer[0].removeprefix(TURN)) if pair.answer else ():
         if _starts(answer, opening, 0):
-            return answer[len(opening) :].removesuffix(pair.answer[1]).strip()
+            return answer[len(opening) :].rstrip().removesuffix(pair.answer[1]).strip()
     return answer
 
 

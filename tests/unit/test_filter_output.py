@@ -21,7 +21,7 @@ from axolotl_distill.recipe.filter import FilterArgs
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "How many?"}
 WRITTEN = "<think>I count.\n\n</think>Four. "
-TAGGED = "<think>\nI count.\n</think>\n\nFour."
+TAGGED = "<think>\nI count.\n</think>\n\nFour. "
 
 
 def made(row, **args):
@@ -37,10 +37,10 @@ def test_messages():
     answer = {"role": "assistant", "content": TAGGED}
     assert made(row) == {"messages": [SYSTEM, USER, answer]}
     assert made(row, system="drop") == {"messages": [USER, answer]}
-    assert said(row, reasoning="drop")["content"] == "Four."
+    assert said(row, reasoning="drop")["content"] == "Four. "
     assert said(row, reasoning="field") == {
         "role": "assistant",
-        "content": "Four.",
+        "content": "Four. ",
         "reasoning_content": "I count.",
     }
     apart = trajectory(content="Four.", reasoning_content="I count.")
@@ -57,7 +57,7 @@ def test_alpaca_and_prompt_completion():
     assert made(row, format="alpaca") == {**alpaca, "system": "Be brief."}
     assert made(row, format="alpaca", system="drop") == alpaca
     both = made(row, format="prompt_completion", reasoning="drop")
-    assert both == {"prompt": "Be brief.\n\nHow many?", "completion": "Four."}
+    assert both == {"prompt": "Be brief.\n\nHow many?", "completion": "Four. "}
     for kind in ("alpaca", "prompt_completion"):
         assert set(columns(FilterArgs(output="o", format=kind))) == set(made(row, format=kind))
         turns = trajectory(messages=[USER, {"role": "assistant", "content": "4"}, USER])

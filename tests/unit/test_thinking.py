@@ -18,7 +18,7 @@ from axolotl_distill.trajectories.thinking import (
 SPELLINGS = {
     "deepseek": "<think>\nI add.\n</think>\n\nIt is 12.",
     "one line": "<think>I add.</think>It is 12.",
-    "indented": "\n\n  <think>\nI add.\n</think>\nIt is 12.\n",
+    "indented": "\n\n  <think>\nI add.\n</think>\nIt is 12.",
     "case": "<Think>\nI add.\n</THINK>\nIt is 12.",
     "claude": "<thinking>I add.</thinking>\n\nIt is 12.",
     "exaone": "<thought>\nI add.\n</thought>\n\nIt is 12.",
@@ -36,6 +36,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("text", SPELLINGS.values(), ids=SPELLINGS)
 def test_spellings(text):
     assert split(text) == ("I add.", "It is 12.", "tags")
+    assert split(text + "\n").answer.startswith("It is 12.")
 
 
 CLOSED_ONLY = [
@@ -97,6 +98,10 @@ def test_an_answer_in_tags_without_thinking():
         "<|begin_of_solution|>\nIt is 12.\n<|end_of_solution|>",
     ):
         assert split(text) == (None, "It is 12.", "none")
+
+
+def test_the_end_of_an_answer_is_kept_to_the_letter():
+    assert split("<think>\nI add.\n</think>\n\nFour. \n").answer == "Four. \n"
 
 
 def test_cut_off():
