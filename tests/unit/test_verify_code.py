@@ -225,7 +225,8 @@ def test_the_last_block_of_python(text, code):
 FINE = {
     "imports that LeetCode has": (
         "class Solution:\n    def top(self, a: List[int]) -> Optional[int]:\n"
-        "        heapify(a)\n        return pow(heappop(a), 2, 7) + int(sqrt(0)) + bisect.bisect(a, 0)",
+        "        heapify(a)\n"
+        "        return pow(heappop(a), 2, 7) + int(sqrt(0)) + bisect.bisect(a, 0)",
         {"fn_name": "top", "inputs": [[[3, 2]]], "outputs": [4]},
     ),
     "the same, told by asserts": (

@@ -98,6 +98,12 @@ def test_evaluated_text_is_denied_files_processes_and_network(workers, tmp_path,
     assert not target.exists()
 
 
+def test_no_keys_in_the_environment_of_workers(workers, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "sk-secret")
+    seen = workers(count=1).submit("dict(__import__('os').environ)", timeout=30).result()
+    assert "sk-secret" not in seen.values() and {"PATH", "PYTHONPATH"} <= seen.keys()
+
+
 def test_a_function_that_is_not_there_is_an_error(workers):
     pool = workers("no_such_module:f", count=1)
     with pytest.raises(FilterError, match=r"no_such_module:f.*did not start.*ModuleNotFoundError"):

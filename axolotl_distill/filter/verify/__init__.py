@@ -1,11 +1,14 @@
 """Verification: is a trajectory's final answer right?
 
     step.py            the step: which rows, which reference, which verdict
-    extract.py         where the final answer is in a text
+    extract.py         where the final answer is in a text; prose.py: where it is announced
     text.py            exact, numeric and regex comparison
-    math.py            math-verify
+    math.py            the order in which mathematics is read; math-verify, with its rounding mended
+    normal.py          one way to write a formula; quantity.py and units.py: numbers, exactly
+    choice.py          letters of multiple choice
     reasoning_gym.py   reasoning-gym's scorers
-    code.py            code against tests, in ../sandbox.py
+    blocks.py          the program in an answer; tests.py: tests in the forms that data sets have
+    code.py            the one against the other, in ../sandbox/
 
 What can hang or eat memory runs in ../workers.py.
 """

@@ -2,7 +2,7 @@
 
 import re
 
-DRESS = re.compile(r"\\text\s*\{|[{}*_`$]")
+DRESS = re.compile(r"\\(?:text|math)(?:bf|it|rm)?\s*\{|[{}*_`$]")
 # "(C)", "C.", "C: Paris", "C"; not "C_1", "C + 1", "A, B", "A big one".
 CHOICE = re.compile(
     r"(?:option|choice|answer)?\s*(?:[(\[]\s*([A-Z])\s*[)\]]\s*[.:]?|([A-Z])\s*(?:[.:)](?!\w)|$))"

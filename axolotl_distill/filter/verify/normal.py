@@ -107,4 +107,6 @@ def words(text: str) -> str | None:
     if not re.fullmatch(r"[^\W\d_]+(?:[ '’./-]+[^\W\d_]+)*", plain):
         return None
     longest = max(map(len, re.split(r"[ '’./-]+", plain)))
+    if plain.casefold() == "no":
+        return "no"
     return plain.casefold() if longest > 2 or (plain != text.strip() and longest > 1) else None

@@ -177,7 +177,7 @@ def _based(text: str) -> Fraction | None:
     name = match[2] or match[3]
     base = BASES.get(name.lower()) or (int(name) if re.fullmatch(r"[0-9]{1,2}", name) else 0)
     # A letter with an index is a variable; a number with one is in that base.
-    if not 2 <= base <= 36 or not re.search(r"\d", match[1]):
+    if not 2 <= base <= 36 or not (re.search(r"\d", match[1]) or (base == 16 and match[1][1:])):
         return None
     try:
         return Fraction(int(match[1], base))
@@ -187,6 +187,8 @@ def _based(text: str) -> Fraction | None:
 
 def same(one: Quantity, other: Quantity) -> bool:
     """Equal, a rounding to at least six decimals apart, and in units that mean the same."""
+    if (one.percent and other.unit.powers) or (other.percent and one.unit.powers):
+        return False
     if one.unit.powers and other.unit.powers:
         if not one.unit.in_same(other.unit):
             return False
