@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from axolotl_distill.cli.stop import Stoppable
 from axolotl_distill.errors import DistillError
 
 
@@ -69,9 +70,10 @@ def capture(config: str, teacher: str | None, output: str | None, limit: int | N
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
-    from axolotl_distill.cli.capture import run
+    with Stoppable() as stop:
+        from axolotl_distill.cli.capture import run
 
-    run(config, teacher=teacher, output=output, limit=limit)
+        run(config, teacher=teacher, output=output, limit=limit, stop=stop)
 
 
 @distill.command("import")
@@ -82,9 +84,10 @@ def capture(config: str, teacher: str | None, output: str | None, limit: int | N
 @reports_errors
 def import_(config: str, source: str, layout: str | None, output: str) -> None:
     """Turn log-probabilities collected elsewhere (SOURCE) into a teacher store for CONFIG."""
-    from axolotl_distill.cli.import_ import run
+    with Stoppable() as stop:
+        from axolotl_distill.cli.import_ import run
 
-    run(config, source, layout=layout, output=output)
+        run(config, source, layout=layout, output=output, stop=stop)
 
 
 @distill.command()

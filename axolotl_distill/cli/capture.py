@@ -3,39 +3,50 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from axolotl_distill.args import CaptureArgs, CaptureTeacherArgs, parse_distill
 from axolotl_distill.capture import capture
-from axolotl_distill.capture.run import source_fingerprint
-from axolotl_distill.capture.source import Source
+from axolotl_distill.capture.source import Source, summarise
+from axolotl_distill.cli.kept import keeps_what_is_written, stored_rows
+from axolotl_distill.cli.stop import Stoppable
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
 from axolotl_distill.terms import check_terms
 
 
-def run(config: str, *, teacher: str | None, output: str | None, limit: int | None) -> None:
+def run(
+    config: str, *, teacher: str | None, output: str | None, limit: int | None, stop: Stoppable
+) -> None:
     """Tokenise, load or reach the teacher, fill the store; goes on with one that was begun."""
     cfg, distill = load_config(config)
     args = _with_overrides(distill.capture, teacher, output)
     terms = check_terms(args.teacher.model_name, args.teacher.terms)
     click.echo(terms.summary())
     entries = capture_datasets(cfg, args)
-    with tokenised(cfg, entries) as (rows, tokenizer):
+    with (
+        keeps_what_is_written(args.output, stop),
+        tokenised(cfg, entries, Path(args.output)) as (rows, tokenizer),
+    ):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        fingerprint, supervised = source_fingerprint(rows)
-        if supervised == 0:
+        read = summarise(rows, len(rows))
+        if read.supervised == 0:
             raise CaptureError(
                 f"No token of {[entry.path for entry in entries]} is supervised, so there is "
                 "nothing to capture. Check the chat template, `roles_to_train` and "
                 "`train_on_inputs`, and that rows are not longer than `sequence_len`."
             )
-        about = {"fingerprint": fingerprint, "num_rows": len(rows), "supervised": supervised}
-        about["datasets"] = [str(entry.path) for entry in entries]
+        about = {
+            "fingerprint": read.fingerprint,
+            "num_rows": len(rows),
+            "supervised": read.supervised,
+            "datasets": [str(entry.path) for entry in entries],
+        }
         from_server = args.teacher.type == "server"
         manifest = new_manifest(
             vocab_size=len(tokenizer),
@@ -53,11 +64,13 @@ def run(config: str, *, teacher: str | None, output: str | None, limit: int | No
             writer.abandon()
             click.echo(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
             return
-        if writer.next_source_row:
-            click.echo(f"going on at row {writer.next_source_row} of {len(rows)}")
+        if there := stored_rows(args.output):
+            click.echo(f"going on: {there} of {len(rows)} rows are there")
         with writer, _source(args, rows, tokenizer) as source:
-            report = capture(rows, source, writer, args.shard_records, tokenizer.decode)
-    click.echo(f"{args.output}: {size(writer.manifest)}")
+            report = capture(
+                rows, source, writer, args.shard_records, tokenizer.decode, read.lengths
+            )
+        click.echo(f"{args.output}: {size(writer.manifest)}")
     click.echo(
         f"captured {report.rows} rows in {report.seconds:.0f} s "
         f"({report.tokens / max(report.seconds, 1e-9):,.0f} tokens/s); "
@@ -89,7 +102,7 @@ def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
         device=args.teacher.device,
         trust_remote_code=trusted,
     )
-    yield LogitsSource(model, args)
+    yield LogitsSource(model, args, on_cpu=model.device == "cpu")
 
 
 def about_tokenizer(tokenizer: Any) -> dict[str, str]:

@@ -7,13 +7,15 @@ import click
 from axolotl.loaders import load_tokenizer
 from axolotl.prompt_strategies.chat_template import load as load_chat_template
 
-from axolotl_distill.args import CaptureArgs
+from axolotl_distill.args import CaptureArgs, DistillArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
 from axolotl_distill.capture.layouts import Context, find_layout
 from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.capture.layouts.tokens import TokenIds
 from axolotl_distill.cli.capture import about_tokenizer, size
+from axolotl_distill.cli.kept import keeps_what_is_written
+from axolotl_distill.cli.stop import Stoppable
 from axolotl_distill.data.source import load_config
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import StoreWriter, new_manifest
@@ -22,10 +24,15 @@ from axolotl_distill.terms import check_terms
 DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
 
 
-def run(config: str, path: str, *, layout: str | None, output: str) -> None:
+def run(config: str, path: str, *, layout: str | None, output: str, stop: Stoppable) -> None:
     """Read every row once to learn what there is, then again to store it, and before that to count
     where a row may hold several answers; goes on with a store that was begun."""
     cfg, distill = load_config(config)
+    with keeps_what_is_written(output, stop):
+        _import(cfg, distill, path, layout, output)
+
+
+def _import(cfg: Any, distill: DistillArgs, path: str, layout: str | None, output: str) -> None:
     given = distill.capture
     temperatures = given.temperatures if given else DEFAULTS["temperatures"]
     source = open_rows(path)
@@ -37,7 +44,7 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> None:
     terms = check_terms(teacher, given.teacher.terms if given else None)
     click.echo(terms.summary())
     survey = rows.survey()
-    if not survey.supervised:
+    if not survey.source.supervised:
         raise CaptureError(
             f"{path} ({name}) has no token with log-probabilities in rows of at most "
             f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
@@ -52,9 +59,9 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> None:
         tokenizer=about_tokenizer(tokenizer),
         teacher={"name": teacher, "imported": name},
         source={
-            "fingerprint": survey.fingerprint,
+            "fingerprint": survey.source.fingerprint,
             "num_rows": len(rows),
-            "supervised": survey.supervised,
+            "supervised": survey.source.supervised,
             "datasets": [path],
         },
         terms=dataclasses.asdict(terms),
@@ -67,7 +74,9 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> None:
     shard_records = given.shard_records if given else DEFAULTS["shard_records"]
     with writer:
         records = ImportedSource(survey.k, temperatures, vocab_size=len(tokenizer))
-        report = capture(rows, records, writer, shard_records, tokenizer.decode)
+        report = capture(
+            rows, records, writer, shard_records, tokenizer.decode, survey.source.lengths
+        )
     click.echo(f"{output}: {size(writer.manifest)}")
     click.echo(
         f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
@@ -92,8 +101,8 @@ def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
 
 def _tell(survey: Survey, path: str, layout: str) -> None:
     click.echo(
-        f"{path}: {layout}, {survey.supervised:,} tokens with up to {survey.k} log-probabilities; "
-        f"the token that came is among them in {survey.own:.1%}"
+        f"{path}: {layout}, {survey.source.supervised:,} tokens with up to {survey.k} "
+        f"log-probabilities; the token that came is among them in {survey.own:.1%}"
     )
     if survey.other_prompt:
         click.secho(

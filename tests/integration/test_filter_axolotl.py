@@ -72,7 +72,7 @@ def found(tmp_path_factory, tiny_llama_dir, source):
     (folder / "config.yml").write_text(yaml.safe_dump(config))
     cfg = load_cfg(str(folder / "config.yml"))
     read = {name: [] for name in DATASETS}
-    with tokenised(cfg, [DictDefault(entry) for entry in entries]) as (rows, tokenizer):
+    with tokenised(cfg, [DictDefault(entry) for entry in entries], folder) as (rows, tokenizer):
         texts = (
             (
                 tokenizer.decode(row["input_ids"]),

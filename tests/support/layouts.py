@@ -34,6 +34,10 @@ class Chat:
         self.ids = [*self.prompt, *written]
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([self.ids])).logits[0]
+        # A teacher that wrote this, mostly: every third token is none of its likeliest.
+        for place, token in enumerate(self.ids[1:]):
+            if place % 3:
+                logits[place, token] = logits[place].max() + 1.0
         self.logprobs = logits.double().log_softmax(-1)
         self.start = len(self.prompt)
 

@@ -61,10 +61,12 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Completion:
-    """The tokens a model wrote, and what it expected at each."""
+    """The tokens a model wrote, and what it expected at each; whether their ids were found by their
+    names."""
 
     ids: list[int] = field(default_factory=list)
     expected: list[Pairs | None] = field(default_factory=list)
+    by_name: bool = False
 
     def after(self, prompt_ids: list[int], **about: Any) -> Example:
         """The prompt, of which nothing is supervised, and the completion."""
