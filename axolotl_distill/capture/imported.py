@@ -12,7 +12,7 @@ from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import IGNORE, Row, SourceSummary, summarise
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.teachers.top import Pairs, top_logprobs
+from axolotl_distill.teachers.top import top_logprobs
 
 # By how much a neighbour must fit better before the rows are taken to be shifted.
 SHIFTED = 0.1
@@ -73,8 +73,6 @@ class ImportedRows(Sequence[Row]):
             tokens.check_known(example.input_ids)
             if self._doubtful is None and (tokens.doubtful or tokens.guessed):
                 self._doubtful = row
-            for pairs in example.expected:
-                _check_distinct(pairs or ())
             return example
         except TemplateError as error:
             refused = f"the config's chat template refuses its messages: {error}"
@@ -176,15 +174,6 @@ class ImportedSource:
             yield (
                 index,
                 records_from_top(top, temperatures=self.temperatures, vocab_size=self.vocab_size),
-            )
-
-
-def _check_distinct(pairs: Pairs) -> None:
-    seen: dict[int, float] = {}
-    for token, logprob in pairs:
-        if seen.setdefault(token, logprob) != logprob:
-            raise ValueError(
-                f"one list has the token id {token} twice, as {seen[token]}, {logprob}"
             )
 
 

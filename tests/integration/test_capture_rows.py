@@ -128,15 +128,10 @@ def test_a_dataset_that_is_none(tmp_path, config, rows, dataset, about):
 
 
 def test_what_is_no_fault(tmp_path, config, tiny_llama_dir):
-    """Tool calls instead of a content, a text in parts, a role that the config explains."""
-    call = {"function": {"name": "f", "arguments": "{}"}, "type": "function"}
-    rows = [
-        {"messages": [GOOD["messages"][0], {"role": "assistant", "tool_calls": [call]}, turn]}
-        for turn in GOOD["messages"]
-    ]
-    write_rows(tmp_path, rows)
+    """A text in parts, and a role that the config explains."""
+    write_rows(tmp_path, [chat(content=[{"type": "text", "text": "At nine."}])])
     done = distill_here("capture", config(tiny_llama_dir))
-    assert "captured 2 rows" in done.stdout
+    assert "captured 1 rows" in done.stdout
     write_rows(tmp_path, [chat(role="oracle")])
     named = config(tiny_llama_dir, roles={"assistant": ["oracle"], "user": ["user"]})
     distill_here("capture", named, "--output", tmp_path / "named")

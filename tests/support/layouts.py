@@ -72,7 +72,7 @@ def by_id(token):
 
 def by_bytes(tokenizer):
     """OpenAI: text, with U+FFFD where a token is a part of a character, and its true bytes."""
-    names = {number: raw for raw, number in TokenIds(tokenizer)._by_bytes.items()}
+    names = {number: raw for raw, (number, *_) in TokenIds(tokenizer)._by_bytes.items()}
 
     def name(token):
         raw = names[token]

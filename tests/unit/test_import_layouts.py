@@ -264,7 +264,7 @@ def test_names_of_tokens(tokenizer):
     tokens = TokenIds(tokenizer)
     text = "naïve façade\n\n\t日本語 🙂 <|im_start|>x<|im_end|>"
     for token in tokenizer(text)["input_ids"]:
-        raw = {number: raw for raw, number in tokens._by_bytes.items()}[token]
+        raw = {number: raw for raw, (number, *_) in tokens._by_bytes.items()}[token]
         assert tokens.find("?", list(raw)) == token
         assert tokens.find(f"token_id:{token}", [1, 2]) == token
     for token in ("<|im_end|>", " the", "\n"):

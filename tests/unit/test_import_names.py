@@ -139,11 +139,12 @@ def test_alternatives_that_may_be_two_tokens(tmp_path):
 
 def test_names_without_a_space_where_there_is_one_token_only(tmp_path):
     tokenizer = sentencepiece(bare=False)
-    row = answer(["▁7", "▁12", END], "7 12", stripped)
-    with pytest.raises(CaptureError, match="but for the spaces"):
-        written(tmp_path, tokenizer, {**row})
-    one = answer(["▁12", END], "12", stripped)
-    assert written(tmp_path, tokenizer, one) == [tokenizer.convert_tokens_to_ids(["▁12", END])]
+    row = answer(["▁it", "▁true", END], "it true", stripped)
+    ids = tokenizer.convert_tokens_to_ids(["▁it", "▁true", END])
+    assert written(tmp_path, tokenizer, row) == [ids]
+    # A file that has both kinds of names is of no kind.
+    with pytest.raises(CaptureError, match=r"row 1 .*lost the space"):
+        written(tmp_path, tokenizer, row, answer(["▁it", "▁so", END], "it so", kept))
 
 
 def test_a_byte_stands_for_what_no_other_token_has(tmp_path):
@@ -158,7 +159,7 @@ def test_a_byte_stands_for_what_no_other_token_has(tmp_path):
 
 def test_byte_level_spaces(tmp_path, tokenizer):
     """SmolLM2: what was written with its spaces, and what a server stripped of them."""
-    pieces = tokenizer("The café 🙂  costs 12\n\n\tyen: 日本語<|im_end|>")["input_ids"]
+    pieces = tokenizer("The café 🙂  costs a 1and\n\n\tyen: 日本語<|im_end|>")["input_ids"]
     names = {number: raw for raw, (number, *_) in TokenIds(tokenizer)._by_bytes.items()}
 
     def row(change):
@@ -167,7 +168,7 @@ def test_byte_level_spaces(tmp_path, tokenizer):
             raw = change(names.get(token) or tokenizer.decode([token]).encode())
             own = {"token": raw.decode(errors="replace"), "bytes": list(raw), "logprob": -0.1}
             entries.append({**own, "top_logprobs": [own]})
-        message = {"content": "The café 🙂  costs 12\n\n\tyen: 日本語"}
+        message = {"content": "The café 🙂  costs a 1and\n\n\tyen: 日本語"}
         choice = {"message": message, "logprobs": {"content": entries}}
         return {"messages": [{"role": "user", "content": "?"}], "choices": [choice]}
 
@@ -175,7 +176,7 @@ def test_byte_level_spaces(tmp_path, tokenizer):
     _, found = imported(write(tmp_path, [row(lambda raw: raw)]), context)
     found.survey()
     assert found[0]["input_ids"][1:] == pieces
-    _, found = imported(write(tmp_path, [row(lambda raw: raw.strip(b" ") or raw)]), context)
+    _, found = imported(write(tmp_path, [row(lambda raw: raw.replace(b" a", b"a"))]), context)
     with pytest.raises(CaptureError, match=r"row 1.*but for the spaces"):
         found.survey()
 

@@ -53,7 +53,7 @@ class TokenIds:
         """
         if is_id(token):
             return int(token.removeprefix(PREFIX))
-        named = self.tokenizer.get_added_vocab().get(token)
+        named = self._added.get(token)
         if named is not None:
             return named
         text = bytes(raw) if raw else token.encode()
@@ -141,15 +141,18 @@ class TokenIds:
         return frozenset(self.tokenizer.get_vocab().values())
 
     @cached_property
+    def _added(self) -> dict[str, int]:
+        return self.tokenizer.get_added_vocab()
+
+    @cached_property
     def _by_bytes(self) -> dict[bytes, list[int]]:
         """Every token's bytes, and the ids that it may be: more than one only where the tokenizer
         itself has no preference. Added tokens are cut out of a text before any other, and a byte
         token stands for what no other token has."""
         read = _from_byte_level if self._is_byte_level else _from_sentencepiece
-        added = self.tokenizer.get_added_vocab()
         found: dict[bytes, list[tuple[int, int]]] = {}
         for token, number in self.tokenizer.get_vocab().items():
-            if token in added:
+            if token in self._added:
                 found.setdefault(token.encode(), []).append((0, number))
             else:
                 is_byte = not self._is_byte_level and bool(BYTE_TOKEN.fullmatch(token))
