@@ -147,7 +147,7 @@ class ImportedRows(Sequence[Row]):
             return 1
         try:
             return self.layout.count(self.rows[index])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, row: int, error: Exception | str) -> CaptureError:

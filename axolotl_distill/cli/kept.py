@@ -8,6 +8,7 @@ from axolotl_distill.capture.journal import journalled_rows
 from axolotl_distill.cli.stop import BEFORE, Stoppable
 from axolotl_distill.errors import CaptureError, DistillError, StoreMissingError
 from axolotl_distill.store import Manifest
+from axolotl_distill.store.writer import refuse_strangers
 
 GO_ON = "The same command goes on."
 
@@ -31,10 +32,12 @@ def kept(output: str) -> str:
 def keeps_what_is_written(output: str, stop: Stoppable) -> Iterator[None]:
     """Ctrl-C, SIGTERM and a disk that takes no more leave word of what is in `output`.
 
-    Raises CaptureError where a file cannot be written.
+    Raises StoreError for a folder of something else, and CaptureError where a file cannot be
+    written.
     """
     stop.kept = lambda: kept(output)
     try:
+        refuse_strangers(Path(output))
         yield
     except DistillError:
         raise

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM end a command that can go on, and it says what is kept. Imports nothing heavy,
 so that it is there before what takes long."""
 
+import os
 import signal
 import sys
 import threading
@@ -28,7 +29,8 @@ class Stoppable:
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, _terminate)
+            self._owner = os.getpid()
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
     def __exit__(
@@ -40,6 +42,8 @@ class Stoppable:
             click.echo(f"\nstopped. {self.kept()}", err=True)
             sys.exit(128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT))
 
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            # A worker, which inherited the handler: its pool ends it like this.
+            os._exit(128 + number)
+        raise Terminated

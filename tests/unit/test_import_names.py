@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from axolotl_distill.capture.layouts import Context
 from axolotl_distill.capture.layouts.tokens import TokenIds
-from axolotl_distill.errors import CaptureError
+from axolotl_distill.errors import CaptureError, DistillError
 
 WORDS = ["it", "is", "true", "that", "7", "12", "so", "on"]
 END = "<|im_end|>"
@@ -210,3 +210,21 @@ def test_one_token_twice_in_a_list(tmp_path, tokenizer):
     context = Context(TokenIds(tokenizer), prompt=lambda _: [1], chat=lambda _: ([], []))
     with pytest.raises(CaptureError, match=r"row 1 .*token id 1000 twice"):
         imported(write(tmp_path, [row]), context)[1].survey()
+
+
+@pytest.mark.parametrize(
+    "name, content, about",
+    [
+        ("rows.parquet", b"PAR1 no", "cannot be read"),
+        ("rows.jsonl", b'{"choices": [null]}', "no layout has"),
+        ("rows.jsonl", b'{"response": "502 Bad Gateway"}', "no layout has"),
+        ("rows.jsonl", b"[1]\n", "row 1 of all"),
+        ("rows.jsonl", b"\xff\xfe\n", "row 1 of all"),
+        ("rows.jsonl", b"", "holds no rows"),
+    ],
+)
+def test_files_of_something_else(tmp_path, tokenizer, name, content, about):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DistillError, match=about):
+        imported(path, context_of(tokenizer))
