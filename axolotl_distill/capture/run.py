@@ -46,8 +46,12 @@ def capture(
             try:
                 for window in _windows(todo, source.window_rows):
                     line.take({index: rows[index] for index in window}, source)
-            finally:
+            except DistillError:
+                # The source gave up. After Ctrl-C, which may come amid anything, the journal is
+                # what is kept: a row may be half in the open shard.
                 line.commit()
+                raise
+            line.commit()
             journal.remove()
     except DistillError:
         raise

@@ -66,8 +66,9 @@ def find_fault(
                     "`type`."
                 )
     return CaptureError(
-        f"{', '.join(map(_name, entries))} cannot be tokenised: {_said(error)}. Look at "
-        "`distill.capture.datasets`, `sequence_len` and `excess_length_strategy`."
+        f"{', '.join(map(_name, entries))} cannot be tokenised: {_said(error)}. No row "
+        "is to blame. Where another run ends like this, look at `distill.capture.datasets`, "
+        "`sequence_len` and `excess_length_strategy`."
     )
 
 

@@ -18,6 +18,7 @@ from axolotl_distill.capture.journal import RecordJournal
 from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.run import capture
 from axolotl_distill.cli.kept import stored_rows
+from axolotl_distill.cli.stop import Stoppable
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.store import StoreWriter, verify_store
 from axolotl_distill.store.writer import JOURNAL
@@ -84,17 +85,24 @@ def whole(tmp_path_factory):
     return content(path)
 
 
-def killed_after(path, least: int, seconds: float) -> tuple[bool, int]:
+def killed_after(path, least: int, seconds: float, number: int) -> tuple[bool, int]:
     """(whether it ended by itself, rows that the loop had taken) of a capture in a process of its
-    own, which is killed some seconds after it has taken so many rows."""
+    own, which gets a signal some seconds after it has taken so many rows."""
     reader, given = os.pipe()
     child = os.fork()
     if not child:
         try:
             torch.set_num_threads(1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            run(path, SlowUnigram(0.002, given))
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with Stoppable():
+                run(path, SlowUnigram(0.002, given))
             os._exit(0)
+        except SystemExit as stopped:
+            os._exit(stopped.code)
+        except KeyboardInterrupt:
+            # Before it could be heard.
+            os._exit(128 + number)
         except BaseException:
             os._exit(1)
     os.close(given)
@@ -103,11 +111,12 @@ def killed_after(path, least: int, seconds: float) -> tuple[bool, int]:
         while count < least and (some := taken.read(least - count)):
             count += len(some)
         time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, number)
         _, status = os.waitpid(child, 0)
         count += len(taken.read())
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFEXITED(status), count
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, -number, 128 + number)
+    return code == 0, count
 
 
 @pytest.mark.parametrize(
@@ -123,7 +132,9 @@ def test_killed_at_random_moments(tmp_path, whole, rounds):
         path = tmp_path / f"store-{number}"
         there = kills = 0
         for _ in range(200):
-            ended, taken = killed_after(path, rng.randint(0, 120), rng.uniform(0.0, 0.03))
+            number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+            moment = rng.randint(0, 120), rng.uniform(0.0, 0.03)
+            ended, taken = killed_after(path, *moment, number)
             now = stored_rows(str(path))
             assert now >= there + taken
             there = now
