@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 
 from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.errors import StoreError
+from axolotl_distill.store.manifest import TEMPORARY, publish
 from axolotl_distill.store.writer import JOURNAL
 
 SYNC_SECONDS = 10.0
@@ -81,11 +82,11 @@ class RecordJournal:
 
     def keep_only(self, waiting: Mapping[int, RecordBatch]) -> None:
         """Forget every row but these: a shard holds the others now."""
-        temporary = self.path.with_name(self.path.name + ".tmp")
+        temporary = self.path.with_name(self.path.name + TEMPORARY)
         file = temporary.open("w+b", buffering=0)
         file.write(b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
         os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        publish(temporary, self.path)
         self._file.close()
         self._file = file
 
@@ -93,6 +94,7 @@ class RecordJournal:
         """A shard holds every row."""
         self._file.close()
         self.path.unlink()
+        self.path.with_name(self.path.name + TEMPORARY).unlink(missing_ok=True)
 
     def _write(self, data: bytes) -> None:
         left = memoryview(data)

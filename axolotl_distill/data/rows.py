@@ -53,7 +53,7 @@ def find_fault(
     for entry in datasets_with_name_generator(entries):
         rows = _load(cfg, entry)
         strategy = _strategy(cfg, entry, tokenizer)
-        for index, row in enumerate(rows):
+        for index, row in enumerate(rows if hasattr(strategy, "tokenize_prompt") else ()):
             try:
                 batched = {name: [value] for name, value in row.items()}
                 strategy.tokenize_prompt(batched if strategy.supports_batched else row)
