@@ -71,7 +71,7 @@ class RecordJournal:
     def append(self, row: int, records: RecordBatch) -> None:
         """Returns when the records would survive a kill of this process."""
         empty = not self._file.seek(0, os.SEEK_END)
-        self._write((self.uid if empty else b"") + _frame(row, records))
+        _write(self._file, (self.uid if empty else b"") + _frame(row, records))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
@@ -82,9 +82,12 @@ class RecordJournal:
 
     def keep_only(self, waiting: Mapping[int, RecordBatch]) -> None:
         """Forget every row but these: a shard holds the others now."""
+        if not waiting:
+            self._file.truncate(0)
+            return
         temporary = self.path.with_name(self.path.name + TEMPORARY)
         file = temporary.open("w+b", buffering=0)
-        file.write(b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
+        _write(file, b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
         os.fsync(file.fileno())
         publish(temporary, self.path)
         self._file.close()
@@ -95,11 +98,6 @@ class RecordJournal:
         self._file.close()
         self.path.unlink()
         self.path.with_name(self.path.name + TEMPORARY).unlink(missing_ok=True)
-
-    def _write(self, data: bytes) -> None:
-        left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
 
     def __enter__(self) -> Self:
         return self
@@ -122,6 +120,12 @@ def journalled_rows(store: Path, first: int) -> int:
             return len({row for row, _ in _frames(file) if row >= first})
     except FileNotFoundError:
         return 0
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _frame(row: int, records: RecordBatch) -> bytes:

@@ -198,3 +198,18 @@ def test_rows_of_another_config_are_not_dropped(tmp_path):
     with pytest.raises(StoreError, match="another `method`"):
         StoreWriter.create_or_resume(path, manifest("nucleus"))
     assert StoreWriter.create_or_resume(path, manifest("topk")).manifest.uid == writer.manifest.uid
+
+
+def test_nothing_captured_is_nothing_to_keep(tmp_path):
+    """A source that gave up at once leaves the folder free for another config."""
+    path = tmp_path / "store"
+
+    class Refuses(SlowUnigram):
+        def logits(self, some, positions):
+            raise CaptureError("no")
+            yield
+
+    with pytest.raises(CaptureError, match="no"):
+        run(path, Refuses())
+    assert stored_rows(str(path)) == 0 and not (path / JOURNAL).exists()
+    StoreWriter.create_or_resume(path, manifest("nucleus")).abandon()
