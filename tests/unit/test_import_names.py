@@ -129,6 +129,17 @@ def test_one_word_that_may_be_two_tokens(tmp_path):
         written(tmp_path, sentencepiece(), row)
 
 
+def test_a_run_of_spaces_is_no_sign_that_spaces_are_kept(tmp_path):
+    """`▁▁` decoded alone is one space less, and still a space."""
+    tokenizer = sentencepiece()
+    assert "▁▁▁" not in tokenizer.get_vocab()
+    run = {"token": "  ", "bytes": [32, 32]}
+    row = answer(["▁7", END], "7", stripped)
+    row["choices"][0]["logprobs"]["content"][0]["top_logprobs"].append({**run, "logprob": -5.0})
+    with pytest.raises(CaptureError, match="left the spaces out"):
+        written(tmp_path, tokenizer, row)
+
+
 def test_alternatives_that_may_be_two_tokens(tmp_path):
     """Words that only have one token are no question; an alternative that has two is."""
     tokenizer = sentencepiece([*WORDS, "yes"])

@@ -57,13 +57,15 @@ class TokenIds:
         if named is not None:
             return named
         text = bytes(raw) if raw else token.encode()
-        if MARK in token:
-            text = token.replace(MARK, " ").encode()
-        if not self._is_byte_level and BYTE_TOKEN.fullmatch(token):
-            return self.tokenizer.convert_tokens_to_ids(token)
+        if not self._is_byte_level:
+            if BYTE_TOKEN.fullmatch(token):
+                return self.tokenizer.convert_tokens_to_ids(token)
+            if MARK in token:
+                text = token.replace(MARK, " ").encode()
         ids = self._by_bytes.get(text, [])
         if not self._is_byte_level:
-            if len(text) > 1 and text.startswith(b" "):
+            # Of a run of spaces a server may have left out one.
+            if text.strip() and text.startswith(b" "):
                 self.begins_with_space = True
             elif spaced := self._by_bytes.get(b" " + text):
                 if ids:
