@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 from axolotl.cli.config import load_cfg
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.data.sft import prepare_datasets
@@ -94,15 +95,29 @@ def tokenised(
         source.shuffle_merged_datasets = False
         source.shuffle_before_merging_datasets = False
         source.curriculum_sampling = True
-        source.dataset_prepared_path = str(scratch)
         source.push_dataset_to_hub = None
         source.num_epochs = source.num_epochs or 1
         tokenizer = load_tokenizer(source)
         check_rows(source, entries, tokenizer)
         try:
-            dataset, _, _, _ = prepare_datasets(source, tokenizer)
+            dataset = _prepared(source, tokenizer, scratch)
         except (DistillError, OSError):
             raise
         except Exception as error:
             raise find_fault(source, entries, tokenizer, error) from error
         yield dataset.select_columns(["input_ids", "labels"]), tokenizer
+
+
+def _prepared(source: DictDefault, tokenizer: Any, scratch: Path) -> Dataset:
+    """`datasets` gives its last worker 0.05 s to end, which a busy machine may not have: again,
+    once, into another folder. What was tokenised is in its cache."""
+
+    def into(folder: Path) -> Dataset:
+        folder.mkdir()
+        source.dataset_prepared_path = str(folder)
+        return prepare_datasets(source, tokenizer)[0]
+
+    try:
+        return into(scratch / "first")
+    except multiprocess.TimeoutError:
+        return into(scratch / "second")
