@@ -119,7 +119,11 @@ class CaptureArgs(Block):
         [1.0, 2.0, 4.0],
         description="Temperatures at which the tail's mass is stored; T=1 is always among them.",
     )
-    batch_tokens: int = Field(8192, ge=1, description="Tokens in one forward pass of the teacher.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens in one forward pass of the teacher. Default: 8192, on a CPU 2048.",
+    )
     shard_records: int = Field(262_144, ge=1, description="Records after which a shard is closed.")
 
     @field_validator("teacher", mode="before")

@@ -1,5 +1,6 @@
 """Rows whose log-probabilities are there already, for the capture loop."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,32 +9,38 @@ from jinja2 import TemplateError
 
 from axolotl_distill.capture.layouts import Context, Example, Layout
 from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.run import source_fingerprint
-from axolotl_distill.capture.source import IGNORE, Row
+from axolotl_distill.capture.source import IGNORE, Row, SourceSummary, summarise
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.teachers.top import top_logprobs
 
 # By how much a neighbour must fit better before the rows are taken to be shifted.
 SHIFTED = 0.1
+# A text that the teacher wrote holds a token of each list as often as the list holds probability;
+# one that it only read less often. Below this share of that it is another text. The noise of a
+# share of n tokens is at most half of 1/sqrt(n), and three times that is given.
+LEAST_OF_MASS = 0.5
+NOISE = 1.5
 
 
 @dataclass
 class Survey:
     """What one pass over all rows found.
 
-    k             most entries of a token            supervised  tokens with log-probabilities
+    source        tokens with log-probabilities are the supervised ones
+    k             most entries of a token
     own           share of them whose list holds the token that came; `before` and `after`: the
                   token before and the one after it
+    mass          sum over all lists of the probability that they hold
     other_prompt  rows whose teacher saw a prompt of another length
     """
 
-    fingerprint: str = ""
+    source: SourceSummary | None = None
     k: int = 0
-    supervised: int = 0
     own: float = 0.0
     before: float = 0.0
     after: float = 0.0
+    mass: float = 0.0
     other_prompt: int = 0
 
 
@@ -46,6 +53,7 @@ class ImportedRows(Sequence[Row]):
     ):
         self.rows, self.layout, self.context = rows, layout, context
         self.path, self.longest = path, longest
+        self._doubtful: int | None = None
         self._places = [
             (index, number) for index in range(len(rows)) for number in range(self._count(index))
         ]
@@ -59,9 +67,12 @@ class ImportedRows(Sequence[Row]):
     def example(self, index: int) -> Example:
         """Raises CaptureError, naming the row."""
         row, number = self._places[index]
+        tokens = self.context.tokens
         try:
             example = self.layout.read(self.rows[row], number, self.context)
-            self.context.tokens.check_known(example.input_ids)
+            tokens.check_known(example.input_ids)
+            if self._doubtful is None and (tokens.doubtful or tokens.guessed):
+                self._doubtful = row
             return example
         except TemplateError as error:
             refused = f"the config's chat template refuses its messages: {error}"
@@ -70,12 +81,19 @@ class ImportedRows(Sequence[Row]):
             raise self._unreadable(row, error) from error
 
     def survey(self) -> Survey:
-        """Reads every row once. Raises CaptureError for one that cannot be read, and when the
-        log-probabilities fit a neighbouring token better than their own."""
+        """Reads every row once. Raises CaptureError for one that cannot be read, for names of
+        tokens that may be two, and when the log-probabilities fit a neighbouring token better than
+        their own, or not even that as often as they say themselves."""
         found = Survey()
         counts = np.zeros(3)
-        found.fingerprint, found.supervised = source_fingerprint(self._surveyed(found, counts))
-        found.before, found.own, found.after = (counts / max(1, found.supervised)).tolist()
+        found.source = summarise(self._surveyed(found, counts), len(self))
+        if self._doubtful is not None:
+            try:
+                self.context.tokens.check_names()
+            except ValueError as error:
+                raise self._unreadable(self._doubtful, error) from error
+        shares = counts / max(1, found.source.supervised)
+        found.before, found.own, found.after = shares.tolist()
         for where, share in (("before", found.before), ("after", found.after)):
             if share > found.own + SHIFTED:
                 raise CaptureError(
@@ -84,6 +102,15 @@ class ImportedRows(Sequence[Row]):
                     "one. Look at how they were collected; every list belongs at the place of the "
                     "token that it is about."
                 )
+        mass = found.mass / max(1, found.source.supervised)
+        noise = NOISE / math.sqrt(max(1, found.source.supervised))
+        if found.own + noise < LEAST_OF_MASS * mass:
+            raise CaptureError(
+                f"{self.path}: the lists hold {mass:.0%} of the probability on average, and the "
+                f"token that came in {found.own:.1%} of places, where about as many are to be "
+                "expected. They are about another text, or another tokenizer's ids. Look at how "
+                "they were collected."
+            )
         return found
 
     def _surveyed(self, found: Survey, counts: np.ndarray) -> Iterator[Row]:
@@ -93,6 +120,12 @@ class ImportedRows(Sequence[Row]):
             if any(label != IGNORE for label in row["labels"]):
                 found.k = max(found.k, *(len(pairs) for pairs in row["expected"]))
                 counts += _hits(example)
+                found.mass += sum(
+                    math.exp(min(0.0, logprob))
+                    for pairs in row["expected"]
+                    for _, logprob in pairs
+                    if logprob is not None and not math.isnan(logprob)
+                )
                 starts = next(t for t, pairs in enumerate(example.expected) if pairs)
                 seen = example.prompt_tokens
                 found.other_prompt += seen is not None and seen != starts
@@ -114,7 +147,7 @@ class ImportedRows(Sequence[Row]):
             return 1
         try:
             return self.layout.count(self.rows[index])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise self._unreadable(index, error) from error
 
     def _unreadable(self, row: int, error: Exception | str) -> CaptureError:

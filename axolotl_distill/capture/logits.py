@@ -21,23 +21,25 @@ class LogitsTeacher(Protocol):
 
 
 class LogitsSource:
-    """Runs a window of rows through a teacher, batched by length up to `args.batch_tokens`."""
+    """Runs a window of rows through a teacher, batched by length up to `args.batch_tokens`.
+
+    on_cpu   a batch takes a CPU seconds, and one that is larger gains it nothing: without
+             `args.batch_tokens` it gets smaller ones, for what is under way is what a kill costs
+    """
 
     window_rows = WINDOW_ROWS
 
-    def __init__(self, teacher: LogitsTeacher, args: CaptureArgs):
+    def __init__(self, teacher: LogitsTeacher, args: CaptureArgs, on_cpu: bool = False):
         self.teacher = teacher
         self.args = args
+        self.batch_tokens = args.batch_tokens or (2048 if on_cpu else 8192)
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises CaptureError for logits that are not finite."""
-        found = {}
-        for batch in length_batches(rows, list(rows), self.args.batch_tokens):
-            found |= self._batch({index: rows[index] for index in batch})
-        for index in rows:
-            yield index, found[index]
+        for batch in length_batches(rows, list(rows), self.batch_tokens):
+            yield from self._batch({index: rows[index] for index in batch})
 
-    def _batch(self, rows: dict[int, Row]) -> dict[int, RecordBatch]:
+    def _batch(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
         pieces: dict[int, list[RecordBatch]] = {index: [] for index in rows}
         indices = list(rows)
         for place, part, logits_RV in self.teacher.logits(
@@ -52,7 +54,8 @@ class LogitsSource:
                 )
             seed = _seed(self.args.seed, index, part.start)
             pieces[index].append(make_records(logits_RV, self.args, seed))
-        return {index: join_records(parts) for index, parts in pieces.items()}
+        for index, parts in pieces.items():
+            yield index, join_records(parts)
 
 
 def length_batches(

@@ -1,45 +1,18 @@
-"""The capture loop: rows in, records out, in the order of the source."""
+"""The capture loop: rows in, records out; shards hold the order of the source."""
 
 import hashlib
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from tqdm import tqdm
+from safetensors import SafetensorError
 
+from axolotl_distill.capture.journal import RecordJournal
+from axolotl_distill.capture.progress import CaptureReport, Progress
 from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import Row, Source, supervised_positions
-from axolotl_distill.errors import DistillError
+from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.store import StoreWriter
-
-Found = Iterator[tuple[int, RecordBatch]]
-
-
-@dataclass(frozen=True)
-class CaptureReport:
-    """rows and records stored by this call; rows without a supervised token; tokens a second of
-    teacher input; seconds."""
-
-    rows: int
-    records: int
-    skipped: int
-    tokens: int
-    seconds: float
-
-
-def source_fingerprint(rows: Iterable[Row]) -> tuple[str, int]:
-    """(sha256 over every row's token ids and labels, number of supervised tokens)."""
-    digest = hashlib.sha256()
-    supervised = 0
-    for row in rows:
-        for column in ("input_ids", "labels"):
-            values = np.asarray(row[column], dtype=np.int64)
-            digest.update(np.int64(values.size).tobytes() + values.tobytes())
-        supervised += supervised_positions(row).size
-    return digest.hexdigest(), supervised
 
 
 def capture(
@@ -48,67 +21,113 @@ def capture(
     writer: StoreWriter,
     shard_records: int,
     decode: Callable[[Sequence[int]], str],
+    lengths: np.ndarray | None = None,
 ) -> CaptureReport:
     """Store the teacher's distribution of every supervised token of `rows`.
 
     rows     tokenised: input_ids and labels (-100 = not supervised), indexable, any length;
              read in order from `writer.next_source_row`, so a second call goes on
     decode   token ids to text, for the store's readable column
+    lengths  int [rows], the tokens of each; without it the progress has no end
 
-    Rows are read `source.window_rows` at a time and written in order; a shard is committed every
-    `shard_records` records, and when the source or the user gives up. Memory is bounded by two
-    windows and an open shard.
+    Rows are read `source.window_rows` at a time. Their records go to the journal in the order in
+    which they come, and from there to shards of `shard_records` in the order of the rows: a kill
+    costs what the teacher was at. Memory is bounded by two windows and an open shard.
+
+    Raises what the source does, and CaptureError when the disk does not take what is written.
     """
-    start = time.monotonic()
-    done = records = skipped = tokens = 0
     todo = range(writer.next_source_row, len(rows))
-    with tqdm(
-        total=len(rows),
-        initial=todo.start,
-        unit="row",
-        desc="capture",
-        mininterval=1.0 if sys.stderr.isatty() else 10.0,
-    ) as progress:
-        for window in _windows(todo, source.window_rows):
-            loaded = {index: rows[index] for index in window}
-            wanted = {i: row for i, row in loaded.items() if supervised_positions(row).size}
-            found = _kept_when_cut_off(source.records(wanted), writer)
-            for index, row in loaded.items():
-                tokens += len(row["input_ids"])
-                progress.update()
-                if index not in wanted:
-                    writer.skip(index)
-                    skipped += 1
-                    continue
-                came, record = next(found)
-                assert came == index, "a source must keep the order of its rows"
-                writer.append(
-                    source_row=index,
-                    row_id=f"{index}-{_row_digest(row)}",
-                    input_ids=row["input_ids"],
-                    labels=row["labels"],
-                    text=decode(row["input_ids"]),
-                    entries=record.entries,
-                    lengths=record.lengths,
-                    tail=record.tail,
-                    entropy=record.entropy,
-                )
-                done += 1
-                records += len(record.lengths)
-                if writer.open_records >= shard_records:
-                    writer.commit()
-            rate = tokens / (time.monotonic() - start)
-            progress.set_postfix_str(f"{rate:,.0f} tokens/s, {records:,} records", refresh=False)
-    return CaptureReport(done, records, skipped, tokens, time.monotonic() - start)
-
-
-def _kept_when_cut_off(found: Found, writer: StoreWriter) -> Found:
-    """Passes on what is found; commits the rows so far when the source gives up, or the user."""
     try:
-        yield from found
-    except (DistillError, KeyboardInterrupt):
-        writer.commit()
+        with (
+            RecordJournal(writer.path, writer.manifest.uid) as journal,
+            Progress(len(rows), todo.start, lengths) as progress,
+        ):
+            line = _Line(writer, journal, shard_records, decode, progress)
+            try:
+                for window in _windows(todo, source.window_rows):
+                    line.take({index: rows[index] for index in window}, source)
+            except DistillError:
+                # The source gave up. After Ctrl-C, which may come amid anything, the journal is
+                # what is kept: a row may be half in the open shard.
+                line.commit()
+                raise
+            line.commit()
+            journal.remove()
+    except DistillError:
         raise
+    except (OSError, SafetensorError) as error:
+        raise CaptureError(
+            f"{writer.path} cannot be written: {error}. Make room there or mend it, and run the "
+            "same command again: it goes on, and what was stored is kept."
+        ) from error
+    return progress.report
+
+
+class _Line:
+    """Rows on their way into shards: they come from the source in any order and leave in theirs."""
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        journal: RecordJournal,
+        shard_records: int,
+        decode: Callable[[Sequence[int]], str],
+        progress: Progress,
+    ):
+        self.writer, self.journal, self.progress = writer, journal, progress
+        self.shard_records, self.decode = shard_records, decode
+        self.ready = journal.read(writer.next_source_row)
+
+    def take(self, rows: dict[int, Row], source: Source) -> None:
+        """Everything of one window: what the journal has is not asked for again."""
+        wanted = {}
+        for index, row in rows.items():
+            if not supervised_positions(row).size:
+                self.progress.skip(row)
+            elif index in self.ready:
+                self.progress.find(row)
+            else:
+                wanted[index] = row
+        waiting = list(rows)[::-1]
+        self._move(rows, waiting)
+        for index, records in source.records(wanted) if wanted else ():
+            self.journal.append(index, records)
+            self.ready[index] = records
+            self.progress.add(rows[index], len(records.lengths))
+            self._move(rows, waiting)
+        assert not waiting, "a source must give the records of every row"
+
+    def commit(self) -> None:
+        self.writer.commit()
+        self.journal.keep_only(self.ready)
+
+    def _move(self, rows: dict[int, Row], waiting: list[int]) -> None:
+        """Into the open shard, as far as rows come one after another."""
+        while waiting:
+            index = waiting[-1]
+            row = rows[index]
+            if index in self.ready:
+                self._append(index, row, self.ready.pop(index))
+            elif not supervised_positions(row).size:
+                self.writer.skip(index)
+            else:
+                return
+            waiting.pop()
+
+    def _append(self, index: int, row: Row, records: RecordBatch) -> None:
+        self.writer.append(
+            source_row=index,
+            row_id=f"{index}-{_row_digest(row)}",
+            input_ids=row["input_ids"],
+            labels=row["labels"],
+            text=self.decode(row["input_ids"]),
+            entries=records.entries,
+            lengths=records.lengths,
+            tail=records.tail,
+            entropy=records.entropy,
+        )
+        if self.writer.open_records >= self.shard_records:
+            self.commit()
 
 
 def _windows(indices: Iterable[int], size: int) -> Iterator[list[int]]:

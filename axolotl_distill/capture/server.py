@@ -9,11 +9,15 @@ from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
 from axolotl_distill.capture.top import records_from_top
+from axolotl_distill.errors import DistillError
 from axolotl_distill.teachers.server import ServerTeacher
+
+GRACE = 10.0
+Task = asyncio.Task[RecordBatch]
 
 
 class ServerSource:
-    """Asks a server for a window of rows at once; they come in any order and leave in theirs.
+    """Asks a server for a window of rows at once; they come in any order.
 
     A context manager: it holds an event loop and the connections in it.
     """
@@ -37,18 +41,33 @@ class ServerSource:
         self._runner.run(self._teacher.check(tokenizer, longest))
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
-        """See Source. Raises what ServerTeacher.top_logprobs does, for the first row it is for."""
+        """See Source. Raises what ServerTeacher.top_logprobs does, with the row it is for; what is
+        under way then has GRACE seconds to arrive."""
         loop = self._runner.get_loop()
-        tasks = {index: loop.create_task(self._row(row)) for index, row in rows.items()}
+        tasks = {loop.create_task(self._row(index, row)): index for index, row in rows.items()}
+        pending, fault = set(tasks), None
         try:
-            for index, task in tasks.items():
-                yield index, self._runner.run(_result(task))
+            while pending and fault is None:
+                done, pending = self._runner.run(_wait(pending, asyncio.FIRST_COMPLETED, None))
+                fault = next((task.exception() for task in done if task.exception()), None)
+                if fault is not None and pending:
+                    late, _ = self._runner.run(_wait(pending, asyncio.ALL_COMPLETED, GRACE))
+                    done |= late
+                for task in done:
+                    if task.exception() is None:
+                        yield tasks[task], task.result()
         finally:
-            for task in tasks.values():
+            for task in tasks:
                 task.cancel()
+        if fault is not None:
+            raise fault
 
-    async def _row(self, row: Row) -> RecordBatch:
-        top = await self._teacher.top_logprobs(row["input_ids"], supervised_positions(row).tolist())
+    async def _row(self, index: int, row: Row) -> RecordBatch:
+        ids = row["input_ids"]
+        try:
+            top = await self._teacher.top_logprobs(ids, supervised_positions(row).tolist())
+        except DistillError as error:
+            raise type(error)(f"Row {index} of the source ({len(ids)} tokens): {error}") from error
         return records_from_top(
             top,
             temperatures=self.args.temperatures,
@@ -64,5 +83,5 @@ class ServerSource:
         self._runner.close()
 
 
-async def _result(task: asyncio.Task[RecordBatch]) -> RecordBatch:
-    return await task
+async def _wait(tasks: set[Task], when: str, seconds: float | None) -> tuple[set[Task], set[Task]]:
+    return await asyncio.wait(tasks, return_when=when, timeout=seconds)

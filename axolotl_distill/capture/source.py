@@ -1,9 +1,12 @@
 """What the capture loop asks for, whoever the teacher is."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
 from axolotl_distill.capture.records import RecordBatch
 
@@ -21,9 +24,9 @@ class Source(Protocol):
     window_rows: int
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
-        """The records of rows that have a supervised token, in the order of `rows`.
+        """The records of rows that have a supervised token, each as soon as it is there.
 
-        A row that was yielded is stored, whatever happens to the ones after it.
+        A row that was yielded is kept, whatever happens to the ones after it.
         """
         ...
 
@@ -31,3 +34,28 @@ class Source(Protocol):
 def supervised_positions(row: Row) -> np.ndarray:
     """int64 [R], ascending: the positions t whose next token, t + 1, is supervised."""
     return np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)
+
+
+@dataclass(frozen=True)
+class SourceSummary:
+    """fingerprint: sha256 over every row's token ids and labels; supervised: how many tokens are;
+    lengths: int64 [rows], the tokens of each."""
+
+    fingerprint: str
+    supervised: int
+    lengths: np.ndarray
+
+
+def summarise(rows: Iterable[Row], total: int) -> SourceSummary:
+    """Reads every one of `total` rows once; shows that it does where that takes long."""
+    digest = hashlib.sha256()
+    supervised, lengths = 0, np.zeros(total, np.int64)
+    for index, row in enumerate(
+        tqdm(rows, total=total, unit=" rows", desc="reading", delay=3.0, mininterval=3.0)
+    ):
+        for column in ("input_ids", "labels"):
+            values = np.asarray(row[column], dtype=np.int64)
+            digest.update(np.int64(values.size).tobytes() + values.tobytes())
+        supervised += supervised_positions(row).size
+        lengths[index] = len(row["input_ids"])
+    return SourceSummary(digest.hexdigest(), supervised, lengths)

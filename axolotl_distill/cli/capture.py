@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from axolotl_distill.args import CaptureArgs, CaptureTeacherArgs, capture_args
 from axolotl_distill.capture import capture
-from axolotl_distill.capture.run import source_fingerprint
-from axolotl_distill.capture.source import Source
+from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.cli.frame import say
+from axolotl_distill.cli.kept import keeps_what_is_written, stored_rows
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
@@ -28,18 +29,25 @@ def run(
     terms = check_terms(args.teacher.model_name, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
-    with tokenised(cfg, entries) as (rows, tokenizer):
+    with (
+        keeps_what_is_written(args.output),
+        tokenised(cfg, entries, Path(args.output)) as (rows, tokenizer),
+    ):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        fingerprint, supervised = source_fingerprint(rows)
-        if supervised == 0:
+        read = summarise(rows, len(rows))
+        if read.supervised == 0:
             raise CaptureError(
                 f"No token of {[entry.path for entry in entries]} is supervised, so there is "
                 "nothing to capture. Check the chat template, `roles_to_train` and "
                 "`train_on_inputs`, and that rows are not longer than `sequence_len`."
             )
-        about = {"fingerprint": fingerprint, "num_rows": len(rows), "supervised": supervised}
-        about["datasets"] = [str(entry.path) for entry in entries]
+        about = {
+            "fingerprint": read.fingerprint,
+            "num_rows": len(rows),
+            "supervised": read.supervised,
+            "datasets": [str(entry.path) for entry in entries],
+        }
         from_server = args.teacher.type == "server"
         manifest = new_manifest(
             vocab_size=len(tokenizer),
@@ -57,11 +65,13 @@ def run(
             writer.abandon()
             say(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
             return numbers(args.output, writer.manifest)
-        if writer.next_source_row:
-            say(f"going on at row {writer.next_source_row} of {len(rows)}")
+        if there := stored_rows(args.output):
+            say(f"going on: {there} of {len(rows)} rows are there")
         with writer, _source(args, rows, tokenizer) as source:
-            report = capture(rows, source, writer, args.shard_records, tokenizer.decode)
-    say(f"{args.output}: {size(writer.manifest)}")
+            report = capture(
+                rows, source, writer, args.shard_records, tokenizer.decode, read.lengths
+            )
+        say(f"{args.output}: {size(writer.manifest)}")
     say(
         f"captured {report.rows} rows in {report.seconds:.0f} s "
         f"({report.tokens / max(report.seconds, 1e-9):,.0f} tokens/s); "
@@ -94,7 +104,7 @@ def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
         device=args.teacher.device,
         trust_remote_code=trusted,
     )
-    yield LogitsSource(model, args)
+    yield LogitsSource(model, args, on_cpu=model.device == "cpu")
 
 
 def about_tokenizer(tokenizer: Any) -> dict[str, str]:

@@ -55,7 +55,7 @@ def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Ca
         def wrapped(
             *args: Any, verbose: bool, debug: bool, as_json: bool = False, **options: Any
         ) -> None:
-            with _ends_well(kept, debug), _logs(verbose):
+            with ends_well(kept, debug), _logs(verbose):
                 if not as_json:
                     command(*args, **options)
                     return
@@ -79,7 +79,8 @@ def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Ca
 
 
 @contextmanager
-def _ends_well(kept: str, debug: bool) -> Iterator[None]:
+def ends_well(kept: str, debug: bool = False) -> Iterator[None]:
+    """However the work within ends, the process ends as a command does; `kept` as in `framed`."""
     if hasattr(sys.stdout, "reconfigure"):
         # A terminal that has no "…" shows an escape and does not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -6,7 +6,7 @@ from typing import Any
 from axolotl.loaders import load_tokenizer
 from axolotl.prompt_strategies.chat_template import load as load_chat_template
 
-from axolotl_distill.args import CaptureArgs
+from axolotl_distill.args import CaptureArgs, DistillArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
 from axolotl_distill.capture.layouts import Context, find_layout
@@ -14,6 +14,7 @@ from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.capture.layouts.tokens import TokenIds
 from axolotl_distill.cli.capture import about_tokenizer, numbers, size
 from axolotl_distill.cli.frame import say, warn
+from axolotl_distill.cli.kept import keeps_what_is_written
 from axolotl_distill.data.source import load_config
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import StoreWriter, new_manifest
@@ -29,6 +30,13 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str,
     Returns what --json prints: the store's numbers, and what this run did.
     """
     cfg, distill = load_config(config)
+    with keeps_what_is_written(output):
+        return _import(cfg, distill, path, layout, output)
+
+
+def _import(
+    cfg: Any, distill: DistillArgs, path: str, layout: str | None, output: str
+) -> dict[str, Any]:
     given = distill.capture
     temperatures = given.temperatures if given else DEFAULTS["temperatures"]
     source = open_rows(path)
@@ -40,7 +48,7 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str,
     terms = check_terms(teacher, given.teacher.terms if given else None)
     say(terms.summary())
     survey = rows.survey()
-    if not survey.supervised:
+    if not survey.source.supervised:
         raise CaptureError(
             f"{path} ({name}) has no token with log-probabilities in rows of at most "
             f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
@@ -55,9 +63,9 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str,
         tokenizer=about_tokenizer(tokenizer),
         teacher={"name": teacher, "imported": name},
         source={
-            "fingerprint": survey.fingerprint,
+            "fingerprint": survey.source.fingerprint,
             "num_rows": len(rows),
-            "supervised": survey.supervised,
+            "supervised": survey.source.supervised,
             "datasets": [path],
         },
         terms=dataclasses.asdict(terms),
@@ -70,7 +78,9 @@ def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str,
     shard_records = given.shard_records if given else DEFAULTS["shard_records"]
     with writer:
         records = ImportedSource(survey.k, temperatures, vocab_size=len(tokenizer))
-        report = capture(rows, records, writer, shard_records, tokenizer.decode)
+        report = capture(
+            rows, records, writer, shard_records, tokenizer.decode, survey.source.lengths
+        )
     say(f"{output}: {size(writer.manifest)}")
     say(
         f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
@@ -96,8 +106,8 @@ def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
 
 def _tell(survey: Survey, path: str, layout: str) -> None:
     say(
-        f"{path}: {layout}, {survey.supervised:,} tokens with up to {survey.k} log-probabilities; "
-        f"the token that came is among them in {survey.own:.1%}"
+        f"{path}: {layout}, {survey.source.supervised:,} tokens with up to {survey.k} "
+        f"log-probabilities; the token that came is among them in {survey.own:.1%}"
     )
     if survey.other_prompt:
         warn(

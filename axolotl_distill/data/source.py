@@ -1,11 +1,11 @@
 """The text to capture, tokenised by Axolotl exactly as it would be for training."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import multiprocess
 from axolotl.cli.config import load_cfg
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.data.sft import prepare_datasets
@@ -14,6 +14,8 @@ from datasets import Dataset
 from pydantic import ValidationError
 
 from axolotl_distill.args import CaptureArgs, DistillArgs, parse_distill
+from axolotl_distill.data.rows import check_rows, find_fault
+from axolotl_distill.data.scratch import scratch_folder
 from axolotl_distill.data.types import (
     STORE_TYPE,
     follow_content,
@@ -21,7 +23,8 @@ from axolotl_distill.data.types import (
     resolve_types,
     weighs_thinking,
 )
-from axolotl_distill.errors import ConfigError
+from axolotl_distill.errors import ConfigError, DistillError
+from axolotl_distill.store.writer import TOKENISED
 
 
 def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
@@ -69,14 +72,18 @@ def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:
 
 
 @contextmanager
-def tokenised(cfg: DictDefault, entries: list[DictDefault]) -> Iterator[tuple[Dataset, Any]]:
-    """(rows with input_ids and labels, tokenizer), for as long as the context lasts.
+def tokenised(
+    cfg: DictDefault, entries: list[DictDefault], folder: Path
+) -> Iterator[tuple[Dataset, Any]]:
+    """(rows with input_ids and labels, tokenizer), for as long as the context lasts; they lie in a
+    scratch folder below `folder`.
 
     Chat template, label masks and what happens to overlong rows are the config's. Rows are
-    neither shuffled nor packed nor split, and come from a cache of their own, so that an edited
-    file is read again.
+    neither shuffled nor packed nor split, and an edited file is read again.
+
+    Raises CaptureError for a dataset or a row that cannot be read, and names it.
     """
-    with tempfile.TemporaryDirectory(prefix="axolotl-distill-") as prepared:
+    with scratch_folder(folder, TOKENISED) as scratch:
         source = DictDefault(cfg.to_dict())
         follow_content(entries)
         source.datasets = entries
@@ -88,9 +95,29 @@ def tokenised(cfg: DictDefault, entries: list[DictDefault]) -> Iterator[tuple[Da
         source.shuffle_merged_datasets = False
         source.shuffle_before_merging_datasets = False
         source.curriculum_sampling = True
-        source.dataset_prepared_path = prepared
         source.push_dataset_to_hub = None
         source.num_epochs = source.num_epochs or 1
         tokenizer = load_tokenizer(source)
-        dataset, _, _, _ = prepare_datasets(source, tokenizer)
+        check_rows(source, entries, tokenizer)
+        try:
+            dataset = _prepared(source, tokenizer, scratch)
+        except (DistillError, OSError):
+            raise
+        except Exception as error:
+            raise find_fault(source, entries, tokenizer, error) from error
         yield dataset.select_columns(["input_ids", "labels"]), tokenizer
+
+
+def _prepared(source: DictDefault, tokenizer: Any, scratch: Path) -> Dataset:
+    """`datasets` gives its last worker 0.05 s to end, which a busy machine may not have: again,
+    once, into another folder. What was tokenised is in its cache."""
+
+    def into(folder: Path) -> Dataset:
+        folder.mkdir()
+        source.dataset_prepared_path = str(folder)
+        return prepare_datasets(source, tokenizer)[0]
+
+    try:
+        return into(scratch / "first")
+    except multiprocess.TimeoutError:
+        return into(scratch / "second")

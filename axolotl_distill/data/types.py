@@ -6,6 +6,7 @@ public names by the modules of this folder when it is registered.
 """
 
 import hashlib
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,12 @@ def follow_content(datasets: list[Any] | None) -> None:
     Axolotl's prepared-dataset cache: its key covers a dataset's config but not its content, so a
     store captured again, or a JSONL edited, would silently train on the old rows. `revision` is
     part of that key and means nothing for a local path: it carries the store's uid, or the hash
-    of a local file or of a folder of trajectories.
+    of the local files.
 
     The cache of `datasets`: for a folder with a dataset card it is keyed by the folder's name
-    (seen with datasets 4.8), for listed files by their time stamps too. So the files are listed.
+    (seen with datasets 4.8), for files by names and time stamps, which an edit may leave as they
+    were. `name` is part of that key and, where the files are named, means nothing else: it carries
+    the hash too. So the files of a folder are listed.
     """
     for dataset in datasets or []:
         path = Path(str(dataset["path"]))
@@ -119,24 +122,44 @@ def follow_content(datasets: list[Any] | None) -> None:
             dataset["revision"] = store.manifest.uid
             dataset["ds_type"] = "parquet"
             dataset["data_files"] = [str(file.resolve()) for file in store.parquet_files]
-        elif path.is_file() and not dataset.get("revision"):
-            dataset["revision"] = _digest([path])
-        elif path.is_dir() and is_trajectories(dataset) and not dataset.get("data_files"):
-            _list_files(dataset, path)
+        elif path.is_file():
+            _carry_digest(dataset, [path])
+        elif path.is_dir() and _is_saved(path):
+            # Dataset.save_to_disk wrote it, and it is read as it lies, without a cache.
+            dataset["revision"] = _digest(sorted(path.rglob("*.arrow")))
+        elif path.is_dir():
+            if not dataset.get("data_files"):
+                _list_files(dataset, path)
+            _carry_digest(dataset, _local_files(dataset["data_files"]))
+
+
+def _carry_digest(dataset: Any, files: list[Path]) -> None:
+    digest = _digest(files)
+    dataset["revision"] = digest
+    if not isinstance(dataset.get("name"), list):
+        dataset["name"] = f"content-{digest[:32]}"
+
+
+def _is_saved(folder: Path) -> bool:
+    return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def _list_files(dataset: Any, folder: Path) -> None:
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        # Dataset.save_to_disk wrote it, and it is read as it lies, without a cache.
-        dataset["revision"] = _digest(sorted(folder.rglob("*.arrow")))
-        return
     from datasets import load_dataset_builder
 
     builder = load_dataset_builder(str(folder), dataset.get("name"))
     splits = {str(split): list(files) for split, files in builder.config.data_files.items()}
     dataset["ds_type"] = type(builder).__module__.rpartition(".")[2]
     dataset["data_files"] = splits
-    dataset["revision"] = _digest([Path(file) for files in splits.values() for file in files])
+
+
+def _local_files(data_files: Any) -> list[Path]:
+    """The files that `data_files` names: one, several, or several for each split; patterns too."""
+    if isinstance(data_files, dict):
+        return [file for files in data_files.values() for file in _local_files(files)]
+    patterns = [data_files] if isinstance(data_files, str) else data_files
+    found = (sorted(glob(str(pattern), recursive=True)) for pattern in patterns)
+    return [Path(name) for names in found for name in names if Path(name).is_file()]
 
 
 def _digest(files: list[Path]) -> str:

@@ -28,6 +28,11 @@ from axolotl_distill.store.manifest import (
     write_atomically,
 )
 
+# Rows that are in no shard yet (capture/journal.py), and folders of tokenised text: what a capture
+# keeps beside the store while it runs.
+JOURNAL = "open-rows.journal"
+TOKENISED = ".tokenised-"
+
 ROW_SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -64,7 +69,7 @@ class StoreWriter:
         or when a field of the header differs from what was captured so far.
         """
         path = Path(path)
-        _refuse_strangers(path)
+        refuse_strangers(path)
         for folder in (path, path / "data", path / "teacher"):
             folder.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent)
@@ -238,13 +243,14 @@ class StoreWriter:
             self.abandon()
 
 
-def _refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path) -> None:
     """Raise StoreError for a folder that holds something, unless it is a store, or what a writer
     killed before its first manifest leaves: two empty folders."""
     if not path.exists() or (path / FILE).exists():
         return
     ours = {".lock", FILE + TEMPORARY, "data", "teacher"}
-    strangers = {entry.name for entry in path.iterdir()} - ours
+    names = {entry.name for entry in path.iterdir()} - ours
+    strangers = {name for name in names if not name.startswith(TOKENISED)}
     for folder in ("data", "teacher"):
         if (path / folder).is_dir():
             strangers |= {f"{folder}/{entry.name}" for entry in (path / folder).iterdir()}
@@ -257,7 +263,7 @@ def _refuse_strangers(path: Path) -> None:
 
 def _resume(path: Path, manifest: Manifest) -> Manifest:
     found = Manifest.load(path)
-    if not found.shards and not found.complete:
+    if not found.shards and not found.complete and not _has_open_rows(path):
         # Begun and given up, perhaps for a wrong key that has been mended since.
         manifest.save(path)
         return manifest
@@ -268,6 +274,11 @@ def _resume(path: Path, manifest: Manifest) -> Manifest:
             "delete the folder to capture anew."
         )
     return found
+
+
+def _has_open_rows(path: Path) -> bool:
+    journal = path / JOURNAL
+    return journal.exists() and journal.stat().st_size > 0
 
 
 def _remove_uncommitted(path: Path, manifest: Manifest) -> None:

@@ -48,6 +48,11 @@ class HFTeacher:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @property
+    def device(self) -> str:
+        """cpu, cuda, …"""
+        return self.model.device.type
+
+    @property
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 

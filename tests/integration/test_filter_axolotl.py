@@ -79,7 +79,7 @@ def found(tmp_path_factory, tiny_llama_dir, source):
     read = {name: [] for name in DATASETS}
     entries = [DictDefault(entry) for entry in entries]
     resolve_types(entries)
-    with tokenised(cfg, entries) as (rows, tokenizer):
+    with tokenised(cfg, entries, folder) as (rows, tokenizer):
         texts = (
             (
                 tokenizer.decode(row["input_ids"]),

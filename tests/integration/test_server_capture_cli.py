@@ -16,6 +16,7 @@ from support.model_server import ModelServer
 
 from axolotl_distill.args import parse_distill
 from axolotl_distill.cli import distill as commands
+from axolotl_distill.cli.kept import stored_rows
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
@@ -54,8 +55,7 @@ def test_killed_and_run_again(tmp_path, tiny_model, tiny_llama_dir):
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        manifest = json.loads((remote / "store" / "manifest.json").read_text())
-        stored = sum(shard["rows"] for shard in manifest["shards"])
+        stored = stored_rows(str(remote / "store"))
         assert 0 < stored < ROWS
         before = len(server.requests)
         done = distill("capture", config, "--limit", ROWS)
@@ -103,10 +103,15 @@ def test_import_command(tmp_path, tiny_model, tiny_llama_dir):
             content = [
                 {
                     "token": f"token_id:{own}",
-                    "logprob": -1.0,
+                    "logprob": -0.3,
+                    # Four others share what a teacher that wrote this leaves.
                     "top_logprobs": [
-                        {"token": f"token_id:{token}", "logprob": value}
-                        for value, token in zip(values, tokens, strict=True)
+                        {"token": f"token_id:{own}", "logprob": -0.3},
+                        *(
+                            {"token": f"token_id:{token}", "logprob": value - 2.0}
+                            for value, token in zip(values, tokens, strict=True)
+                            if token != own
+                        ),
                     ],
                 }
                 for own, values, tokens in zip(ids, top[0].tolist(), top[1].tolist(), strict=True)

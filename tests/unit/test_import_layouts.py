@@ -122,7 +122,7 @@ def test_nulls_and_rows_without_any(tmp_path, chats, context, tokenizer):
     _, found = imported(write(tmp_path, rows), context)
     survey = found.survey()
     written = len(chats[0].written) + len(chats[1].written)
-    assert survey.supervised == written - 1
+    assert survey.source.supervised == written - 1
     store, report = store_of(tmp_path, found, tokenizer, survey.k)
     assert (report.rows, report.skipped) == (2, 1) and store.num_records == written - 1
     assert found[0]["labels"][-2] == -100 != found[0]["labels"][-1]
@@ -132,7 +132,8 @@ def test_longer_rows_supervise_nothing(tmp_path, chats, context, tokenizer):
     path = write(tmp_path, [trajectories(chat, tokenizer) for chat in chats])
     shortest = min(len(chat.ids) for chat in chats)
     _, rows = imported(path, context, longest=shortest)
-    assert rows.survey().supervised == min(len(c.written) for c in chats if len(c.ids) == shortest)
+    supervised = min(len(c.written) for c in chats if len(c.ids) == shortest)
+    assert rows.survey().source.supervised == supervised
 
 
 def test_a_token_that_is_not_in_the_vocabulary(tmp_path, chats, context, tokenizer):
@@ -263,7 +264,7 @@ def test_names_of_tokens(tokenizer):
     tokens = TokenIds(tokenizer)
     text = "naïve façade\n\n\t日本語 🙂 <|im_start|>x<|im_end|>"
     for token in tokenizer(text)["input_ids"]:
-        raw = {number: raw for raw, number in tokens._by_bytes.items()}[token]
+        raw = {number: raw for raw, (number, *_) in tokens._by_bytes.items()}[token]
         assert tokens.find("?", list(raw)) == token
         assert tokens.find(f"token_id:{token}", [1, 2]) == token
     for token in ("<|im_end|>", " the", "\n"):
@@ -300,7 +301,7 @@ def test_other_files(tmp_path, chats, context, tokenizer):
         layout, found = imported(tmp_path / name, context)
         assert layout == "axolotl_kd_prepared" and len(found) == 3
         assert [row["input_ids"] for row in found] == [chat.ids for chat in chats]
-        assert found.survey().supervised == sum(len(chat.written) for chat in chats)
+        assert found.survey().source.supervised == sum(len(chat.written) for chat in chats)
 
 
 def test_no_layout_fits(tmp_path, context):

@@ -10,6 +10,8 @@ ids, and for every token what was known before it came.
     axolotl_kd_prepared  what that plugin makes of them: input_ids, target_token_ids, …
 """
 
+from contextlib import suppress
+
 from axolotl_distill.capture.layouts.axolotl_kd import AxolotlKD, AxolotlKDPrepared
 from axolotl_distill.capture.layouts.base import Context, Example, Layout
 from axolotl_distill.capture.layouts.chat import OpenAIChat, Trajectories
@@ -33,8 +35,10 @@ def find_layout(name: str | None, first: dict[str, object], path: str) -> tuple[
             raise ConfigError(f"--layout {name} is not known; known: {known}.")
         return name, LAYOUTS[name]
     for found, layout in LAYOUTS.items():
-        if layout.fits(first):
-            return found, layout
+        # A row of something else may have anything where a layout has a mapping.
+        with suppress(AttributeError, KeyError, IndexError, TypeError):
+            if layout.fits(first):
+                return found, layout
     raise ConfigError(
         f"The first row of {path} has the keys {', '.join(first)}, and no layout has "
         f"log-probabilities there. Name it with --layout: {known}."

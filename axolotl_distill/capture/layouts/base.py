@@ -61,10 +61,12 @@ class Layout(Protocol):
 
 @dataclass(frozen=True)
 class Completion:
-    """The tokens a model wrote, and what it expected at each."""
+    """The tokens a model wrote, and what it expected at each; whether their ids were found by their
+    names."""
 
     ids: list[int] = field(default_factory=list)
     expected: list[Pairs | None] = field(default_factory=list)
+    by_name: bool = False
 
     def after(self, prompt_ids: list[int], **about: Any) -> Example:
         """The prompt, of which nothing is supervised, and the completion."""
@@ -76,7 +78,13 @@ def without_intruder(own: int, pairs: Pairs) -> Pairs:
 
     Servers put it into the list whatever its rank, beside the likeliest or in place of the last
     of them. A list whose last entry is not the K-th likeliest would mislead about the tail.
+
+    Raises ValueError for a list that holds a token twice, with two log-probabilities.
     """
+    seen: dict[int, float] = {}
+    for token, logprob in pairs:
+        if seen.setdefault(token, logprob) != logprob:
+            raise ValueError(f"one list has token id {token} twice: {seen[token]} and {logprob}")
     if len(pairs) > 1 and min(pairs, key=lambda pair: pair[1])[0] == own:
         return [pair for pair in pairs if pair[0] != own]
     return pairs

@@ -14,7 +14,7 @@ from axolotl_distill.capture.layouts.base import (
     Row,
     without_intruder,
 )
-from axolotl_distill.capture.layouts.tokens import TokenIds
+from axolotl_distill.capture.layouts.tokens import TokenIds, is_id
 
 
 class Trajectories:
@@ -28,7 +28,7 @@ class Trajectories:
 
     def read(self, row: Row, number: int, context: Context) -> Example:
         written = read_content(row["logprobs"] or [], context.tokens)
-        context.tokens.check_spelling(written.ids, row)
+        context.tokens.check_spelling(written.ids, row, written.by_name)
         return written.after(
             context.prompt(row["messages"]),
             teacher=row.get("teacher"),
@@ -54,7 +54,7 @@ class OpenAIChat:
         choice = response["choices"][number]
         content = (choice.get("logprobs") or {}).get("content") or []
         written = read_content(content, context.tokens)
-        context.tokens.check_spelling(written.ids, choice.get("message") or {})
+        context.tokens.check_spelling(written.ids, choice.get("message") or {}, written.by_name)
         return written.after(
             context.prompt(_messages(row)),
             teacher=response.get("model"),
@@ -64,7 +64,7 @@ class OpenAIChat:
 
 def read_content(content: list[dict[str, Any]], tokens: TokenIds) -> Completion:
     """`logprobs.content`."""
-    written = Completion()
+    written = Completion(by_name=any(not is_id(entry["token"]) for entry in content))
     for entry in content:
         own = tokens.find(entry["token"], entry.get("bytes"))
         listed = entry.get("top_logprobs") or [entry]

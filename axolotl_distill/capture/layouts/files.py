@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+
 from axolotl_distill.errors import CaptureError
 
 Row = dict[str, Any]
@@ -37,7 +40,8 @@ class JsonLines(Sequence[Row]):
                     raise ValueError(f"it is a {type(row).__name__}")
             except ValueError as error:
                 raise CaptureError(
-                    f"{file}, at byte {at}: no JSON object: {error}. Mend or delete it."
+                    f"{file}, row {index + 1} of all (byte {at}): no JSON object: {error}. Mend or "
+                    "delete it."
                 ) from error
         return row
 
@@ -53,25 +57,26 @@ def _is_whole(line: bytes) -> bool:
 def open_rows(path: str | Path) -> Sequence[Row]:
     """The rows of a .jsonl file, a folder of them, a .parquet file, or a saved HF dataset.
 
-    Raises CaptureError when there is none.
+    Raises CaptureError when there is none, or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / "state.json").exists():
-            from datasets import load_from_disk
-
-            return load_from_disk(str(path))
-        files = sorted(path.glob("*.jsonl"))
-    else:
-        files = [path] if path.is_file() else []
-    if files and files[0].suffix == ".parquet":
-        from datasets import Dataset
-
-        return Dataset.from_parquet([str(file) for file in files])
-    rows = JsonLines(files)
-    if not rows:
+    try:
+        rows = _open(path)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise CaptureError(f"{path} cannot be read: {error.__cause__ or error}.") from error
+    if not len(rows):
         raise CaptureError(
             f"{path} holds no rows. Give a .jsonl or .parquet file, a folder of .jsonl files, or a "
             "dataset that was saved with `save_to_disk`."
         )
     return rows
+
+
+def _open(path: Path) -> Sequence[Row]:
+    if (path / "state.json").exists():
+        return load_from_disk(str(path))
+    if path.is_file() and path.suffix == ".parquet":
+        return Dataset.from_parquet(str(path))
+    if path.is_dir():
+        return JsonLines(sorted(path.glob("*.jsonl")))
+    return JsonLines([path] if path.is_file() else [])

@@ -18,7 +18,7 @@ from axolotl_distill.capture.layouts.base import (
     without_intruder,
 )
 from axolotl_distill.capture.layouts.chat import read_content
-from axolotl_distill.capture.layouts.tokens import TokenIds
+from axolotl_distill.capture.layouts.tokens import TokenIds, is_id
 from axolotl_distill.teachers.engines import prompt_rows
 
 
@@ -58,7 +58,8 @@ class VLLMAnswers:
         written = _written(choice, context.tokens)
         if written.ids:
             # Completions have `text`, chat completions a message.
-            context.tokens.check_spelling(written.ids, choice.get("message") or choice)
+            said = choice.get("message") or choice
+            context.tokens.check_spelling(written.ids, said, written.by_name)
             return written.after(
                 prompt_ids,
                 teacher=answer.get("model"),
@@ -80,7 +81,7 @@ def _written(choice: dict[str, Any], tokens: TokenIds) -> Completion:
     logprobs = choice.get("logprobs") or {}
     if logprobs.get("content"):
         return read_content(logprobs["content"], tokens)
-    written = Completion()
+    written = Completion(by_name=any(not is_id(name) for name in logprobs.get("tokens") or []))
     columns = (logprobs.get(name) or [] for name in ("tokens", "token_logprobs", "top_logprobs"))
     for token, logprob, listed in zip(*columns, strict=True):
         own = tokens.find(token)

@@ -1,0 +1,156 @@
+"""Records of rows that are in no shard yet, so that a kill costs what is under way and no more.
+
+A shard holds its rows in the order of their source and is worth writing only when it is large;
+records come in any order, a few rows at a time. Between the two stands one file beside the shards,
+which only grows until a shard is committed:
+
+    uid of the store, 32 characters
+    then for every row: length of the payload, uint64; its CRC-32, uint32; the payload, safetensors
+    with `row` int64 [1] (its number in the source), `entries`, `lengths`, `tail`, perhaps `entropy`
+
+What is written survives the process at once, and the machine after SYNC_SECONDS. A frame that was
+torn off is cut away: its row is captured again.
+"""
+
+import os
+import struct
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.errors import StoreError
+from axolotl_distill.store.manifest import TEMPORARY, publish
+from axolotl_distill.store.writer import JOURNAL
+
+SYNC_SECONDS = 10.0
+FRAME = struct.Struct("<QI")
+UID_CHARACTERS = 32
+
+
+class RecordJournal:
+    """The file of one store; the store's lock keeps other writers away from it.
+
+    Raises StoreError for the journal of another store.
+    """
+
+    def __init__(self, store: Path, uid: str):
+        self.path = store / JOURNAL
+        self.uid = uid.encode()
+        self._file = self.path.open("a+b", buffering=0)
+        self._synced = time.monotonic()
+        self._file.seek(0)
+        seen = self._file.read(UID_CHARACTERS)
+        if len(seen) < UID_CHARACTERS:
+            self._file.truncate(0)
+        elif seen != self.uid:
+            self._file.close()
+            raise StoreError(
+                f"{self.path} holds rows of the store {seen.decode(errors='replace')}, and this "
+                f"one is {uid}. Delete that file, or put back the {self.path.parent.name} that it "
+                "belongs to."
+            )
+
+    def read(self, first: int) -> dict[int, RecordBatch]:
+        """What earlier runs left of the rows from number `first` on. To be called before the first
+        `append`: what was torn off is cut away."""
+        found, whole = {}, self._file.seek(0, os.SEEK_END) and UID_CHARACTERS
+        self._file.seek(whole)
+        for row, records in _frames(self._file):
+            if row >= first:
+                found[row] = records
+            whole = self._file.tell()
+        self._file.truncate(whole)
+        return found
+
+    def append(self, row: int, records: RecordBatch) -> None:
+        """Returns when the records would survive a kill of this process."""
+        empty = not self._file.seek(0, os.SEEK_END)
+        _write(self._file, (self.uid if empty else b"") + _frame(row, records))
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Returns when everything that was appended would survive a power cut."""
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+    def keep_only(self, waiting: Mapping[int, RecordBatch]) -> None:
+        """Forget every row but these: a shard holds the others now."""
+        if not waiting:
+            self._file.truncate(0)
+            return
+        temporary = self.path.with_name(self.path.name + TEMPORARY)
+        file = temporary.open("w+b", buffering=0)
+        _write(file, b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
+        os.fsync(file.fileno())
+        publish(temporary, self.path)
+        self._file.close()
+        self._file = file
+
+    def remove(self) -> None:
+        """A shard holds every row."""
+        self._file.close()
+        self.path.unlink()
+        self.path.with_name(self.path.name + TEMPORARY).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file.closed:
+            return
+        self.sync()
+        empty = not self._file.seek(0, os.SEEK_END)
+        self._file.close()
+        if empty:
+            self.path.unlink()
+
+
+def journalled_rows(store: Path, first: int) -> int:
+    """How many rows from number `first` on the journal of a store holds."""
+    try:
+        with (store / JOURNAL).open("rb") as file:
+            file.seek(UID_CHARACTERS)
+            return len({row for row, _ in _frames(file) if row >= first})
+    except FileNotFoundError:
+        return 0
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _frame(row: int, records: RecordBatch) -> bytes:
+    arrays = {
+        "row": np.array([row], np.int64),
+        "entries": np.asarray(records.entries, np.uint32),
+        "lengths": np.asarray(records.lengths, np.int64),
+        "tail": np.asarray(records.tail, np.int16),
+    }
+    if records.entropy is not None:
+        arrays["entropy"] = np.asarray(records.entropy, np.int16)
+    payload = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _frames(file: BinaryIO) -> Iterator[tuple[int, RecordBatch]]:
+    """From where `file` is to the first frame that is not whole."""
+    size = os.fstat(file.fileno()).st_size
+    while len(head := file.read(FRAME.size)) == FRAME.size:
+        length, checksum = FRAME.unpack(head)
+        if length > size:
+            return
+        payload = file.read(length)
+        if len(payload) < length or zlib.crc32(payload) != checksum:
+            return
+        arrays = load(payload)
+        row = int(arrays.pop("row")[0])
+        yield row, RecordBatch(**{"entropy": None, **arrays})

@@ -1,0 +1,41 @@
+"""A folder for what a run needs only while it runs, beside what it makes."""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOCK = "in-use"
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder below `parent`, which is removed with all it holds; those that killed runs left
+    there are removed first. Not below the system's temporary folder, which may be small and is
+    nobody's to clean up. Raises OSError where `parent` cannot be written."""
+    is_new = not parent.exists()
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{prefix}*"):
+        _remove_unless_used(left)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with (folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            if is_new:
+                with suppress(OSError):
+                    parent.rmdir()
+
+
+def _remove_unless_used(folder: Path) -> None:
+    # Without its lock it is a moment old, or was left by a kill at that moment.
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
