@@ -14,6 +14,7 @@ from axolotl_distill.capture.source import Source
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
+from axolotl_distill.teachers.fingerprint import UNKNOWN, weights_of
 from axolotl_distill.terms import check_terms
 
 
@@ -103,8 +104,14 @@ def about_tokenizer(tokenizer: Any) -> dict[str, str]:
 
 def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
     if teacher.server is not None:
-        return {"name": teacher.model_name, "server": teacher.server.engine}
-    return {"name": teacher.model_name, "dtype": teacher.dtype}
+        click.echo(
+            f"Which weights a server has it does not tell: that `{teacher.model_name}` stays the "
+            "same model until the store is complete is for you to see to."
+        )
+        about = {"name": teacher.model_name, "server": teacher.server.engine}
+        return {**about, "weights": UNKNOWN}
+    weights = weights_of(teacher.model_name)
+    return {"name": teacher.model_name, "dtype": teacher.dtype, "weights": weights}
 
 
 def _with_overrides(
@@ -140,12 +147,7 @@ def _method(args: CaptureArgs) -> dict[str, object]:
 
 def size(manifest: Manifest) -> str:
     """One line: rows, records, bytes."""
-    stored = sum(
-        about["bytes"]
-        for shard in manifest.shards
-        for name, about in shard.files.items()
-        if name.startswith("teacher/")
-    )
+    stored = sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
     per_record = stored / max(1, manifest.num_records)
     return (
         f"{manifest.num_rows} rows, {manifest.num_records:,} records, "

@@ -15,7 +15,8 @@ from typing import Any, Self
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.recipe import Recipe
-from axolotl_distill.store.manifest import write_atomically
+from axolotl_distill.store.files import write_atomically
+from axolotl_distill.teachers.fingerprint import weights_of
 from axolotl_distill.trajectories import Journal, read_trajectories
 
 FILE = "generation.json"
@@ -24,12 +25,14 @@ VERSION = 1
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What decides how a completion reads. Where a server is, how many prompts, budgets are not."""
+    """What decides how a completion reads. Where a server is, how many prompts, budgets are not.
+    Which weights a server has it does not tell."""
     keys = ("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra")
     chosen = recipe.generate.model_dump(mode="json")
     teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
     if recipe.teacher.type == "model":
         teacher["dtype"] = recipe.teacher.dtype
+        teacher["weights"] = weights_of(recipe.teacher.name)
     return {"teacher": teacher, **{key: chosen[key] for key in keys}}
 
 

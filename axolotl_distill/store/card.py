@@ -3,17 +3,16 @@
 from typing import Any
 
 from axolotl_distill.store.manifest import Manifest
+from axolotl_distill.store.plain import markdown
 
 
 def dataset_card(manifest: Manifest) -> str:
-    """Markdown. The front matter tells `datasets.load_dataset` that the rows are data/*.parquet."""
+    """Markdown. The front matter tells `datasets.load_dataset` that the rows are data/*.parquet.
+
+    What came from elsewhere (names, terms) is shown and never obeyed: no markup, no secret.
+    """
     method = ", ".join(f"{key} {value}" for key, value in manifest.method.items())
-    teacher_bytes = sum(
-        about["bytes"]
-        for shard in manifest.shards
-        for name, about in shard.files.items()
-        if name.startswith("teacher/")
-    )
+    teacher_bytes = sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
     per_token = teacher_bytes / max(1, manifest.num_records)
     return f"""---
 configs:
@@ -33,14 +32,15 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 
 | | |
 |---|---|
-| teacher | {manifest.teacher.get("name", "unknown")} |
+| teacher | {markdown(manifest.teacher["name"])} |
+| its weights | {markdown(manifest.teacher.get("weights", "not known"))} |
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
-| method | {method} |
+| method | {markdown(method)} |
 | temperatures | {_temperatures(manifest)} |
 | bytes a record | {per_token:.1f} |
 | vocabulary | {manifest.vocab_size} |
-| captured | {manifest.created} by {manifest.generator} |
+| captured | {manifest.created} by {markdown(manifest.generator)} |
 
 `data/` holds the rows, `teacher/` the records, `manifest.json` their hashes.
 
@@ -69,5 +69,5 @@ def _terms(terms: dict[str, Any]) -> str:
     for name, value in terms.items():
         for part in value if isinstance(value, list) else [value]:
             if part:
-                lines.append(f"- {name}: {part}")
+                lines.append(f"- {markdown(name)}: {markdown(part)}")
     return "\n".join(lines)

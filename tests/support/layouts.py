@@ -3,7 +3,7 @@
 import json
 
 import torch
-from support.synthetic import manifest
+from support.synthetic import about_rows, manifest
 
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource
@@ -222,7 +222,12 @@ def imported(path, context, layout=None, longest=1000):
 
 
 def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0)):
-    header = manifest("topk", vocab_size=len(tokenizer), method={"kind": "topk", "k": k})
+    header = manifest(
+        "topk",
+        vocab_size=len(tokenizer),
+        method={"kind": "topk", "k": k},
+        source=about_rows(rows),
+    )
     source = ImportedSource(k, temperatures, len(tokenizer))
     with StoreWriter.create_or_resume(folder / "store", header) as writer:
         report = capture(rows, source, writer, 10_000, tokenizer.decode)
