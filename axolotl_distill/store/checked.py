@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def check_sizes(store: Path, manifest: Manifest) -> dict[str, Stamp]:
 
     Raises StoreMissingError or StoreCorruptError for a file that is missing or cut."""
     return {
-        name: _stamp(store / name, about["bytes"], about["sha256"])
+        name: _stamp(f"{store}/{name}", about["bytes"], about["sha256"])
         for shard in manifest.shards
         for name, about in shard.files.items()
     }
@@ -102,7 +103,7 @@ def _check(
                 checked.result()
                 about = shard.files[name]
                 progress.update(about["bytes"])
-                stamp = _stamp(store / name, about["bytes"], about["sha256"])
+                stamp = _stamp(f"{store}/{name}", about["bytes"], about["sha256"])
                 if stamp == stamps[name] and start - stamp[CHANGED] > SETTLED_NS:
                     found[name] = stamp
         except BaseException:
@@ -128,16 +129,15 @@ def _check_file(store: Path, manifest: Manifest, shard: Shard, name: str) -> Non
         open_rows(path, manifest, shard).close()
 
 
-def _stamp(path: Path, size: int, sha256: str) -> Stamp:
+def _stamp(path: str, size: int, sha256: str) -> Stamp:
     """By which a file that was checked is known again. Raises where it is missing or cut."""
     try:
-        about = path.stat()
-        whole = path.is_file()
+        about = os.stat(path)
     except OSError as error:
         raise StoreMissingError(
             f"{path} is missing, though the manifest names it ({error.strerror}). {AGAIN}"
         ) from error
-    if not whole or about.st_size != size:
+    if not stat.S_ISREG(about.st_mode) or about.st_size != size:
         raise StoreCorruptError(
             f"{path} has {about.st_size} bytes, the manifest says {size}. {AGAIN}"
         )

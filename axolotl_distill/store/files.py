@@ -83,6 +83,7 @@ def lock_folder(path: Path) -> IO[str]:
         lock.close()
         raise StoreError(
             f"{path} cannot be locked ({error.strerror}): its file system has no locks, and a "
-            "second writer could not be kept out. Write to a local folder, and copy the store afterwards."
+            "second writer could not be kept out. Write to a local folder, and copy the store "
+            "afterwards."
         ) from error
     return lock

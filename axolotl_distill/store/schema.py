@@ -105,7 +105,7 @@ class Contents(BaseModel):
     model_config = _CLOSED
 
     format: Literal["axolotl-distill-store"]
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1)]
     uid: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
     generator: Line
