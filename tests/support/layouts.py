@@ -221,12 +221,12 @@ def imported(path, context, layout=None, longest=1000):
     return name, ImportedRows(source, found, context, str(path), longest=longest)
 
 
-def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0)):
+def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0), about=None):
     header = manifest(
         "topk",
         vocab_size=len(tokenizer),
         method={"kind": "topk", "k": k},
-        source=about_rows(rows),
+        source=about or about_rows(rows),
     )
     source = ImportedSource(k, temperatures, len(tokenizer))
     with StoreWriter.create_or_resume(folder / "store", header) as writer:
