@@ -14,6 +14,7 @@ from axolotl_distill.cli.kept import keeps_what_is_written, stored_rows
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
+from axolotl_distill.teachers.fingerprint import UNKNOWN, weights_of
 from axolotl_distill.terms import check_terms
 
 
@@ -118,8 +119,14 @@ def about_tokenizer(tokenizer: Any) -> dict[str, str]:
 
 def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
     if teacher.server is not None:
-        return {"name": teacher.model_name, "server": teacher.server.engine}
-    return {"name": teacher.model_name, "dtype": teacher.dtype}
+        say(
+            f"Which weights a server has it does not tell: that `{teacher.model_name}` stays the "
+            "same model until the store is complete is for you to see to."
+        )
+        about = {"name": teacher.model_name, "server": teacher.server.engine}
+        return {**about, "weights": UNKNOWN}
+    weights = weights_of(teacher.model_name)
+    return {"name": teacher.model_name, "dtype": teacher.dtype, "weights": weights}
 
 
 def _method(args: CaptureArgs) -> dict[str, object]:
@@ -151,12 +158,7 @@ def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:
 
 def bytes_of_records(manifest: Manifest) -> int:
     """Of the files under teacher/."""
-    return sum(
-        about["bytes"]
-        for shard in manifest.shards
-        for name, about in shard.files.items()
-        if name.startswith("teacher/")
-    )
+    return sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
 
 
 def size(manifest: Manifest) -> str:

@@ -19,9 +19,7 @@ def run(recipe: Recipe, *, engine: str) -> dict[str, Any]:
     Returns the dataset's report.json, which --json prints.
     """
     rows = ray_rows if engine == "ray" else map_rows
-    report = run_filter(
-        recipe.filter, recipe.rows, engine=rows, warn=warn, metas=_metas(recipe)
-    )
+    report = run_filter(recipe.filter, recipe.rows, engine=rows, warn=warn, metas=_metas(recipe))
     for line in summary(report, recipe.filter.output):
         say(line)
     return report

@@ -18,6 +18,7 @@ from axolotl_distill.cli.kept import keeps_what_is_written
 from axolotl_distill.data.source import load_config
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import StoreWriter, new_manifest
+from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of
 from axolotl_distill.terms import check_terms
 
 DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
@@ -61,11 +62,12 @@ def _import(
         tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
         sequence_len=int(cfg.sequence_len),
         tokenizer=about_tokenizer(tokenizer),
-        teacher={"name": teacher, "imported": name},
+        teacher={"name": teacher, "imported": name, "weights": UNKNOWN},
         source={
             "fingerprint": survey.source.fingerprint,
             "num_rows": len(rows),
             "supervised": survey.source.supervised,
+            "content": content_of(path),
             "datasets": [path],
         },
         terms=dataclasses.asdict(terms),

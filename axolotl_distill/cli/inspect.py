@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from axolotl_distill.cli.frame import say
+from axolotl_distill.show import printable
 from axolotl_distill.store import TeacherStore, open_store
 from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
 
@@ -33,27 +34,23 @@ def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
 def statistics(store: TeacherStore) -> dict[str, Any]:
     """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
     manifest = store.manifest
-    sizes = {
-        kind: sum(
-            about["bytes"]
-            for shard in manifest.shards
-            for name, about in shard.files.items()
-            if name.startswith(kind)
-        )
-        for kind in ("teacher", "data")
-    }
+    records, rows = (
+        sum(shard.files[name(shard)]["bytes"] for shard in manifest.shards)
+        for name in (lambda shard: shard.records_file, lambda shard: shard.rows_file)
+    )
     method = dict(manifest.method)
     numbers: dict[str, Any] = {
-        "teacher": manifest.teacher["name"],
+        "teacher": printable(manifest.teacher["name"]),
+        "its weights": printable(manifest.teacher.get("weights", "not known")),
         "method": f"{method.pop('kind')} {method}",
         "complete": manifest.complete,
         "shards": len(manifest.shards),
         "rows": manifest.num_rows,
         "records": manifest.num_records,
         "vocabulary": manifest.vocab_size,
-        "bytes a record": round(sizes["teacher"] / max(1, manifest.num_records), 2),
-        "MB of records": round(sizes["teacher"] / 1e6, 2),
-        "MB of rows": round(sizes["data"] / 1e6, 2),
+        "bytes a record": round(records / max(1, manifest.num_records), 2),
+        "MB of records": round(records / 1e6, 2),
+        "MB of rows": round(rows / 1e6, 2),
     }
     if manifest.tail_estimated:
         numbers["tail estimated at T"] = [f"{T:g}" for T in manifest.tail_estimated]

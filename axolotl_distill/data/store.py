@@ -5,6 +5,7 @@ again and nothing to align: each row brings its token ids, its labels and the in
 record.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from axolotl.prompt_tokenizers import PromptTokenizingStrategy
 
 from axolotl_distill.data import TEACHER_POS
 from axolotl_distill.errors import StoreCorruptError, StoreError
+from axolotl_distill.store import Manifest
 
 IGNORE = -100
 
@@ -36,6 +38,7 @@ class StoreStrategy(PromptTokenizingStrategy):
         self.path = path
         self.max_len = max_len
         self.overlong = overlong
+        self._pointers: range | None = None
 
     @property
     def supports_batched(self) -> bool:
@@ -44,7 +47,8 @@ class StoreStrategy(PromptTokenizingStrategy):
     def tokenize_prompt(self, prompt: dict[str, list]) -> dict[str, list]:
         """A batch of store rows -> input_ids, labels, attention_mask and teacher_pos.
 
-        Raises StoreCorruptError when a row supervises more or fewer tokens than it has records.
+        Raises StoreCorruptError when a row supervises more or fewer tokens than it has records,
+        has not as many labels as tokens, or leads out of the store.
         """
         rows: dict[str, list] = {
             "input_ids": [],
@@ -71,13 +75,15 @@ class StoreStrategy(PromptTokenizingStrategy):
                     )
             labels_S = np.asarray(labels, dtype=np.int64)
             supervised = int((labels_S[1:] != IGNORE).sum())
-            if supervised != num_records:
+            if supervised != num_records or labels_S.size != len(input_ids):
                 raise StoreCorruptError(
-                    f"{self.path}: row {row_id} has {supervised} supervised tokens but the store "
-                    f"knows {num_records} records for it. Its data/*.parquet was changed after "
+                    f"{self.path}: row {row_id} has {len(input_ids)} tokens, {labels_S.size} "
+                    f"labels and {supervised} supervised tokens but the store knows {num_records} "
+                    "records for it. Its data/*.parquet was changed after "
                     "the capture; capture the store again."
                 )
-            labels_S[0] = IGNORE
+            self._hold_pointer(row_id, start, num_records)
+            labels_S[:1] = IGNORE
             positions_S = teacher_positions(labels_S, start)
             keep = slice(None, self.max_len)
             rows["input_ids"].append(list(input_ids)[keep])
@@ -85,6 +91,19 @@ class StoreStrategy(PromptTokenizingStrategy):
             rows["attention_mask"].append([1] * len(rows["input_ids"][-1]))
             rows[TEACHER_POS].append(positions_S[keep].tolist())
         return rows
+
+    def _hold_pointer(self, row_id: str, start: int, num_records: int) -> None:
+        if self._pointers is None:
+            manifest = Manifest.load(Path(self.path))
+            first = manifest.pointer_base
+            self._pointers = range(first, first + manifest.num_records)
+        inside = self._pointers.start <= start and start + num_records <= self._pointers.stop
+        if not inside:
+            raise StoreCorruptError(
+                f"{self.path}: row {row_id} leads to records that this store does not hold: the "
+                "row is another store's, or was changed. Delete the folder `dataset_prepared_path` "
+                "and run again; if it persists, copy or capture the store again."
+            )
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> StoreStrategy:

@@ -31,9 +31,7 @@ PAIRS = (
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
-def read_source(
-    path: str | Path, damaged: Callable[[Damage], None]
-) -> Iterator[tuple[str, Row]]:
+def read_source(path: str | Path, damaged: Callable[[Damage], None]) -> Iterator[tuple[str, Row]]:
     """(where it stands, row) of every row in a file or a folder, in order.
 
     A folder of trajectories is read as `read_trajectories` does, which tells `damaged` of lines

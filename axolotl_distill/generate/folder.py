@@ -21,7 +21,8 @@ from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.recipe import Recipe
 from axolotl_distill.show import without_secrets
-from axolotl_distill.store.manifest import publish, write_atomically
+from axolotl_distill.store.files import publish, write_atomically
+from axolotl_distill.teachers.fingerprint import weights_of
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
 FILE = "generation.json"
@@ -30,7 +31,8 @@ VERSION = 1
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What decides how a completion reads. Where a server is, how many prompts, budgets are not."""
+    """What decides how a completion reads. Where a server is, how many prompts, budgets are not.
+    Which weights a server has it does not tell."""
     keys = (
         *("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra"),
         *("thinking_tags", "thinking_opened"),
@@ -39,6 +41,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
     if recipe.teacher.type == "model":
         teacher["dtype"] = recipe.teacher.dtype
+        teacher["weights"] = weights_of(recipe.teacher.name)
     return {"teacher": teacher, **{key: chosen[key] for key in keys}}
 
 

@@ -4,7 +4,7 @@ Needs numpy, pyarrow and safetensors; neither torch nor axolotl. docs/store-form
 the format, which can be read without this package.
 """
 
-from axolotl_distill.store.manifest import Manifest, Shard, new_manifest
+from axolotl_distill.store.manifest import Manifest, new_manifest
 from axolotl_distill.store.reader import (
     Records,
     TeacherStore,
@@ -12,6 +12,7 @@ from axolotl_distill.store.reader import (
     pointer_record,
     pointer_tag,
 )
+from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.tokenizer import check_compatible, tokenizer_fingerprint
 from axolotl_distill.store.verify import verify_store
 from axolotl_distill.store.writer import StoreWriter

@@ -7,14 +7,12 @@ from axolotl_distill.store.manifest import Manifest
 
 
 def dataset_card(manifest: Manifest) -> str:
-    """Markdown. The front matter tells `datasets.load_dataset` that the rows are data/*.parquet."""
+    """Markdown. The front matter tells `datasets.load_dataset` that the rows are data/*.parquet.
+
+    What came from elsewhere (names, terms) is shown and never obeyed: no markup, no secret.
+    """
     method = ", ".join(f"{key} {value}" for key, value in manifest.method.items())
-    teacher_bytes = sum(
-        about["bytes"]
-        for shard in manifest.shards
-        for name, about in shard.files.items()
-        if name.startswith("teacher/")
-    )
+    teacher_bytes = sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
     per_token = teacher_bytes / max(1, manifest.num_records)
     return f"""---
 configs:
@@ -34,14 +32,15 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 
 | | |
 |---|---|
-| teacher | {as_markdown(manifest.teacher.get("name", "unknown"))} |
+| teacher | {as_markdown(manifest.teacher["name"])} |
+| its weights | {as_markdown(manifest.teacher.get("weights", "not known"))} |
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
 | method | {as_markdown(method)} |
 | temperatures | {_temperatures(manifest)} |
 | bytes a record | {per_token:.1f} |
 | vocabulary | {manifest.vocab_size} |
-| captured | {as_markdown(f"{manifest.created} by {manifest.generator}")} |
+| captured | {manifest.created} by {as_markdown(manifest.generator)} |
 
 `data/` holds the rows, `teacher/` the records, `manifest.json` their hashes.
 

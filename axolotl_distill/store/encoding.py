@@ -77,6 +77,16 @@ def decode_counts(entries: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.
     return ids, np.where(ids < 0, 0, code)
 
 
+def are_entries(entries: np.ndarray, vocab_size: int) -> bool:
+    """Whether every uint32 has an id of the vocabulary and a code that is no padding's."""
+    bits = 32 - id_bits(vocab_size)
+    code = entries & np.uint32((1 << bits) - 1)
+    return bool(
+        int(entries.max(initial=0)) >> bits < vocab_size
+        and int(code.max(initial=0)) <= max_code(vocab_size)
+    )
+
+
 def encode_tail(log_tail: np.ndarray, log_head: np.ndarray) -> np.ndarray:
     """int16 log-odds from the log masses (nats) outside and inside a record's entries.
 

@@ -1,64 +1,41 @@
 """manifest.json: what a store holds, who made it, and which files count."""
 
-import dataclasses
 import json
-import os
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import PrivateAttr, ValidationError
 
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
+from axolotl_distill.show import without_secrets
+from axolotl_distill.store import journal
 from axolotl_distill.store.encoding import id_bits
+from axolotl_distill.store.files import write_atomically
+from axolotl_distill.store.schema import RECORD_BITS, Contents
+from axolotl_distill.store.sealed import SEAL, seal_of, strict_json
 
 FORMAT = "axolotl-distill-store"
 VERSION = 1
 FILE = "manifest.json"
-TEMPORARY = ".tmp"
-RECORD_BITS = 40
+MAX_BYTES = 256 << 20
 TAG_BITS = 22
 NOT_COMPARED = ("uid", "created", "generator", "complete", "shards", "terms")
+AGAIN = "Copy the store again from where it was captured, or capture it again."
 
 
-@dataclass
-class Shard:
-    """One committed shard. Counts, the source rows [start, stop) it covers, and its files."""
+class Manifest(Contents):
+    """What a store says of itself, on disk and in memory."""
 
-    name: str
-    rows: int
-    records: int
-    entries: int
-    first_record: int
-    source_start: int
-    source_stop: int
-    files: dict[str, dict[str, Any]]
+    _seal: str = PrivateAttr("")
 
-
-@dataclass
-class Manifest:
-    """See docs/store-format.md. The fields down to `tail_estimated` say what a store is made of;
-    a capture that resumes must agree with all of them."""
-
-    vocab_size: int
-    id_bits: int
-    method: dict[str, Any]
-    temperatures: list[float]
-    sequence_len: int
-    tokenizer: dict[str, Any]
-    teacher: dict[str, Any]
-    source: dict[str, Any]
-    tail_estimated: list[float] = field(default_factory=list)
-    terms: dict[str, Any] = field(default_factory=dict)
-    format: str = FORMAT
-    version: int = VERSION
-    uid: str = ""
-    created: str = ""
-    generator: str = ""
-    complete: bool = False
-    shards: list[Shard] = field(default_factory=list)
+    @property
+    def seal(self) -> str:
+        """Of what was last read from or written to the disk."""
+        return self._seal
 
     @property
     def num_rows(self) -> int:
@@ -66,7 +43,7 @@ class Manifest:
 
     @property
     def num_records(self) -> int:
-        return sum(shard.records for shard in self.shards)
+        return self.shards[-1].first_record + self.shards[-1].records if self.shards else 0
 
     @property
     def num_entries(self) -> int:
@@ -78,43 +55,56 @@ class Manifest:
         tag = int(self.uid[:8], 16) & ((1 << TAG_BITS) - 1)
         return tag << RECORD_BITS
 
-    def differences(self, other: "Manifest") -> list[str]:
-        """Names of the header fields in which two manifests differ, identity left out."""
-        # Through JSON: one of the two comes from disk, where a tuple has become a list.
-        mine, theirs = (json.loads(json.dumps(dataclasses.asdict(m))) for m in (self, other))
-        return [name for name in mine if name not in NOT_COMPARED and mine[name] != theirs[name]]
+    def differences(self, other: "Manifest") -> list[tuple[str, Any, Any]]:
+        """(key, mine, theirs) of what two stores are made of; of a mapping, the keys within."""
+        mine, theirs = (_header(manifest) for manifest in (self, other))
+        return [
+            (key, mine.get(key), theirs.get(key))
+            for key in {**mine, **theirs}
+            if mine.get(key) != theirs.get(key)
+        ]
 
     def save(self, store: Path) -> None:
-        """Replace the manifest atomically: what is on disk is the old one or the new one."""
-        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        """Replace the manifest atomically: what is on disk is the old one or the new one.
+
+        Raises StoreError for one that could not be read again, and OSError.
+        """
+        values = self.model_dump()
+        _validated(type(self), values, StoreError, f"{store / FILE} cannot be written")
+        seal = seal_of(values)
+        text = json.dumps({**values, SEAL: seal}, indent=1, ensure_ascii=True)
         write_atomically(store / FILE, (text + "\n").encode())
+        self._seal = seal
 
     @classmethod
-    def load(cls, store: Path) -> "Manifest":
+    def load(cls, store: Path) -> Self:
+        """The manifest; of a store that is being written, with the shards of its journal.
+
+        Raises StoreMissingError where there is none, StoreCorruptError for one that is not as it
+        was written or that contradicts itself, StoreError for one of a newer release.
+        """
         path = store / FILE
-        if not path.is_file():
-            raise StoreMissingError(
-                f"{store} is not a teacher store: it has no {FILE}. Check the path, or capture "
-                "one with `axolotl distill capture CONFIG.yml`."
-            )
+        damaged = f"{path} is not a manifest as it was written"
         try:
-            values = json.loads(path.read_bytes())
-            if values["format"] != FORMAT:
-                raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
-            if values["version"] > VERSION:
-                raise StoreError(
-                    f"{path} has format version {values['version']}, this release reads up to "
-                    f"{VERSION}. Upgrade axolotl-distill."
+            if not path.is_file():
+                raise StoreMissingError(
+                    f"{store} is not a teacher store: it has no {FILE}. Check the path, or "
+                    "capture one with `axolotl distill capture CONFIG.yml`."
                 )
-            shards = [Shard(**shard) for shard in values.pop("shards")]
-            known = {f.name for f in dataclasses.fields(cls)}
-            return cls(**{k: v for k, v in values.items() if k in known}, shards=shards)
-        except StoreError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreCorruptError(
-                f"{path} cannot be read: {error}. Copy it again from where the store was captured."
-            ) from error
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+            values = _read(path)
+        except (ValueError, KeyError, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreCorruptError(f"{damaged}: {error}. {AGAIN}") from error
+        seal = values.pop(SEAL)
+        manifest = _validated(cls, values, StoreCorruptError, damaged)
+        if not manifest.complete:
+            values["shards"] = journal.read_journal(store, seal)
+            manifest = _validated(cls, values, StoreCorruptError, f"{store / journal.FILE}")
+        manifest._seal = seal
+        return manifest
 
 
 def new_manifest(
@@ -131,49 +121,76 @@ def new_manifest(
 ) -> Manifest:
     """The header of a store that is about to be written.
 
+    source           fingerprint, num_rows and supervised (tokens, so records) of all that is to
+                     be captured; a store that ends with less cannot be closed
     tail_estimated   those of `temperatures` at which the tail is estimated, not known
     terms            what the teacher's terms say about training on its output
+
+    Passwords and keys in addresses are taken out. Raises StoreError for values that make no store.
     """
-    return Manifest(
-        vocab_size=vocab_size,
-        id_bits=id_bits(vocab_size),
-        method=method,
-        temperatures=[float(temperature) for temperature in temperatures],
-        sequence_len=sequence_len,
-        tokenizer=tokenizer,
-        teacher=teacher,
-        source=source,
-        tail_estimated=[float(temperature) for temperature in tail_estimated],
-        terms=terms or {},
-        uid=secrets.token_hex(16),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        generator=f"axolotl-distill {_own_version()}",
-    )
+    values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "uid": secrets.token_hex(16),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "generator": f"axolotl-distill {_own_version()}",
+        "complete": False,
+        "vocab_size": vocab_size,
+        "id_bits": id_bits(vocab_size),
+        "method": method,
+        "temperatures": [float(temperature) for temperature in temperatures],
+        "sequence_len": sequence_len,
+        "tokenizer": without_secrets(tokenizer),
+        "teacher": without_secrets(teacher),
+        "source": without_secrets(source),
+        "tail_estimated": [float(temperature) for temperature in tail_estimated],
+        "terms": without_secrets(terms or {}),
+        "shards": [],
+    }
+    return _validated(Manifest, values, StoreError, "A store cannot be begun")
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """A temporary name, fsync, rename, fsync of the folder: whole or not at all."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+def _read(path: Path) -> dict[str, Any]:
+    values = strict_json(path.read_bytes())
+    if not isinstance(values, dict):
+        raise ValueError(f"it is a {type(values).__name__}, not an object")
+    if values.get("format") != FORMAT:
+        raise ValueError(f"its format is {str(values.get('format'))[:60]!r}, not {FORMAT!r}")
+    seen = values.get("version")
+    if type(seen) is int and seen > VERSION:
+        raise StoreError(
+            f"{path} has format version {seen}, this release reads up to {VERSION}. Upgrade "
+            "axolotl-distill."
+        )
+    if values.get(SEAL) != seal_of(values):
+        raise ValueError("its seal does not fit: it was changed after it was written")
+    return values
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Rename a file that is already on the disk, and make the rename itself last."""
-    os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder last."""
-    folder = os.open(path, os.O_RDONLY)
+def _validated(
+    model: type[Manifest], values: dict[str, Any], kind: type[StoreError], what: str
+) -> Manifest:
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        return model.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        said = fault["msg"].removeprefix("Value error, ")
+        faults = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        remedy = f" {AGAIN}" if kind is StoreCorruptError else ""
+        raise kind(f"{what}: {f'`{key}`: ' if key else ''}{said}{faults}.{remedy}") from None
+
+
+def _header(manifest: Manifest) -> dict[str, Any]:
+    """What is compared, mappings flattened by one level."""
+    values = json.loads(manifest.model_dump_json(exclude=set(NOT_COMPARED)))
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": part for key, part in value.items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def _own_version() -> str:

@@ -1,16 +1,16 @@
 """Reading a store: O(shards) to open, O(batch) to read."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
-from axolotl_distill.store.encoding import PAD
-from axolotl_distill.store.manifest import RECORD_BITS, Manifest, Shard
-
-DTYPES = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
+from axolotl_distill.errors import StoreCorruptError, StoreError
+from axolotl_distill.store.checked import check_files
+from axolotl_distill.store.encoding import PAD, are_entries
+from axolotl_distill.store.manifest import AGAIN, Manifest
+from axolotl_distill.store.schema import RECORD_BITS
+from axolotl_distill.store.tensors import map_tensors
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,18 @@ class TeacherStore:
 
     @property
     def num_records(self) -> int:
-        return self.manifest.num_records
+        return int(self._stops[-1]) if self._stops.size else 0
 
     @property
     def parquet_files(self) -> list[Path]:
         """The rows, in order."""
-        return [self.path / "data" / f"{shard.name}.parquet" for shard in self.manifest.shards]
+        return [self.path / shard.rows_file for shard in self.manifest.shards]
 
     def read(self, index: np.ndarray) -> Records:
         """Records int64 [M], in any order, as often as wanted.
 
-        Raises StoreError when an index is outside the store.
+        Raises StoreError when an index is outside the store, and StoreCorruptError for a record
+        that is no record; nothing larger than a batch of the longest records is allocated.
         """
         index = np.asarray(index, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.num_records):
@@ -92,31 +93,48 @@ class TeacherStore:
         return Records(entries, tail, entropy)
 
     def arrays(self, number: int) -> dict[str, np.ndarray]:
-        """The memory-mapped arrays of one shard."""
+        """The memory-mapped arrays of one shard. Raises what map_tensors does."""
         if number not in self._maps:
             shard = self.manifest.shards[number]
-            self._maps[number] = map_safetensors(teacher_file(self.path, shard))
+            self._maps[number] = map_tensors(self.path / shard.records_file, self.manifest, shard)
         return self._maps[number]
 
     def _read_shard(self, number: int, local: np.ndarray) -> Records:
         arrays = self.arrays(number)
         entropy = arrays["entropy"][local] if "entropy" in arrays else None
-        tail = arrays["tail"][local]
-        offsets = arrays.get("offsets")
+        tail, offsets = arrays["tail"][local], arrays.get("offsets")
         if offsets is None:
-            stride = int(self.manifest.method["k"])
-            return Records(arrays["entries"].reshape(-1, stride)[local], tail, entropy)
+            entries = arrays["entries"].reshape(-1, self.manifest.longest_record)[local]
+            self._hold(number, "entries", are_entries(entries, self.manifest.vocab_size))
+            return Records(entries, tail, entropy)
         start = offsets[local].astype(np.int64)
         lengths = offsets[local + 1].astype(np.int64) - start
-        column = np.arange(max(int(lengths.max(initial=0)), 1))
+        most = int(lengths.max(initial=1))
+        bounded = most <= self.manifest.longest_record and int(lengths.min(initial=1)) > 0
+        stop = int((start + lengths).max(initial=0))
+        self._hold(number, "offsets", bounded and stop <= arrays["entries"].size)
+        column = np.arange(most)
         inside = column < lengths[:, None]
         entries = np.full(inside.shape, PAD, dtype=np.uint32)
-        entries[inside] = arrays["entries"][(start[:, None] + column)[inside]]
+        found = arrays["entries"][(start[:, None] + column)[inside]]
+        self._hold(number, "entries", are_entries(found, self.manifest.vocab_size))
+        entries[inside] = found
         return Records(entries, tail, entropy)
 
+    def _hold(self, number: int, name: str, right: bool) -> None:
+        if not right:
+            shard = self.manifest.shards[number]
+            raise StoreCorruptError(
+                f"{self.path / shard.records_file}: its {name} are damaged, since it was last "
+                f"checked. {AGAIN}"
+            )
 
-def open_store(path: str | Path, *, allow_incomplete: bool = False) -> TeacherStore:
-    """Open a store for reading. Checks that the files which the manifest names are there, whole.
+
+def open_store(
+    path: str | Path, *, allow_incomplete: bool = False, check_again: bool = False
+) -> TeacherStore:
+    """Open a store for reading. Holds every file against the manifest; see `check_files`, which
+    reads each file once and then remembers, unless `check_again`.
 
     Raises StoreMissingError, StoreCorruptError, or StoreError for a capture that has not ended.
     """
@@ -127,41 +145,5 @@ def open_store(path: str | Path, *, allow_incomplete: bool = False) -> TeacherSt
             f"{path} is not complete: its capture stopped after {manifest.num_rows} rows. Run the "
             "same `axolotl distill capture` command again; it goes on where it stopped."
         )
-    for shard in manifest.shards:
-        for name, about in shard.files.items():
-            file = path / name
-            if not file.is_file():
-                raise StoreMissingError(
-                    f"{file} is missing, though {path}/manifest.json names it. Copy the whole "
-                    "store again, or delete it and capture it again."
-                )
-            if file.stat().st_size != about["bytes"]:
-                raise StoreCorruptError(
-                    f"{file} has {file.stat().st_size} bytes, the manifest says "
-                    f"{about['bytes']}. Copy it again, or delete the store and capture it again."
-                )
+    check_files(path, manifest, again=check_again)
     return TeacherStore(path, manifest)
-
-
-def teacher_file(store: Path, shard: Shard) -> Path:
-    return store / "teacher" / f"{shard.name}.safetensors"
-
-
-def map_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file as a read-only memory map; reads only the header."""
-    data = np.memmap(path, mode="r", dtype=np.uint8)
-    try:
-        start = 8 + int(data[:8].view("<u8")[0])
-        header = json.loads(bytes(data[8:start]))
-        header.pop("__metadata__", None)
-        return {
-            name: np.asarray(data[start:][slice(*about["data_offsets"])])
-            .view(DTYPES[about["dtype"]])
-            .reshape(about["shape"])
-            for name, about in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreCorruptError(
-            f"{path} is not a safetensors file of a store: {error}. Copy it again from where the "
-            "store was captured."
-        ) from error

@@ -1,85 +1,85 @@
 """Holding a store against its own manifest: hashes, and what the numbers must satisfy."""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from axolotl_distill.errors import StoreCorruptError
-from axolotl_distill.store.encoding import PAD, decode_counts
-from axolotl_distill.store.manifest import Shard
+from axolotl_distill.store import encoding
+from axolotl_distill.store.manifest import AGAIN
 from axolotl_distill.store.reader import TeacherStore, open_store
+from axolotl_distill.store.rows import check_rows
+from axolotl_distill.store.schema import Shard
 
-IGNORE = -100
-AGAIN = "Copy the store again from where it was captured, or capture it again."
+# Entries looked at together, so that memory does not grow with a shard.
+AT_ONCE = 4 << 20
+# By how much rounding, the teacher's and a server's, may lift a record's mass above one.
+ABOVE_ROUNDING = 0.06
 
 
 def verify_store(path: str | Path) -> TeacherStore:
     """Read every byte of a store. Returns it opened.
 
     Raises StoreCorruptError naming the first file whose hash differs from the manifest's, or
-    whose content contradicts it.
+    whose content contradicts it or is no distribution.
     """
-    store = open_store(path)
+    store = open_store(path, check_again=True)
     for number, shard in enumerate(store.manifest.shards):
-        for name, about in shard.files.items():
-            with (store.path / name).open("rb") as file:
-                seen = hashlib.file_digest(file, "sha256").hexdigest()
-            if seen != about["sha256"]:
-                raise StoreCorruptError(
-                    f"{store.path / name} has sha256 {seen[:16]}…, the manifest says "
-                    f"{about['sha256'][:16]}…: its bytes were changed. {AGAIN}"
-                )
         _check_records(store, number, shard)
-        _check_rows(store, shard)
+        check_rows(store.path / shard.rows_file, store.manifest, shard)
     return store
 
 
 def _check_records(store: TeacherStore, number: int, shard: Shard) -> None:
-    name = f"teacher/{shard.name}.safetensors"
-    arrays = store.arrays(number)
-    method = store.manifest.method
-    entries, offsets = arrays["entries"], arrays.get("offsets")
-    _require(entries.size == shard.entries, store, name, "number of entries", shard.entries)
-    _require(len(arrays["tail"]) == shard.records, store, name, "number of records", shard.records)
+    arrays, most = store.arrays(number), store.manifest.longest_record
+    offsets = arrays.get("offsets")
     if offsets is None:
-        _require(
-            entries.size == shard.records * method["k"], store, name, "entries a record", method
-        )
-        offsets = np.arange(shard.records + 1) * method["k"]
-    steps = np.diff(offsets.astype(np.int64))
-    whole = offsets[0] == 0 and offsets[-1] == entries.size and bool((steps > 0).all())
-    _require(whole, store, name, "offsets", "rising from 0 to the number of entries")
-    if method["kind"] == "topk":
-        most = bool((steps <= method["k"]).all())
-        _require(most, store, name, "entries a record", f"at most {method['k']}")
-    _require(not bool((entries == PAD).any()), store, name, "entries", "no padding on disk")
-    ids, counts = decode_counts(entries, store.manifest.vocab_size)
-    known = int(ids.max(initial=0)) < store.manifest.vocab_size
-    _require(known, store, name, "token ids", f"below {store.manifest.vocab_size}")
+        offsets = np.arange(shard.records + 1, dtype=np.int64) * most
+    offsets = offsets.astype(np.int64)
+    lengths = np.diff(offsets)
+    file = store.path / shard.records_file
+    _require(file, "its offsets do not rise from 0 to its entries", [
+        offsets[0] == 0, offsets[-1] == shard.entries, (lengths > 0).all(),
+    ])  # fmt: skip
+    _require(file, f"a record has more than {most} entries", [(lengths <= most).all()])
+    step = max(1, AT_ONCE // most)
+    for first in range(0, shard.records, step):
+        part = offsets[first : first + step + 1]
+        entries = np.asarray(arrays["entries"][part[0] : part[-1]])
+        _check_distributions(file, store, entries, part - part[0])
+
+
+def _check_distributions(
+    file: Path, store: TeacherStore, entries: np.ndarray, offsets: np.ndarray
+) -> None:
+    """entries uint32 [E] of R records, offsets int64 [R+1]."""
+    vocab_size, method = store.manifest.vocab_size, store.manifest.method
+    known = encoding.are_entries(entries, vocab_size)
+    _require(file, f"an entry is padding, or its id is not below {vocab_size}", [known])
+    ids, codes = encoding.decode_counts(entries, vocab_size)
+    within = np.ones(ids.size, bool)
+    within[offsets[:-1]] = False
+    record = np.cumsum(~within)
     if method["kind"] == "sampled":
-        drawn = np.add.reduceat(counts, offsets[:-1].astype(np.int64))
-        _require(bool((drawn == method["draws"]).all()), store, name, "draws", method["draws"])
+        rising = np.diff(ids, prepend=-1)[within] > 0
+        _require(file, "the ids of a record do not ascend", [rising.all()])
+        drawn = np.add.reduceat(codes, offsets[:-1])
+        right = [(codes > 0).all(), (drawn == method["draws"]).all()]
+        _require(file, f"a record does not count {method['draws']} draws", right)
+        return
+    sorted_ids = np.sort(record * vocab_size + ids)
+    _require(file, "a record holds an id twice", [(np.diff(sorted_ids) > 0).all()])
+    falling = np.diff(codes, prepend=0)[within] >= 0
+    _require(file, "the entries of a record are not sorted, likeliest first", [falling.all()])
+    _, logprobs = encoding.decode_logprobs(entries, vocab_size)
+    mass = np.add.reduceat(np.exp(logprobs.astype(np.float64)), offsets[:-1])
+    _require(
+        file,
+        f"the probabilities of a record sum to {mass.max(initial=0):.4g}",
+        [(mass <= 1 + ABOVE_ROUNDING).all()],
+    )
 
 
-def _check_rows(store: TeacherStore, shard: Shard) -> None:
-    name = f"data/{shard.name}.parquet"
-    table = pq.read_table(store.path / name, columns=["labels", "teacher_start", "num_records"])
-    _require(table.num_rows == shard.rows, store, name, "number of rows", shard.rows)
-    counts = table["num_records"].to_numpy()
-    supervised = [
-        int((np.asarray(labels.as_py()[1:]) != IGNORE).sum()) for labels in table["labels"]
-    ]
-    _require(supervised == counts.tolist(), store, name, "num_records", "supervised tokens")
-    first = store.manifest.pointer_base + shard.first_record
-    starts = first + np.concatenate([[0], np.cumsum(counts)[:-1]])
-    in_order = table["teacher_start"].to_numpy().tolist() == starts.tolist()
-    _require(in_order, store, name, "teacher_start", "rows in the order of their records")
-
-
-def _require(holds: bool, store: TeacherStore, name: str, what: str, expected: object) -> None:
-    if not holds:
-        raise StoreCorruptError(
-            f"{store.path / name}: {what} is not as expected ({expected}). {AGAIN}"
-        )
+def _require(file: Path, fault: str, right: list[object]) -> None:
+    if not all(right):
+        raise StoreCorruptError(f"{file}: {fault}. {AGAIN}")

@@ -1,62 +1,64 @@
 """Writing a store so that a kill at any moment loses only what was not committed.
 
-A shard is written under a temporary name, synced, renamed and hashed; then the manifest, replaced
-atomically, names it. A file that the manifest does not name does not exist.
+A shard is written under a temporary name, synced, renamed and hashed; then a line of the journal
+names it. When the store is closed, the manifest, replaced atomically, names them all. A file that
+neither names does not exist.
 """
 
-import fcntl
 import hashlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from axolotl_distill.errors import StoreError
+from axolotl_distill.store import journal
 from axolotl_distill.store.card import dataset_card
-from axolotl_distill.store.manifest import (
-    FILE,
+from axolotl_distill.store.checked import check_sizes
+from axolotl_distill.store.encoding import are_entries
+from axolotl_distill.store.files import (
+    LOCK,
     TEMPORARY,
-    Manifest,
-    Shard,
+    lock_folder,
     publish,
     sync_folder,
     write_atomically,
+    written,
 )
+from axolotl_distill.store.manifest import FILE, Manifest
+from axolotl_distill.store.rows import IGNORE, ROW_SCHEMA
+from axolotl_distill.store.schema import MAX_SHARDS, Shard, shard_name
 
 # Rows that are in no shard yet (capture/journal.py), and folders of tokenised text: what a capture
 # keeps beside the store while it runs.
 JOURNAL = "open-rows.journal"
 TOKENISED = ".tokenised-"
-
-ROW_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "input_ids": pa.list_(pa.int32()),
-        # int64: what Axolotl's own tokenisation gives, or the two could not be concatenated.
-        "labels": pa.list_(pa.int64()),
-        "teacher_start": pa.int64(),
-        "num_records": pa.int32(),
-        "text": pa.string(),
-    }
-)
+FOLDERS = {"data": "parquet", "teacher": "safetensors"}
 
 
 class StoreWriter:
     """Appends rows with their records; `commit` makes them last, `close` ends the store.
 
     Rows come in the order of their source. `next_source_row` is where to go on after a restart.
-    Only the open shard is held in memory.
+    Only the open shard is held in memory. What a commit costs does not depend on how many there
+    were before it.
+
+    Every method raises StoreError, saying what to do, when the disk is full or cannot be written;
+    what was committed stays, and a later writer goes on with it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: Any):
+    def __init__(self, path: Path, manifest: Manifest, lock: IO[str]):
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._journal: journal.ShardJournal | None = None
         self._stride = manifest.method["k"] if manifest.method["kind"] == "topk" else None
         self.next_source_row = manifest.shards[-1].source_stop if manifest.shards else 0
         self._start_shard()
@@ -65,32 +67,27 @@ class StoreWriter:
     def create_or_resume(cls, path: str | Path, manifest: Manifest) -> Self:
         """Begin a store, or go on with one whose header is the same.
 
-        Raises StoreError when another writer is at work, when the folder holds something else,
-        or when a field of the header differs from what was captured so far.
+        Raises StoreError when another writer is at work, when the folder holds something else or
+        cannot be written or locked, or when a field of the header differs from what was captured
+        so far; StoreMissingError and StoreCorruptError when a shard of it is missing or cut.
         """
         path = Path(path)
-        refuse_strangers(path)
-        for folder in (path, path / "data", path / "teacher"):
-            folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(path.parent)
-        lock = (path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise StoreError(
-                f"{path} is being written by another process. Wait for it, or stop it."
-            ) from None
-        try:
-            if (path / FILE).exists():
-                manifest = _resume(path, manifest)
-            else:
-                manifest.save(path)
-            _remove_uncommitted(path, manifest)
-        except BaseException:
-            lock.close()
-            raise
-        return cls(path, manifest, lock)
+        with written(path):
+            refuse_strangers(path)
+            for folder in (path, *(path / name for name in FOLDERS)):
+                folder.mkdir(parents=True, exist_ok=True)
+            sync_folder(path.parent)
+            lock = lock_folder(path)
+            try:
+                if (path / FILE).exists():
+                    manifest = _resume(path, manifest)
+                else:
+                    manifest.save(path)
+                _remove_uncommitted(path, manifest)
+                return cls(path, manifest, lock)
+            except BaseException:
+                lock.close()
+                raise
 
     @property
     def open_records(self) -> int:
@@ -114,14 +111,18 @@ class StoreWriter:
 
         entries  uint32 [E], the records one after another     lengths  [R] entries of each
         tail     int16 [R, temperatures]                       entropy  int16 [R], draws only
+
+        Raises StoreError for a row that no store can hold: as many labels as tokens, ids within
+        the vocabulary, a record for every supervised token but the first.
         """
         num_records = len(lengths)
+        self._check_row(row_id, input_ids, labels, num_records, entries)
         assert source_row >= self.next_source_row, "rows must come in the order of their source"
         assert len(entries) == int(np.sum(lengths)) and tail.shape == (
             num_records,
             len(self.manifest.temperatures),
         )
-        assert self._stride is None or np.all(np.asarray(lengths) <= self._stride)
+        assert np.all(np.asarray(lengths) <= self.manifest.longest_record)
         self._rows.append(
             {
                 "id": row_id,
@@ -129,7 +130,8 @@ class StoreWriter:
                 "labels": labels,
                 "teacher_start": self.manifest.pointer_base + self._first_record + self._records,
                 "num_records": num_records,
-                "text": text,
+                # Half an emoji, where a token limit cut it, has no UTF-8.
+                "text": text.encode("utf-8", "surrogatepass").decode("utf-8", "replace"),
             }
         )
         self._entries.append(np.asarray(entries, np.uint32))
@@ -149,71 +151,112 @@ class StoreWriter:
         """Make every row appended so far last; nothing happens when there is none."""
         if not self._rows:
             return
-        name = f"shard-{len(self.manifest.shards):05d}"
-        arrays = {
-            "entries": np.concatenate(self._entries),
-            "tail": np.concatenate(self._tail),
-        }
-        lengths = np.concatenate(self._lengths)
-        if self._stride is None or np.any(lengths != self._stride):
-            stops = np.cumsum(np.concatenate([[0], lengths]))
-            if stops[-1] >= 2**32:
-                raise StoreError(
-                    f"{stops[-1]} entries do not fit one shard; lower `distill.capture."
-                    "shard_records`."
-                )
-            arrays["offsets"] = stops.astype(np.uint32)
-        if self._entropy:
-            arrays["entropy"] = np.concatenate(self._entropy)
-        files = {
-            f"data/{name}.parquet": self._write(
-                f"data/{name}.parquet",
-                lambda file: pq.write_table(
-                    pa.Table.from_pylist(self._rows, ROW_SCHEMA), file, compression="zstd"
-                ),
-            ),
-            f"teacher/{name}.safetensors": self._write(
-                f"teacher/{name}.safetensors", lambda file: save_file(arrays, file)
-            ),
-        }
-        self.manifest.shards.append(
-            Shard(
-                name=name,
-                rows=len(self._rows),
-                records=self._records,
-                entries=int(arrays["entries"].size),
-                first_record=self._first_record,
-                source_start=self._source_start,
-                source_stop=self.next_source_row,
-                files=files,
-            )
+        shard = Shard(
+            name=shard_name(len(self.manifest.shards)),
+            rows=len(self._rows),
+            records=self._records,
+            entries=sum(entries.size for entries in self._entries),
+            first_record=self._first_record,
+            source_start=self._source_start,
+            source_stop=self.next_source_row,
+            files={},
         )
-        self.manifest.save(self.path)
+        if len(self.manifest.shards) >= MAX_SHARDS or shard.entries >= 2**32:
+            fault, key = ("entries do not fit one shard", "lower")
+            if shard.entries < 2**32:
+                fault, key = (f"a store has at most {MAX_SHARDS} shards", "raise")
+            raise StoreError(f"{self.path}: {fault}; {key} `distill.capture.shard_records`.")
+        table = pa.Table.from_pylist(self._rows, ROW_SCHEMA)
+        tensors = save(self._tensors())
+        with written(self.path):
+            shard.files[shard.rows_file] = self._write(
+                shard.rows_file, lambda file: pq.write_table(table, file, compression="zstd")
+            )
+            shard.files[shard.records_file] = self._write(
+                shard.records_file, lambda file: file.write(tensors)
+            )
+            if self._journal is None:
+                self._journal = journal.ShardJournal(self.path, self.manifest.seal)
+            self._journal.append(shard.model_dump())
+        self.manifest.shards.append(shard)
         self._start_shard()
 
     def close(self) -> None:
-        """Commit what is open, write the dataset card and mark the store complete."""
-        self.commit()
-        if self.manifest.shards:
-            self.manifest.shards[-1].source_stop = self.next_source_row
-        self.manifest.complete = True
-        write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
-        self.manifest.save(self.path)
-        self.abandon()
+        """Commit what is open, write the dataset card and mark the store complete.
+
+        Raises StoreError when rows or records of the source are missing; the store stays as it is.
+        """
+        try:
+            self.commit()
+            self._check_complete()
+            if self.manifest.shards:
+                self.manifest.shards[-1].source_stop = self.next_source_row
+            self.manifest.complete = True
+            with written(self.path):
+                write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
+                self.manifest.save(self.path)
+                (self.path / journal.FILE).unlink(missing_ok=True)
+        finally:
+            self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the store; what was not committed is lost.
-
-        The lock's file stays: deleting it would let two writers hold locks on two files.
-        """
+        """Let go of the store; what was not committed is lost."""
+        if self._journal is not None:
+            self._journal.close()
         self._lock.close()
 
-    def _write(self, name: str, write: Any) -> dict[str, Any]:
+    def _check_complete(self) -> None:
+        source, records = self.manifest.source, self.manifest.num_records
+        if (self.next_source_row, records) != (source["num_rows"], source["supervised"]):
+            raise StoreError(
+                f"{self.path} is not complete: it has {records} records of the first "
+                f"{self.next_source_row} rows of a source with {source['supervised']} supervised "
+                f"tokens in {source['num_rows']} rows. Run the same command again; it goes on "
+                "where it stopped."
+            )
+
+    def _check_row(
+        self, row_id: str, input_ids: Any, labels: Any, num_records: int, entries: np.ndarray
+    ) -> None:
+        ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels, np.int64)
+        size = self.manifest.vocab_size
+        supervised = int((labels[1:] != IGNORE).sum())
+        if ids.shape != labels.shape or supervised != num_records:
+            raise StoreError(
+                f"row {row_id} has {ids.size} tokens, {labels.size} labels, {supervised} of them "
+                f"supervised, and {num_records} records; a record belongs to every supervised "
+                "token but the first."
+            )
+        for values in (ids, labels[labels != IGNORE]):
+            if values.size and not 0 <= values.min() <= values.max() < size:
+                raise StoreError(
+                    f"row {row_id} has token ids from {values.min()} to {values.max()}, and the "
+                    f"tokenizer has {size}. Its text was tokenised with another tokenizer."
+                )
+        if ids.size > self.manifest.sequence_len:
+            raise StoreError(
+                f"row {row_id} has {ids.size} tokens, more than `sequence_len: "
+                f"{self.manifest.sequence_len}`. Raise it, or cut or drop the row."
+            )
+        assert are_entries(np.asarray(entries), size), "entries come from store.encoding"
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        arrays = {"entries": np.concatenate(self._entries), "tail": np.concatenate(self._tail)}
+        lengths = np.concatenate(self._lengths)
+        if self._stride is None or np.any(lengths != self._stride):
+            arrays["offsets"] = np.cumsum(np.concatenate([[0], lengths])).astype(np.uint32)
+        if self._entropy:
+            arrays["entropy"] = np.concatenate(self._entropy)
+        return arrays
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> dict[str, Any]:
         path = self.path / name
         temporary = path.with_name(path.name + TEMPORARY)
-        write(str(temporary))
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
             os.fsync(file.fileno())
+        with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         publish(temporary, path)
         return {"bytes": path.stat().st_size, "sha256": digest}
@@ -248,10 +291,10 @@ def refuse_strangers(path: Path) -> None:
     killed before its first manifest leaves: two empty folders."""
     if not path.exists() or (path / FILE).exists():
         return
-    ours = {".lock", FILE + TEMPORARY, "data", "teacher"}
+    ours = {LOCK, FILE + TEMPORARY, *FOLDERS}
     names = {entry.name for entry in path.iterdir()} - ours
     strangers = {name for name in names if not name.startswith(TOKENISED)}
-    for folder in ("data", "teacher"):
+    for folder in FOLDERS:
         if (path / folder).is_dir():
             strangers |= {f"{folder}/{entry.name}" for entry in (path / folder).iterdir()}
     if strangers:
@@ -265,14 +308,24 @@ def _resume(path: Path, manifest: Manifest) -> Manifest:
     found = Manifest.load(path)
     if not found.shards and not found.complete and not _has_open_rows(path):
         # Begun and given up, perhaps for a wrong key that has been mended since.
+        (path / journal.FILE).unlink(missing_ok=True)
         manifest.save(path)
         return manifest
-    for name in found.differences(manifest):
-        raise StoreError(
-            f"{path} was captured with another `{name}`: it has {getattr(found, name)}, this "
-            f"config gives {getattr(manifest, name)}. Use another `distill.capture.output`, or "
-            "delete the folder to capture anew."
+    if changed := found.differences(manifest):
+        names = dict.fromkeys(key.partition(".")[0] for key, *_ in changed)
+        another = " and another ".join(f"`{name}`" for name in names)
+        details = "; ".join(f"{key} is {mine} there and {now} now" for key, mine, now in changed)
+        weights = (
+            f" The files of the teacher {found.teacher['name']} were changed since: put the old "
+            "ones back to go on."
+            if any(key == "teacher.weights" for key, *_ in changed)
+            else ""
         )
+        raise StoreError(
+            f"{path} was captured with another {another}: {details}.{weights} Use another "
+            "`distill.capture.output`, or delete the folder to capture anew."
+        )
+    check_sizes(path, found)
     return found
 
 
@@ -284,7 +337,10 @@ def _has_open_rows(path: Path) -> bool:
 def _remove_uncommitted(path: Path, manifest: Manifest) -> None:
     """Delete what a killed writer left behind: temporary files and shards without a commit."""
     named = {name for shard in manifest.shards for name in shard.files}
-    for folder in ("data", "teacher"):
-        for file in (path / folder).glob("shard-*"):
-            if f"{folder}/{file.name}" not in named:
+    for folder, kind in FOLDERS.items():
+        ours = re.compile(rf"shard-[0-9]{{5,}}\.{kind}({re.escape(TEMPORARY)})?")
+        for file in (path / folder).iterdir():
+            if ours.fullmatch(file.name) and f"{folder}/{file.name}" not in named:
                 file.unlink()
+    if manifest.complete:
+        (path / journal.FILE).unlink(missing_ok=True)

@@ -92,15 +92,15 @@ def test_killed_and_run_again(tmp_path, config):
     """kill -9 at random moments: the store ends as that of one uninterrupted run."""
     path = config(lambda values: values["distill"]["capture"].update(shard_records=60))
     command = [*COMMAND, "capture", str(path)]
-    manifest = tmp_path / "store" / "manifest.json"
+    journal = tmp_path / "store" / "shards.jsonl"
     kills = 0
     for _ in range(12):
         child = subprocess.Popen(
             command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if kills < 2:
-            seen = manifest.read_text() if manifest.exists() else ""
-            while child.poll() is None and (not manifest.exists() or manifest.read_text() == seen):
+            seen = journal.read_text() if journal.exists() else ""
+            while child.poll() is None and (not journal.exists() or journal.read_text() == seen):
                 time.sleep(0.005)
             time.sleep(random.uniform(0.0, 0.05))
             if child.poll() is None:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from support.axolotl_run import BASE, run_axolotl
 from support.stores import capture_rows, random_rows
+from support.synthetic import edit_manifest
 from transformers import AutoTokenizer
 
 from axolotl_distill.args import parse_distill
@@ -99,9 +100,8 @@ def _retagged(tmp_path, tiny_model, tokenizer):
 
     rows = random_rows(tiny_model().tokenizer, [9])
     path = capture_rows(tmp_path / "s", tiny_model, rows, k=4)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["tokenizer"]["fingerprint"] = tokenizer_fingerprint(tokenizer)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    seen = tokenizer_fingerprint(tokenizer)
+    edit_manifest(path, lambda values: values["tokenizer"].update(fingerprint=seen))
     return path
 
 

@@ -9,7 +9,7 @@ import torch
 from support.faulty_server import FaultyServer
 from support.model_server import ModelServer
 from support.stores import random_rows
-from support.synthetic import manifest
+from support.synthetic import about_rows, manifest
 from transformers import AutoTokenizer
 
 from axolotl_distill.args import CaptureArgs
@@ -47,7 +47,10 @@ def local(tmp_path_factory, tiny_llama_dir, model, rows):
 
 def fill(path, rows, source, model, method=None):
     header = manifest(
-        "topk", vocab_size=len(model.tokenizer), method=method or {"kind": "topk", "k": K}
+        "topk",
+        vocab_size=len(model.tokenizer),
+        method=method or {"kind": "topk", "k": K},
+        source=about_rows(rows),
     )
     with StoreWriter.create_or_resume(path, header) as writer:
         capture(rows, source, writer, 100_000, model.tokenizer.decode)

@@ -131,7 +131,11 @@ def test_import_command(tmp_path, tiny_model, tiny_llama_dir):
     assert "trajectories" in done.stdout and f"{written} tokens" in done.stdout
     store = verify_store(tmp_path / "imported")
     assert store.num_records == written
-    assert store.manifest.teacher == {"name": "a-tiny-teacher", "imported": "trajectories"}
+    assert store.manifest.teacher == {
+        "name": "a-tiny-teacher",
+        "imported": "trajectories",
+        "weights": "not known",
+    }
     shown = CliRunner().invoke(commands, ["inspect", str(store.path)]).output
     assert "tail estimated at T" in shown and "a-tiny-teacher" in shown
 

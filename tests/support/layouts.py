@@ -3,7 +3,7 @@
 import json
 
 import torch
-from support.synthetic import manifest
+from support.synthetic import about_rows, manifest
 
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource
@@ -225,8 +225,13 @@ def imported(path, context, layout=None, longest=1000):
     return name, ImportedRows(source, found, context, str(path), longest=longest)
 
 
-def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0)):
-    header = manifest("topk", vocab_size=len(tokenizer), method={"kind": "topk", "k": k})
+def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0), about=None):
+    header = manifest(
+        "topk",
+        vocab_size=len(tokenizer),
+        method={"kind": "topk", "k": k},
+        source=about or about_rows(rows),
+    )
     source = ImportedSource(k, temperatures, len(tokenizer))
     with StoreWriter.create_or_resume(folder / "store", header) as writer:
         report = capture(rows, source, writer, 10_000, tokenizer.decode)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.synthetic import about_rows
 
 from axolotl_distill.data.store import StoreStrategy
 from axolotl_distill.store import StoreWriter, encoding, new_manifest, tokenizer_fingerprint
@@ -67,7 +68,7 @@ def capture_rows(
         sequence_len=max((len(row["input_ids"]) for row in rows), default=0),
         tokenizer={"fingerprint": tokenizer_fingerprint(tokenizer), "name": "test"},
         teacher={"name": "test"},
-        source={"fingerprint": "test", "num_rows": len(rows)},
+        source=about_rows(rows),
     )
     with StoreWriter.create_or_resume(path, manifest) as writer:
         for index, row in enumerate(rows):

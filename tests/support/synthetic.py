@@ -1,17 +1,22 @@
 """A store of made-up records, reproducible row by row, for tests of files and kills."""
 
+import hashlib
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from axolotl_distill.store import Manifest, StoreWriter, encoding, new_manifest
+from axolotl_distill.store.sealed import seal_of
 
 VOCAB = 5000
 TEMPERATURES = [1.0, 2.0]
 
 
-def manifest(kind: str = "nucleus", **changes: Any) -> Manifest:
+def manifest(kind: str = "nucleus", rows: int = 40, **changes: Any) -> Manifest:
+    """The header of a store of the first `rows` rows."""
     method = {
         "topk": {"kind": "topk", "k": 6},
         "nucleus": {"kind": "nucleus", "p": 0.9, "max_k": 9},
@@ -21,12 +26,19 @@ def manifest(kind: str = "nucleus", **changes: Any) -> Manifest:
         "vocab_size": VOCAB,
         "method": method,
         "temperatures": TEMPERATURES,
-        "sequence_len": 64,
+        "sequence_len": 4096,
         "tokenizer": {"fingerprint": "f" * 64, "name": "made-up"},
         "teacher": {"name": "made-up", "dtype": "float32"},
-        "source": {"fingerprint": "s" * 64, "num_rows": 0},
+        "source": about_rows(row(index, kind) for index in range(rows)),
     }
     return new_manifest(**{**header, **changes})
+
+
+def about_rows(rows: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
+    """What a manifest says of the rows that are to be captured."""
+    rows = [made["labels"] if made else [] for made in rows]
+    supervised = sum(label != -100 for labels in rows for label in labels[1:])
+    return {"fingerprint": "s" * 64, "num_rows": len(rows), "supervised": supervised}
 
 
 def row(index: int, kind: str) -> dict[str, Any] | None:
@@ -47,7 +59,9 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
         lengths = np.full(records, 6) if kind == "topk" else rng.integers(1, 10, records)
         parts = [
             encoding.encode_logprobs(
-                rng.choice(VOCAB, n, replace=False), -np.sort(rng.exponential(3, n)), VOCAB
+                rng.choice(VOCAB, n, replace=False),
+                np.log(-np.sort(-rng.dirichlet(np.ones(n + 1))[:n])),
+                VOCAB,
             )
             for n in lengths
         ]
@@ -77,6 +91,28 @@ def fill(writer: StoreWriter, kind: str, stop: int, every: int) -> None:
 
 
 def write_store(path: Path, kind: str = "nucleus", rows: int = 40, every: int = 150) -> Path:
-    with StoreWriter.create_or_resume(path, manifest(kind)) as writer:
+    with StoreWriter.create_or_resume(path, manifest(kind, rows)) as writer:
         fill(writer, kind, rows, every)
     return path
+
+
+def edit_manifest(
+    store: Path, change: Callable[[dict[str, Any]], Any], *, seal: bool = True
+) -> None:
+    """Change what a manifest says; it is sealed again unless the seal is to show the change."""
+    values = json.loads((store / "manifest.json").read_text())
+    change(values)
+    if seal:
+        values["seal"] = seal_of(values)
+    (store / "manifest.json").write_text(json.dumps(values))
+
+
+def rehash(store: Path, name: str) -> None:
+    """Make a manifest agree with a file that was changed."""
+
+    def change(values: dict[str, Any]) -> None:
+        data = (store / name).read_bytes()
+        about = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        next(s for s in values["shards"] if name in s["files"])["files"][name] = about
+
+    edit_manifest(store, change)

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Sequence
 
 import torch
-from support.synthetic import VOCAB, manifest
+from support.synthetic import VOCAB, about_rows, manifest
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.logits import LogitsSource
@@ -59,7 +59,8 @@ def test_nothing_grows_with_the_dataset(tmp_path):
     )
     rows, teacher = LazyRows(), Unigram()
     open_records = []
-    with StoreWriter.create_or_resume(tmp_path / "store", manifest("topk")) as writer:
+    header = manifest("topk", source=about_rows(rows[i] for i in range(ROWS)))
+    with StoreWriter.create_or_resume(tmp_path / "store", header) as writer:
         report = capture(
             rows,
             LogitsSource(teacher, args),

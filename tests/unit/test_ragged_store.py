@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.synthetic import VOCAB, fill, manifest, row
+from support.synthetic import VOCAB, about_rows, edit_manifest, fill, manifest, row
 
 from axolotl_distill.errors import StoreCorruptError
 from axolotl_distill.store import StoreWriter, open_store, verify_store
@@ -18,7 +18,8 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "store-format.md"
 
 def ragged(path, k=9):
     """Two shards: the first with records of 1 to 9 entries, the second with 6 each."""
-    header = manifest("topk", method={"kind": "topk", "k": k})
+    made = [row(index, "nucleus" if index < 8 else "topk") for index in range(15)]
+    header = manifest("topk", method={"kind": "topk", "k": k}, source=about_rows(made))
     with StoreWriter.create_or_resume(path, header) as writer:
         fill(writer, "nucleus", 8, 10_000)
         writer.commit()
@@ -44,7 +45,7 @@ def test_short_records_are_read_as_written(tmp_path):
 def test_whole_records_need_no_offsets(tmp_path):
     store = open_store(ragged(tmp_path / "store", k=9))
     assert ["offsets" in store.arrays(shard) for shard in (0, 1)] == [True, True]
-    header = manifest("topk")
+    header = manifest("topk", rows=8)
     with StoreWriter.create_or_resume(tmp_path / "whole", header) as writer:
         fill(writer, "topk", 8, 10_000)
     assert "offsets" not in open_store(tmp_path / "whole").arrays(0)
@@ -52,10 +53,8 @@ def test_whole_records_need_no_offsets(tmp_path):
 
 def test_a_record_of_more_than_k_is_not_taken(tmp_path):
     path = ragged(tmp_path / "store")
-    values = json.loads((path / "manifest.json").read_text())
-    values["method"]["k"] = 5
-    (path / "manifest.json").write_text(json.dumps(values))
-    with pytest.raises(StoreCorruptError, match="entries a record"):
+    edit_manifest(path, lambda values: values["method"].update(k=8))
+    with pytest.raises(StoreCorruptError, match="more than 8 entries"):
         verify_store(path)
 
 
@@ -73,21 +72,11 @@ def test_read_without_this_package(tmp_path):
     assert seen["logprobs"] == pytest.approx(logprobs.tolist(), abs=1e-5)
 
 
-def test_a_store_without_the_newer_keys_opens(tmp_path):
-    path = ragged(tmp_path / "store")
-    values = json.loads((path / "manifest.json").read_text())
-    for key in ("tail_estimated", "terms"):
-        values.pop(key)
-    (path / "manifest.json").write_text(json.dumps(values))
-    store = open_store(path)
-    assert store.manifest.tail_estimated == [] and store.manifest.terms == {}
-
-
 def test_a_store_that_was_begun_and_given_up_binds_nobody(tmp_path):
     """A wrong teacher is mended in the YAML; the folder need not be deleted for that."""
     path = tmp_path / "store"
     StoreWriter.create_or_resume(path, manifest("topk")).abandon()
-    mended = manifest("topk", teacher={"name": "another"})
+    mended = manifest("topk", rows=3, teacher={"name": "another"})
     with StoreWriter.create_or_resume(path, mended) as writer:
         fill(writer, "topk", 3, 10_000)
     assert open_store(path).manifest.teacher == {"name": "another"}

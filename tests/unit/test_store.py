@@ -1,6 +1,5 @@
 """Writing, reading, killing and damaging real stores."""
 
-import json
 import multiprocessing
 import os
 import pickle
@@ -117,7 +116,7 @@ from pathlib import Path
 from axolotl_distill.store import StoreWriter
 from support import synthetic
 path, kind, stop = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with StoreWriter.create_or_resume(path, synthetic.manifest(kind)) as writer:
+with StoreWriter.create_or_resume(path, synthetic.manifest(kind, stop)) as writer:
     print("ready", flush=True)
     synthetic.fill(writer, kind, stop, 60)
 """
@@ -162,7 +161,7 @@ def test_survives_kill_9(tmp_path, kind):
 
 def test_uncommitted_files_do_not_count(tmp_path):
     path = tmp_path / "store"
-    writer = StoreWriter.create_or_resume(path, synthetic.manifest())
+    writer = StoreWriter.create_or_resume(path, synthetic.manifest(rows=20))
     synthetic.fill(writer, "nucleus", 10, every=10**9)
     writer.commit()
     (path / "teacher" / "shard-00001.safetensors").write_bytes(b"half a shard")
@@ -170,7 +169,7 @@ def test_uncommitted_files_do_not_count(tmp_path):
     writer.abandon()
     with pytest.raises(StoreError, match="not complete"):
         open_store(path)
-    with StoreWriter.create_or_resume(path, synthetic.manifest()) as writer:
+    with StoreWriter.create_or_resume(path, synthetic.manifest(rows=20)) as writer:
         assert writer.next_source_row == 10
         synthetic.fill(writer, "nucleus", 20, every=10**9)
     verify_store(path)
@@ -234,12 +233,13 @@ class TestDamage:
             verify_store(path)
 
     def test_newer_version(self, path):
-        manifest = json.loads((path / "manifest.json").read_text())
-        (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+        synthetic.edit_manifest(path, lambda values: values.update(version=99))
         with pytest.raises(StoreError, match=r"version 99.*Upgrade"):
             open_store(path)
 
     def test_not_json(self, path):
         (path / "manifest.json").write_text("{")
-        with pytest.raises(StoreCorruptError, match=r"manifest.json cannot be read"):
+        with pytest.raises(
+            StoreCorruptError, match=r"manifest.json is not .* as it was written.*Copy"
+        ):
             open_store(path)

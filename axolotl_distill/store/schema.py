@@ -1,0 +1,209 @@
+"""What a manifest may say: strict types, nothing unknown, and numbers that agree.
+
+The descriptions (`tokenizer`, `teacher`, `source`, `terms`) may say more than is asked for here;
+everything that files are read by is closed.
+"""
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NotRequired, Required
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator, with_config
+from typing_extensions import TypedDict
+
+from axolotl_distill.store import encoding
+
+RECORD_BITS = 40
+MAX_SHARDS = 100_000
+
+_CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+_OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+Count = Annotated[int, Field(ge=0, lt=1 << RECORD_BITS)]
+Several = Annotated[int, Field(ge=1, lt=1 << 20)]
+Temperature = Annotated[float, Field(gt=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Line = Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+@with_config(_CLOSED)
+class TopK(TypedDict):
+    kind: Literal["topk"]
+    k: Several
+
+
+@with_config(_CLOSED)
+class Nucleus(TypedDict):
+    kind: Literal["nucleus"]
+    p: Annotated[float, Field(gt=0, le=1)]
+    max_k: Several
+
+
+@with_config(_CLOSED)
+class Sampled(TypedDict):
+    kind: Literal["sampled"]
+    draws: Several
+    temperature: Temperature
+    seed: int
+
+
+Method = Annotated[TopK | Nucleus | Sampled, Field(discriminator="kind")]
+
+
+@with_config(_OPEN)
+class Tokenizer(TypedDict, total=False):
+    fingerprint: Required[Line]
+    name: Required[Line]
+
+
+@with_config(_OPEN)
+class Teacher(TypedDict, total=False):
+    name: Required[Line]
+
+
+@with_config(_OPEN)
+class Source(TypedDict, total=False):
+    fingerprint: Required[Line]
+    num_rows: Required[Count]
+    supervised: Required[Count]
+    datasets: NotRequired[list[str]]
+
+
+@with_config(_CLOSED)
+class File(TypedDict):
+    bytes: Annotated[int, Field(gt=0, lt=1 << 48)]
+    sha256: Sha256
+
+
+class Shard(BaseModel):
+    """One committed shard. Counts, the source rows [start, stop) it covers, and its files."""
+
+    model_config = _CLOSED
+
+    name: Annotated[str, Field(pattern=r"^shard-[0-9]{5}$")]
+    rows: Annotated[int, Field(ge=1, lt=1 << 32)]
+    records: Annotated[int, Field(ge=0, lt=1 << 32)]
+    entries: Annotated[int, Field(ge=0, lt=1 << 32)]
+    first_record: Count
+    source_start: Count
+    source_stop: Count
+    files: dict[str, File]
+
+    @property
+    def rows_file(self) -> str:
+        return f"data/{self.name}.parquet"
+
+    @property
+    def records_file(self) -> str:
+        return f"teacher/{self.name}.safetensors"
+
+
+class Contents(BaseModel):
+    """The keys of manifest.json without its seal; see docs/store-format.md. Those from
+    `vocab_size` to `tail_estimated` say what a store is made of; a capture that resumes must agree
+    with all of them. Raises pydantic's ValidationError."""
+
+    model_config = _CLOSED
+
+    format: Literal["axolotl-distill-store"]
+    version: Annotated[int, Field(ge=1, le=1)]
+    uid: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    created: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+    generator: Line
+    complete: bool
+    vocab_size: int
+    id_bits: int
+    method: Method
+    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
+    sequence_len: Annotated[int, Field(ge=0, lt=1 << 32)]
+    tokenizer: Tokenizer
+    teacher: Teacher
+    source: Source
+    tail_estimated: list[Temperature]
+    terms: dict[str, JsonValue]
+    shards: Annotated[list[Shard], Field(max_length=MAX_SHARDS)]
+
+    @property
+    def longest_record(self) -> int:
+        """The most entries that a record can have."""
+        return most_entries(self.method)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Contents":
+        if self.id_bits != encoding.id_bits(self.vocab_size):
+            raise ValueError(
+                f"`id_bits` is {self.id_bits}, and a vocabulary of {self.vocab_size} has "
+                f"{encoding.id_bits(self.vocab_size)}"
+            )
+        if self.method["kind"] == "sampled" and self.method["draws"] > encoding.max_code(
+            self.vocab_size
+        ):
+            raise ValueError(f"`method.draws` is {self.method['draws']}, which no entry can count")
+        _ascending("temperatures", self.temperatures)
+        if 1.0 not in self.temperatures:
+            raise ValueError(f"`temperatures` are {self.temperatures}, without 1.0")
+        _ascending("tail_estimated", self.tail_estimated)
+        if not set(self.tail_estimated) <= set(self.temperatures):
+            raise ValueError(f"`tail_estimated` {self.tail_estimated} is not among `temperatures`")
+        self._shards_follow()
+        if self.complete:
+            self._is_all_of_its_source()
+        return self
+
+    def _shards_follow(self) -> None:
+        records = rows = 0
+        for number, shard in enumerate(self.shards):
+            where = f"`shards.{number}`"
+            if shard.name != shard_name(number):
+                raise ValueError(f"{where} is named {shard.name}, not {shard_name(number)}")
+            if set(shard.files) != {shard.rows_file, shard.records_file}:
+                raise ValueError(
+                    f"{where}.files are {sorted(shard.files)}, not {shard.rows_file} and "
+                    f"{shard.records_file}"
+                )
+            if shard.first_record != records:
+                raise ValueError(
+                    f"{where}.first_record is {shard.first_record}, and {records} records are "
+                    "before it"
+                )
+            if shard.source_start != rows:
+                raise ValueError(
+                    f"{where}.source_start is {shard.source_start}; the shard before it stops at "
+                    f"{rows}"
+                )
+            if shard.rows > shard.source_stop - shard.source_start:
+                raise ValueError(
+                    f"{where} has {shard.rows} rows of the source's {shard.source_start} to "
+                    f"{shard.source_stop}"
+                )
+            if not shard.records <= shard.entries <= shard.records * self.longest_record:
+                raise ValueError(f"{where} has {shard.entries} entries in {shard.records} records")
+            records += shard.records
+            rows = shard.source_stop
+        if rows > self.source["num_rows"] or records > self.source["supervised"]:
+            raise ValueError(
+                f"`shards` cover {rows} rows and {records} records of a source that has "
+                f"{self.source['num_rows']} and {self.source['supervised']}"
+            )
+
+    def _is_all_of_its_source(self) -> None:
+        records = sum(shard.records for shard in self.shards)
+        rows = self.shards[-1].source_stop if self.shards else self.source["num_rows"]
+        if rows != self.source["num_rows"] or records != self.source["supervised"]:
+            raise ValueError(
+                f"`complete` is true, but `shards` cover {rows} rows and {records} records of a "
+                f"source that has {self.source['num_rows']} and {self.source['supervised']}"
+            )
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def most_entries(method: dict[str, Any]) -> int:
+    """The most entries that a record of this method can have."""
+    return method[{"topk": "k", "nucleus": "max_k", "sampled": "draws"}[method["kind"]]]
+
+
+def _ascending(name: str, values: list[float]) -> None:
+    if any(low >= high for low, high in pairwise(values)):
+        raise ValueError(f"`{name}` {values} are not in ascending order, each once")

@@ -1,0 +1,100 @@
+"""The records' files: safetensors, mapped into memory, and nothing in them taken on trust."""
+
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
+from axolotl_distill.store.manifest import AGAIN, Manifest
+from axolotl_distill.store.schema import Shard
+from axolotl_distill.store.sealed import strict_json
+
+DTYPES = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
+MAX_HEADER = 1 << 16
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def expected_tensors(manifest: Manifest, shard: Shard) -> Layout:
+    """name -> (dtype, shape) of every tensor that may be in a shard; `offsets` may be absent where
+    all records are of k entries."""
+    layout: Layout = {
+        "entries": ("U32", (shard.entries,)),
+        "offsets": ("U32", (shard.records + 1,)),
+        "tail": ("I16", (shard.records, len(manifest.temperatures))),
+    }
+    if manifest.method["kind"] == "sampled":
+        layout["entropy"] = ("I16", (shard.records,))
+    return layout
+
+
+def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> dict[str, np.ndarray]:
+    """Every tensor of a shard as a read-only memory map; reads only the header.
+
+    Raises StoreMissingError, and StoreCorruptError for a file whose size, header, names, types,
+    shapes or places are not what the manifest makes of them.
+    """
+    try:
+        size, said = path.stat().st_size, shard.files[shard.records_file]["bytes"]
+        if size != said:
+            raise ValueError(f"it has {size} bytes, the manifest says {said}")
+        data = np.memmap(path, mode="r", dtype=np.uint8)
+        start = 8 + int(data[:8].view("<u8")[0]) if size >= 8 else size + 1
+        if start > min(size, 8 + MAX_HEADER):
+            raise ValueError("its header is longer than it can be")
+        places = _places(strict_json(bytes(data[8:start])), manifest, shard, size - start)
+        return {
+            name: np.asarray(data[start + begin : start + end]).view(DTYPES[dtype]).reshape(shape)
+            for name, (dtype, shape, begin, end) in places.items()
+        }
+    except FileNotFoundError as error:
+        raise StoreMissingError(f"{path} is missing. {AGAIN}") from error
+    except (ValueError, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreCorruptError(
+            f"{path} is not the safetensors file of its shard: {error}. {AGAIN}"
+        ) from error
+
+
+def _places(
+    header: Any, manifest: Manifest, shard: Shard, size: int
+) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
+    """name -> (dtype, shape, first byte, byte after the last). Raises ValueError."""
+    if not isinstance(header, dict):
+        raise ValueError("its header is no object")
+    header.pop("__metadata__", None)
+    expected = expected_tensors(manifest, shard)
+    method = manifest.method
+    if method["kind"] == "topk" and "offsets" not in header:
+        del expected["offsets"]
+        if shard.entries != shard.records * method["k"]:
+            raise ValueError(
+                f"it has no offsets, and {shard.entries} entries in {shard.records} records of "
+                f"{method['k']}"
+            )
+    if set(header) != set(expected):
+        raise ValueError(f"it holds {sorted(header)[:8]}, not {sorted(expected)}")
+    places = {}
+    for name, (dtype, shape) in expected.items():
+        wanted = {"dtype": dtype, "shape": list(shape)}
+        about = header[name]
+        seen = about.get("data_offsets") if isinstance(about, dict) else None
+        if not isinstance(seen, list) or [type(at) for at in seen] != [int, int]:
+            raise ValueError(f"{name} has no `data_offsets` of two numbers")
+        if {**wanted, "data_offsets": seen} != about:
+            raise ValueError(f"{name} is {str(about)[:120]}, not {wanted}")
+        if seen[1] - seen[0] != DTYPES[dtype].itemsize * prod(shape):
+            raise ValueError(f"{name} lies at {seen}, which is not its size")
+        places[name] = (dtype, shape, *seen)
+    edges = sorted((begin, end) for _, _, begin, end in places.values())
+    if (
+        edges[0][0] != 0
+        or edges[-1][1] != size
+        or any(left[1] != right[0] for left, right in pairwise(edges))
+    ):
+        raise ValueError(f"its tensors do not lie one after another in {size} bytes")
+    return places
