@@ -171,7 +171,7 @@ def _dense_rows_kernel(
     z_max, z_id, all_z, all_zs, all_z1 = over_lanes(
         z_top, z_at, z_sum, z_sum_s, z_sum1, inv_t, TEMPERED
     )
-    t_max, t_id, all_t, all_ts, all_t1 = over_lanes(
+    t_max, t_id, all_t, _all_ts, _all_t1 = over_lanes(
         t_top, t_at, t_sum, t_sum_s, t_sum1, inv_t, False
     )
     lse = z_max * inv_t + tl.log(all_z)
