@@ -383,7 +383,7 @@ def test_shards_refuse_what_they_cannot_do():
         )
 
 
-def mine_width(vocab: int) -> int:
+def width_of(vocab: int) -> int:
     return sweep.buffer(1, vocab, torch.device("cpu")).stride(0)
 
 
@@ -398,6 +398,7 @@ def test_rows_of_a_buffer_are_aligned(vocab):
     assert logits.stride(0) < vocab + 64 and narrow.data_ptr() == logits.data_ptr()
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("vocab", [101, 5001])
 def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
@@ -417,7 +418,7 @@ def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
         mine.as_strided((13, mine.stride(0)), mine.stride()).fill_(torch.nan)
         return mine.copy_(values)
 
-    bias = torch.randn(mine_width(vocab))
+    bias = torch.randn(width_of(vocab))
     transform = LogitTransform(0.5, 20.0)
 
     def run(destination):

@@ -24,11 +24,13 @@ def python(*command: str) -> str:
     return run.stdout
 
 
+@pytest.mark.needs_triton
 def test_a_run_compiles_few_variants():
     """Rows and entries change with every batch: two variants, for few and for many entries."""
     assert python(str(ROOT / "tests/support/variants.py")).split() == ["1", "2"]
 
 
+@pytest.mark.needs_triton
 def test_compiles_for_a_gpu_that_is_not_there():
     """The compiler refuses what the interpreter lets pass. No spills; an odd vocabulary is read and
     written 16 bytes at a time. All variants: benchmarks/compile_ahead.py."""

@@ -8,7 +8,6 @@ from distill_kernels import (
     LogitTransform,
     LowRank,
     fused_linear_distill,
-    rows_triton_dense,
     sweep,
 )
 from support.kernel_cases import make_case
@@ -113,8 +112,7 @@ def test_a_trained_head_gets_its_gradient(wants):
     "bias, transform",
     [
         (False, LogitTransform()),
-        (True, LogitTransform()),
-        (False, LogitTransform(0.5)),
+        (True, LogitTransform(0.5)),
         (True, LogitTransform(0.5, 20.0)),
     ],
 )
@@ -123,11 +121,17 @@ def test_peak_is_the_budget(backend, teacher, bias, transform, monkeypatch):
 
     Beside the budget: blocks of the torch backend, what adaptive_kl ranks, and per-row results.
     """
-    budget, block, ranked = 1 << 20, 1 << 14, 1 << 14
+    block, ranked = 1 << 14, 1 << 14
+    rows, of_chunk = (150, 64) if backend == "torch" else (40, 32)  # the interpreter is slow
+    budget = 4 * 4032 * of_chunk * (1 if teacher == "sparse" else 2)
     monkeypatch.setitem(sweep.CHUNK_BYTES, "cpu", budget)
     monkeypatch.setattr(sweep, "BLOCK_BYTES", block)
-    monkeypatch.setattr(rows_triton_dense, "RANKED_BYTES", ranked)
-    rows = 150
+    rest = 12 * block
+    if backend == "triton":
+        from distill_kernels import rows_triton_dense
+
+        monkeypatch.setattr(rows_triton_dense, "RANKED_BYTES", ranked)
+        rest = rows_triton_dense.RANKING * ranked
     case = make_case(rows=rows, vocab=4001, dim=4, k=3, bias=bias, transform=transform)
     spec = DistillSpec(alpha=0.5)
     if teacher != "sparse":
@@ -147,7 +151,6 @@ def test_peak_is_the_budget(backend, teacher, bias, transform, monkeypatch):
             backend=backend,
         ).loss.backward()
 
-    rest = 12 * block if backend == "torch" else rows_triton_dense.RANKING * ranked
     small = 4 * 4001 + 40 * rows * 10
     known = [hidden, case.weight, *vars(case.teacher).values(), case.bias]
     assert held(run, *known)[0] <= budget + rest + small
