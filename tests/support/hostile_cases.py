@@ -58,6 +58,8 @@ def hostile(seed: int) -> tuple[Case, DistillSpec]:
         beta=r.choice([*ENDS, 1.0]),
         skew=r.choice(ENDS),
         akl_mu=r.choice([0.05, 0.5, 0.95]),
+        # Of a forbidden token it is infinite.
+        label_smoothing=0.0 if bias.isneginf().any() else r.choice([0.0, 0.0, 0.1]),
         support="tail_bucket" if support == "dense" else support,
         reduction="sum",
     )

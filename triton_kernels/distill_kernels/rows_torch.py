@@ -174,7 +174,7 @@ class Labels:
         self.index, self.here = shard.local(labels_C[:, None], logits_CV.shape[1])
         self.logit = shard.sum(logits_CV.gather(1, self.index) * self.here).squeeze(1)
         if self.smoothing:
-            self.vocab_size = shard.whole_size(logits_CV.shape[1])
+            self.vocab_size = shard.whole_size(logits_CV.shape[1], logits_CV.device)
             self.mean_logit = shard.sum(logits_CV.sum(-1)) / self.vocab_size
 
     def cross_entropy(self, lse: Tensor) -> tuple[Tensor, Tensor]:
