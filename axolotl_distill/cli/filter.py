@@ -3,6 +3,7 @@
 from typing import Any
 
 from axolotl_distill.cli.frame import say, warn
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.engine import map_rows
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.ray_engine import ray_rows
@@ -35,10 +36,9 @@ def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
             args.prompts, args.system, tools=args.extra.get("tools"), aside=lambda aside: None
         )
     except ConfigError as error:
-        click.echo(
-            f"note: the prompts cannot be read again, so their columns (reference answers, "
-            f"tests) are those that they had when they were asked. {error}",
-            err=True,
+        warn(
+            "The prompts cannot be read again, so their columns (reference answers, tests) are "
+            f"those that they had when they were asked. {error}"
         )
         return {}
     return {prompt.id: prompt.meta for prompt in prompts}

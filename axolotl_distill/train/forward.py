@@ -8,7 +8,7 @@ gathered as for any other loss.
 import functools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -134,27 +134,24 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         teacher = _teacher_of_rows(
             rows, settings, teacher_entries, teacher_tail, teacher_entropy, labels.device
         )
-        weights, spec = None, settings.spec
+        spec, weights = settings.spec, None
         if loss_weight is not None:
-            weights = _of_next(loss_weight, 0.0)[rows]
-            spec = replace(spec, reduction="none")
+            weights = _of_next(loss_weight, 0.0)[rows].masked_fill(targets == IGNORE, 0.0)
         fused = head[0]
         if fused is None:
             outputs = original(*args, **kwargs)
             logits = outputs.logits.flatten(0, 1)[rows]
-            out = distill_loss(logits, teacher, targets, spec=spec)
+            out = distill_loss(logits, teacher, targets, spec=spec, weights=weights)
             aux_loss = getattr(outputs, "aux_loss", None)
         else:
             wants_router = getattr(causal_lm.config, "output_router_logits", False)
             extra = {"output_router_logits": True} if wants_router else {}
             outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
             hidden = outputs[0].flatten(0, 1)[rows]
-            out = _fused_loss(fused, hidden, teacher, targets, spec, settings.backend)
+            out = _fused_loss(fused, hidden, teacher, targets, weights, spec, settings.backend)
             aux_loss = _router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
 
-        total, items = out.loss, out.num_tokens
-        if weights is not None:
-            total, items = (out.loss * weights).sum(), weights.sum()
+        total, items = out.loss, out.num_tokens if weights is None else weights.sum()
         denominator = items.clamp_min(1e-9) if num_items_in_batch is None else num_items_in_batch
         loss = total / denominator
         if aux_loss is not None:
@@ -170,6 +167,7 @@ def _fused_loss(
     hidden_MD: Tensor,
     teacher: SparseTeacher,
     targets: Tensor,
+    weights: Tensor | None,
     spec: DistillSpec,
     backend: str,
 ) -> DistillOutput:
@@ -180,6 +178,7 @@ def _fused_loss(
             teacher,
             targets,
             spec=spec,
+            weights=weights,
             bias=head.base.bias,
             low_rank=head.low_rank(hidden_MD),
             logit_transform=head.transform,

@@ -1,6 +1,5 @@
 """The Triton kernel on a CUDA device against the float64 formula."""
 
-import dataclasses
 from typing import get_args
 
 import pytest
@@ -13,20 +12,15 @@ from distill_kernels import (
     SparseTeacher,
     distill_loss,
     fused_linear_distill,
+    sweep,
 )
 from distill_kernels.spec import Divergence
-from support.kernel_cases import make_case, oracle, relative_error
+from support.kernel_cases import make_case, on_cuda, oracle, relative_error
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-
-def on_cuda(teacher: SparseTeacher) -> SparseTeacher:
-    return SparseTeacher(
-        *(None if value is None else value.cuda() for value in dataclasses.astuple(teacher))
-    )
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -127,10 +121,13 @@ def test_compiled_by_inductor(reduction):
         assert relative_error(compiled, eager) < 1e-5
 
 
-def test_peak_memory_does_not_grow_with_the_vocabulary():
-    """Beyond inputs and gradients: a chunk of logits and its copy in the weight's type."""
+@pytest.mark.parametrize("transform", [LogitTransform(), LogitTransform(0.5, 30.0)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_peak_memory_does_not_grow_with_the_vocabulary(transform, biased):
+    """Beyond inputs and gradients: a chunk of logits, whatever is done to them."""
     peaks = []
     for vocab in (32_000, 151_936):
+        bias = torch.randn(vocab, device="cuda") if biased else None
         hidden = torch.randn(8192, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         weight = torch.randn(vocab, 256, device="cuda", dtype=torch.bfloat16)
         ids = torch.arange(64, device="cuda").expand(8192, 64).contiguous()
@@ -139,10 +136,19 @@ def test_peak_memory_does_not_grow_with_the_vocabulary():
         labels = torch.zeros(8192, dtype=torch.int64, device="cuda")
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        out = fused_linear_distill(hidden, weight, teacher, labels, spec=DistillSpec())
+        out = fused_linear_distill(
+            hidden,
+            weight,
+            teacher,
+            labels,
+            spec=DistillSpec(),
+            bias=bias,
+            logit_transform=transform,
+        )
         out.loss.backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
-    assert max(peaks) < 1 << 30
+    rest = 64 << 20  # checks of the ids, hidden's gradient, products of a chunk in fp32
+    assert max(peaks) < sweep.CHUNK_BYTES["cuda"] + rest
 
 
 def test_more_logits_than_an_int32_counts():

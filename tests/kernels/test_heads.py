@@ -81,6 +81,23 @@ def test_tiled_weight_is_made_piece_by_piece(backend, monkeypatch):
     assert largest == 32
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_tiled_weight_without_rows(backend, reduction):
+    teacher = SparseTeacher(torch.zeros(0, 3, dtype=torch.int64), torch.zeros(0, 3), torch.zeros(0))
+    hidden = torch.randn(0, 16, requires_grad=True)
+    out = fused_linear_distill(
+        hidden,
+        TiledWeight((101, 16), torch.float32, lambda rows: torch.ones(101, 16)[rows]),
+        teacher,
+        torch.zeros(0, dtype=torch.int64),
+        spec=DistillSpec(reduction=reduction),
+        backend=backend,
+    )
+    out.loss.sum().backward()
+    assert out.loss.sum().item() == 0.0 and hidden.grad.shape == (0, 16)
+
+
 @pytest.mark.parametrize("backend", ["reference", *BACKENDS])
 @pytest.mark.parametrize("train_head", [True, False])
 def test_a_loss_for_every_row(backend, train_head, monkeypatch):
@@ -159,6 +176,83 @@ def test_wrong_ids_are_refused(backend, ids, label, message):
             spec=DistillSpec(),
             backend=backend,
         )
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize(
+    "logprobs, tail, support, message",
+    [
+        ([3.0, -1.0], -1.0, "tail_bucket", "above 0"),
+        ([torch.nan, -1.0], -1.0, "renormalize", "NaN"),
+        ([-0.5, -1.0], torch.nan, "tail_bucket", "tail_logprob"),
+        ([-0.5, -1.0], 0.4, "tail_bucket", "tail_logprob"),
+        ([-torch.inf, -torch.inf], 0.0, "renormalize", "all -inf"),
+    ],
+)
+def test_what_is_no_logprob_is_refused(backend, logprobs, tail, support, message):
+    teacher = SparseTeacher(torch.tensor([[4, 5]]), torch.tensor([logprobs]), torch.tensor([tail]))
+    with pytest.raises(ValueError, match=message):
+        fused_linear_distill(
+            torch.randn(1, 8),
+            torch.randn(101, 8),
+            teacher,
+            torch.tensor([3]),
+            spec=DistillSpec(support=support),
+            backend=backend,
+        )
+
+
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+@pytest.mark.parametrize("dense", [False, True])
+def test_nan_stays_nan(backend, dense):
+    """A student or a teacher that has come apart shows in the loss."""
+    case = make_case(ragged=False)
+    if dense:
+        case.teacher = DenseLogits(torch.randn(13, 101))
+    for broken in ("hidden", *["teacher"] * dense):
+        values = case.hidden.clone(), case.teacher
+        if broken == "hidden":
+            values[0][0, 0] = torch.nan
+        else:
+            values[1].logits[0, 3] = torch.nan
+        out = fused_linear_distill(
+            values[0], case.weight, values[1], case.labels, spec=DistillSpec(), backend=backend
+        )
+        assert out.loss.isnan()
+
+
+@pytest.mark.parametrize("name", ["labels", "weight", "bias", "weights", "low_rank", "teacher"])
+def test_tensors_on_other_devices_are_named(name):
+    case = make_case(bias=True, weighted=True)
+    args = dict(weight=case.weight, labels=case.labels, bias=case.bias, weights=case.weights)
+    args |= dict(teacher=DenseLogits(torch.randn(13, 101)), low_rank=None)
+    if name == "teacher":
+        args[name] = DenseLogits(torch.randn(13, 101, device="meta"))
+    elif name == "low_rank":
+        args[name] = LowRank(torch.randn(13, 2, device="meta"), torch.randn(101, 2))
+    else:
+        args[name] = args[name].to("meta")
+    with pytest.raises(ValueError, match=f"{name}.* is on meta, hidden on cpu"):
+        fused_linear_distill(case.hidden, spec=DistillSpec(), **args)
+
+
+def test_other_types_are_refused():
+    case = make_case()
+    args = (case.teacher, case.labels)
+    wide = fused_linear_distill(
+        case.hidden.double(), case.weight.double(), *args, spec=DistillSpec(), backend="reference"
+    )
+    assert wide.loss.dtype == torch.float64
+    with pytest.raises(ValueError, match="float64: expected float32, bfloat16 or float16"):
+        fused_linear_distill(
+            case.hidden.double(), case.weight.double(), *args, spec=DistillSpec(), backend="torch"
+        )
+
+
+@pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"scale": torch.nan}, {"softcap": torch.inf}])
+def test_wrong_transform(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LogitTransform(**wrong)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -256,6 +350,20 @@ def sharded_process(rank: int, meeting: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+def test_the_size_of_a_vocabulary_is_summed_where_the_head_is(tmp_path):
+    """A group of NCCL serves no tensor on the CPU, as one of gloo serves none on `meta`."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+    )
+    try:
+        shard = VocabShard(0, torch.distributed.group.WORLD)
+        assert shard.whole_size(7, torch.device("cpu")) == 7
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            shard.whole_size(7, torch.device("meta"))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_vocabulary_parallel_head(tmp_path):
     torch.multiprocessing.spawn(sharded_process, args=(str(tmp_path / "meeting"),), nprocs=2)
 
@@ -275,8 +383,24 @@ def test_shards_refuse_what_they_cannot_do():
         )
 
 
+def width_of(vocab: int) -> int:
+    return sweep.buffer(1, vocab, torch.device("cpu")).stride(0)
+
+
+@pytest.mark.parametrize("vocab", [1, 101, 32_000, 32_001, 49_155, 50_257, 151_936])
+def test_rows_of_a_buffer_are_aligned(vocab):
+    """Also of a vocabulary that is no multiple of 16, for wide reads and writes and for cuBLAS."""
+    logits = sweep.buffer(3, vocab, torch.device("cpu"))
+    narrow = sweep.narrow_view(logits, torch.bfloat16)
+    assert logits.shape == narrow.shape == (3, vocab)
+    for x in (logits, narrow):
+        assert x.stride(1) == 1 and x.stride(0) % 64 == 0
+    assert logits.stride(0) < vocab + 64 and narrow.data_ptr() == logits.data_ptr()
+
+
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("vocab", [101, 9001])
+@pytest.mark.parametrize("vocab", [101, 5001])
 def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
     """As on CUDA with low-precision inputs. fp16, for the interpreter truncates to bf16."""
     from distill_kernels.rows_triton import rows_triton
@@ -288,13 +412,23 @@ def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
     teacher = torch.randn(13, vocab)
     scale = torch.full((13,), 64.0)
 
+    def padded(values):
+        """In a buffer of the sweep; what lies between its rows is anything."""
+        mine = sweep.buffer(*values.shape, values.device)
+        mine.as_strided((13, mine.stride(0)), mine.stride()).fill_(torch.nan)
+        return mine.copy_(values)
+
+    bias = torch.randn(width_of(vocab))
+    transform = LogitTransform(0.5, 20.0)
+
     def run(destination):
-        mine = logits.clone()
+        mine = padded(logits)
         grad = destination(mine)
+        rest = (case.labels, spec, scale, transform, bias)
         if dense:
-            rows_triton_dense(mine, grad, teacher.clone(), case.labels, spec, scale)
+            rows_triton_dense(mine, grad, padded(teacher), *rest)
         else:
-            rows_triton(mine, grad, case.teacher, case.labels, spec, scale)
+            rows_triton(mine, grad, case.teacher, *rest)
         return grad
 
     wide = run(lambda mine: mine)

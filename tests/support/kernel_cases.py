@@ -20,7 +20,7 @@ IGNORE = -100
 
 @dataclass
 class Case:
-    """hidden [N, D], weight [V, D], bias [V], labels [N] and a teacher of N rows."""
+    """hidden [N, D], weight [V, D], bias [V], labels [N], a teacher of N rows, weights [N]."""
 
     hidden: Tensor
     weight: Tensor
@@ -28,6 +28,7 @@ class Case:
     labels: Tensor
     teacher: SparseTeacher | DenseTeacher | DenseLogits
     transform: LogitTransform
+    weights: Tensor | None = None
 
     def leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         def leaf(x: Tensor | None) -> Tensor | None:
@@ -46,6 +47,7 @@ def make_case(
     sampled: bool = False,
     ragged: bool = True,
     bias: bool = False,
+    weighted: bool = False,
     transform: LogitTransform | None = None,
     sharpness: float = 3.0,
     seed: int = 0,
@@ -91,6 +93,7 @@ def make_case(
             entropy=-(teacher_logprobs.exp() * teacher_logprobs).sum(-1) if sampled else None,
         ),
         transform=transform or LogitTransform(),
+        weights=torch.rand(rows, generator=g) * 3 if weighted else None,
     )
 
 
@@ -98,29 +101,32 @@ def oracle(case: Case, spec: DistillSpec) -> tuple[Tensor, list[Tensor | None]]:
     """(loss, gradients of hidden, weight and bias) in float64, one row and one bin at a time."""
     hidden, weight, bias = case.leaves(torch.float64)
     total = hidden.new_zeros(())
-    count = 0
+    count = 0.0
     for row, label in enumerate(case.labels.tolist()):
         if label == IGNORE:
             continue
-        count += 1
+        w = 1.0 if case.weights is None else case.weights[row].item()
+        count += w
         head = weight @ hidden[row] + (0.0 if bias is None else bias)
         z = head * case.transform.scale
         if case.transform.softcap is not None:
             z = case.transform.softcap * torch.tanh(z / case.transform.softcap)
         logprobs = torch.log_softmax(z, 0)
         smooth = spec.label_smoothing
-        ce = -(1 - smooth) * logprobs[label] - smooth * logprobs.mean()
-        p, q, has_tail = _bins(case, spec, row, torch.softmax(z / spec.temperature, 0))
-        if p is None:
-            total = total + ce
+        ce = -(1 - smooth) * logprobs[label]
+        if smooth:
+            ce = ce - smooth * logprobs.mean()
+        log_p, log_q, has_tail = _bins(case, spec, row, torch.log_softmax(z / spec.temperature, 0))
+        if log_p is None:
+            total = total + w * ce
             continue
         if spec.support == "sampled":
-            kd = -(p * q.log()).sum() - case.teacher.entropy[row].double()
+            kd = -(log_p.exp() * log_q).sum() - case.teacher.entropy[row].double()
         else:
-            kd = naive_divergence(p, q, spec, has_tail)
-        total = total + (1 - spec.alpha) * ce + spec.alpha * spec.temperature**2 * kd
+            kd = naive_divergence(log_p, log_q, spec, has_tail)
+        total = total + w * ((1 - spec.alpha) * ce + spec.alpha * spec.temperature**2 * kd)
     if spec.reduction == "mean":
-        total = total / max(count, 1)
+        total = total / (count or 1.0)
     leaves = [x for x in (hidden, weight, bias) if x is not None]
     found = torch.autograd.grad(total, leaves, allow_unused=True) if count else [None] * 3
     grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=False)]
@@ -128,26 +134,27 @@ def oracle(case: Case, spec: DistillSpec) -> tuple[Tensor, list[Tensor | None]]:
 
 
 def _bins(
-    case: Case, spec: DistillSpec, row: int, q: Tensor
+    case: Case, spec: DistillSpec, row: int, log_q: Tensor
 ) -> tuple[Tensor | None, Tensor | None, bool]:
-    """(the teacher's and the student's probabilities, whether the last bin is the rest)."""
+    """(the teacher's and the student's logprobs of the bins, whether the last one is the rest)."""
     if not isinstance(case.teacher, SparseTeacher):
-        return torch.softmax(dense_logits(case, row) / spec.temperature, 0), q, False
+        return torch.log_softmax(dense_logits(case, row) / spec.temperature, 0), log_q, False
     ids = [i for i in case.teacher.ids[row].tolist() if i >= 0]
     if not ids:
         return None, None, False
-    p = case.teacher.logprobs[row][: len(ids)].double().exp()
-    student = q[torch.tensor(ids)]
+    log_p = case.teacher.logprobs[row][: len(ids)].double()
+    student = log_q[torch.tensor(ids)]
     if spec.support == "sampled":
-        return p, student, False
+        return log_p, student, False
     if spec.support == "renormalize":
-        return p / p.sum(), student / student.sum(), False
-    if len(ids) == q.numel():
-        return p, student, False
-    rest = torch.ones_like(q, dtype=torch.bool)
+        return log_p.log_softmax(0), student.log_softmax(0), False
+    if len(ids) == log_q.numel():
+        return log_p, student, False
+    rest = torch.ones_like(log_q, dtype=torch.bool)
     rest[torch.tensor(ids)] = False
-    tail = case.teacher.tail_logprob[row].double().exp()
-    return torch.cat([p, tail[None]]), torch.cat([student, q[rest].sum()[None]]), True
+    tail = case.teacher.tail_logprob[row].double()
+    log_rest = log_q[rest].clamp_min(-1e30).logsumexp(0)
+    return torch.cat([log_p, tail[None]]), torch.cat([student, log_rest[None]]), True
 
 
 def dense_logits(case: Case, row: int) -> Tensor:
@@ -163,25 +170,34 @@ def dense_logits(case: Case, row: int) -> Tensor:
     return out
 
 
-def naive_divergence(p: Tensor, q: Tensor, spec: DistillSpec, has_tail: bool = False) -> Tensor:
-    """The equation of spec.divergence, p and q [B] in float64."""
+def naive_divergence(
+    log_p: Tensor, log_q: Tensor, spec: DistillSpec, has_tail: bool = False
+) -> Tensor:
+    """The equation of spec.divergence for logprobs of bins [B] in float64.
 
-    def kl(a: Tensor, b: Tensor) -> Tensor:
-        some = a > 0
-        return (a[some] * (a[some] / b[some]).log()).sum()
+    Of masses that do not sum to one, KL(a || b) is sum b - a + a log(a/b).
+    """
+    log_p, log_q = log_p.clamp_min(-100.0), log_q.clamp_min(-1e30)
+
+    def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+        return (log_b.exp() - log_a.exp() + log_a.exp() * (log_a - log_b)).sum()
+
+    def mixture(share: float) -> Tensor:
+        return torch.logaddexp(log_p + math.log(share), log_q + math.log1p(-share))
 
     name, beta, skew = spec.divergence, spec.beta, spec.skew
+    if name == "jsd" and 0 < beta < 1:
+        m = mixture(beta)
+        return kl(log_p, m) / (1 - beta) + kl(log_q, m) / beta
     if name == "forward_kl" or (name == "jsd" and beta == 0):
-        return kl(p, q)
-    if name == "reverse_kl" or (name == "jsd" and beta == 1):
-        return kl(q, p.clamp_min(math.exp(-100)))
-    if name == "jsd":
-        m = beta * p + (1 - beta) * q
-        return kl(p, m) / (1 - beta) + kl(q, m) / beta
+        return kl(log_p, log_q)
+    if name in ("reverse_kl", "jsd"):
+        return kl(log_q, log_p)
     if name == "skew_forward_kl":
-        return kl(p, skew * p + (1 - skew) * q)
+        return kl(log_p, mixture(skew) if skew else log_q)
     if name == "skew_reverse_kl":
-        return kl(q, skew * q + (1 - skew) * p)
+        return kl(log_q, mixture(1 - skew) if skew else log_p)
+    p, q = log_p.exp(), log_q.exp()
     if name == "tvd":
         return (p - q).abs().sum() / 2
     count = p.numel() - has_tail
@@ -192,7 +208,11 @@ def naive_divergence(p: Tensor, q: Tensor, spec: DistillSpec, has_tail: bool = F
         mass += p[i].item()
     gap = (p - q).abs().detach()
     weight = gap[head].sum() / gap.sum() if gap.sum() > 0 else 0.5
-    return weight * kl(p, q) + (1 - weight) * kl(q, p.clamp_min(math.exp(-100)))
+    return weight * kl(log_p, log_q) + (1 - weight) * kl(log_q, log_p)
+
+
+def on_cuda(teacher: SparseTeacher, device: str = "cuda") -> SparseTeacher:
+    return SparseTeacher(*(None if x is None else x.to(device) for x in vars(teacher).values()))
 
 
 def relative_error(seen: Tensor, expected: Tensor) -> float:
@@ -213,6 +233,7 @@ def run(
         case.teacher,
         case.labels,
         spec=spec,
+        weights=case.weights,
         bias=bias,
         logit_transform=case.transform,
         backend=backend,

@@ -1,4 +1,5 @@
-"""Compile the row kernels for sm_80 and sm_90 without a GPU: registers, shared memory, spills.
+"""Compile the row kernels for sm_80 and sm_90 without a GPU: registers, shared memory, spills,
+barriers, and how wide the vocabulary is read and written, for one that is not a multiple of 16.
 
 python triton_kernels/benchmarks/compile_ahead.py
 """
@@ -12,20 +13,22 @@ from typing import Any
 
 import triton
 from distill_kernels import rows_triton, rows_triton_dense
-from distill_kernels.bins_triton import BLOCK_V, CODES, LAUNCH
+from distill_kernels.bins_triton import BLOCK_V, CODES, launch_options
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 RESULTS = Path(__file__).parent / "results"
 INT64 = ("ids_ptr", "label_ptr", "top_ptr")
-INT32 = ("z_stride", "t_stride", "grad_stride", "num_rows", "V", "K")
-DIVISIBLE = ("V", "z_stride", "t_stride", "grad_stride")
+INT32 = ("z_stride", "t_stride", "grad_stride", "num_rows", "V", "width", "K")
+DIVISIBLE = ("width", "z_stride", "t_stride", "grad_stride")
+PER_LOGIT = ("z_ptr", "t_ptr", "grad_ptr", "bias_ptr")
 MOST_SHARED = 227 * 1024
 
 
-def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[str, int]:
-    """Registers a thread, bytes of shared memory and of spills, from ptxas."""
+def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[str, Any]:
+    """Registers a thread, bytes of shared memory and of spills, from ptxas; from the PTX, the
+    `bar.sync` in it, and instructions that load or store four or more words at once."""
 
     def type_of(name: str) -> str:
         if name in constants:
@@ -44,13 +47,13 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[st
         {
             (i,): [["tt.divisibility", 16]]
             for i, name in enumerate(names)
-            if name.endswith("_ptr") or name in DIVISIBLE
+            if name in PER_LOGIT or name in DIVISIBLE
         },
     )
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", arch, 32),
-        options=LAUNCH,
+        options=launch_options(hip=False),
     )
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])
@@ -64,6 +67,9 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[st
         "registers": int(re.search(r"Used (\d+) registers", said)[1]),
         "shared_bytes": compiled.metadata.shared,
         "spill_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", said))),
+        "barriers": compiled.asm["ptx"].count("bar.sync"),
+        "wide_loads": len(re.findall(r"ld\.global\S*\.v4", compiled.asm["ptx"])),
+        "wide_stores": len(re.findall(r"st\.global\S*\.v4", compiled.asm["ptx"])),
     }
 
 
@@ -71,15 +77,18 @@ def variants() -> list[tuple[dict[str, Any], Any, dict[str, Any]]]:
     """(its name in the results, kernel, constants) of everything that is compiled."""
     found = []
     for divergence, code in CODES.items():
-        for tempered in (False, True):
+        for tempered, transformed in ((False, False), (True, False), (True, True)):
             shared = {
                 "DIVERGENCE": code,
                 "TEMPERED": tempered,
-                "SMOOTH": False,
+                "SMOOTH": transformed,
+                "HAS_BIAS": transformed,
+                "SCALED": transformed,
+                "CAPPED": transformed,
                 "WITH_GRAD": True,
                 "BLOCK_V": BLOCK_V,
             }
-            about = {"divergence": divergence, "tempered": tempered}
+            about = {"divergence": divergence, "tempered": tempered, "transformed": transformed}
             for support, support_code in rows_triton.SUPPORT_CODES.items():
                 sampled = support == "sampled"
                 if sampled and divergence != "forward_kl":
@@ -107,7 +116,7 @@ def main() -> None:
             print(results[-1])
             assert numbers["spill_bytes"] == 0 and numbers["shared_bytes"] <= MOST_SHARED
     RESULTS.mkdir(exist_ok=True)
-    about = {"triton": triton.__version__, "launch": LAUNCH, "results": results}
+    about = {"triton": triton.__version__, "launch": launch_options(hip=False), "results": results}
     (RESULTS / "compile_ahead.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

@@ -1,5 +1,6 @@
-"""What both Triton kernels are made of: the divergences of divergences.py, and running sums."""
+"""What both Triton kernels are made of: logits, the divergences of divergences.py, running sums."""
 
+import torch
 import triton
 import triton.language as tl
 
@@ -13,15 +14,61 @@ CODES = {
     "adaptive_kl": 6,
 }
 
-BLOCK_V = 4096
-LAUNCH = {"num_warps": 8, "maxnreg": 128}
-"""Left to itself, ptxas holds some variants to 40 registers and spills."""
+BLOCK_V = 2048
+LOW = tl.constexpr(-1e30)
+"""A logit that is none. Its exponential is 0 and its product with 0 is not NaN, as that of -inf is.
+
+Comparisons are written so that a NaN stays one: tl.maximum may drop it, and the loss would look
+well. Vocabularies are swept to a width that is a multiple of 16, so that loads are wide.
+"""
+
+
+def launch_options(hip: bool = torch.version.hip is not None) -> dict[str, int]:
+    """Left alone, ptxas holds some variants to 40 registers and spills. ROCm knows no such cap."""
+    return {"num_warps": 8} if hip else {"num_warps": 8, "maxnreg": 128}
+
+
+@triton.jit
+def head_logits(
+    raw,
+    bias_ptr,
+    v,
+    width,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
+    """The model's logits from the head's products, as LogitTransform has it."""
+    z = raw
+    if HAS_BIAS:
+        z += tl.load(bias_ptr + v, mask=(v >= 0) & (v < width), other=0.0)
+    if SCALED:
+        z *= scale
+    if CAPPED:
+        x = z / softcap
+        e = tl.exp(-2.0 * tl.abs(x))
+        z = softcap * tl.where(x < 0, e - 1.0, 1.0 - e) / (1.0 + e)
+    return z
+
+
+@triton.jit
+def to_product(grad, z, scale, softcap, SCALED: tl.constexpr, CAPPED: tl.constexpr):
+    """d loss / d logits brought back to the head's products; z as head_logits gave it."""
+    if CAPPED:
+        x = z / softcap
+        grad *= 1.0 - x * x
+    if SCALED:
+        grad *= scale
+    return grad
 
 
 @triton.jit
 def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
     """(value, pull) of bins, as divergences.bin_terms; keep = 1 - mix, weight for adaptive_kl."""
-    log_p = tl.maximum(log_p, -100.0)
+    log_p = tl.where(log_p < -100.0, -100.0, log_p)
+    log_q = tl.where(log_q < LOW, LOW, log_q)
     p = tl.exp(log_p)
     q = tl.exp(log_q)
     ratio = log_p - log_q
@@ -39,13 +86,14 @@ def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
         pull = -weight * p - (1.0 - weight) * q * ratio
     else:
         lift = _log_mix(ratio, mix, keep)
+        over = tl.where(ratio > 60.0, -tl.log(mix), ratio - lift)
         blend = keep * q + mix * p
         if DIVERGENCE == 2:
-            value = _kl_term_close(p, blend, ratio - lift) / keep
+            value = _kl_term_close(p, blend, over) / keep
             value += _kl_term_close(q, blend, -lift) / mix
             pull = -q * lift / mix
         elif DIVERGENCE == 3:
-            value = kl_term(p, blend, ratio - lift)
+            value = kl_term(p, blend, over)
             pull = -keep * p * tl.exp(-lift)
         else:
             value = kl_term(q, blend, -lift)
@@ -56,7 +104,8 @@ def bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE: tl.constexpr):
 @triton.jit
 def kl_term(a, b, r):
     """b - a + a r with r = log(a/b), never negative."""
-    return tl.maximum(b - a + a * r, 0.0)
+    value = b - a + a * r
+    return tl.where(value < 0, 0.0, value)
 
 
 @triton.jit
@@ -69,7 +118,7 @@ def _kl_term_close(a, b, r):
 @triton.jit
 def _log_mix(ratio, mix, keep):
     """log(keep + mix exp(ratio)); small results keep their digits, since the jsd divides by mix."""
-    lifted = tl.exp(tl.minimum(ratio, 60.0))
+    lifted = tl.exp(tl.where(ratio > 60.0, 60.0, ratio))
     x = mix * (lifted - 1.0)
     t = x / (2.0 + x)
     t2 = t * t
@@ -91,21 +140,36 @@ def logaddexp(a, b):
 
 
 @triton.jit
-def add_block(z, top, sum_t, sum_ts, sum_1, inv_t, TEMPERED: tl.constexpr):
-    """Running (max, sum e^s, sum e^s s, sum e^z) over blocks; s = (z - max) / T.
+def add_to_lanes(z, v, top, at, sum_t, sum_ts, sum_1, inv_t, TEMPERED: tl.constexpr):
+    """Running (max, its index, sum e^s, sum e^s s, sum e^z) of every lane; s = (z - max) / T.
 
-    z may hold -inf. The last sum is left alone where T is 1, being the first.
+    No lane looks at another before `over_lanes`. z holds LOW where there is nothing; what a lane
+    gathers before its first logit is multiplied by 0 there. One exponential a logit, two where T
+    is not 1; the last sum is left alone where it is.
     """
-    new_top = tl.maximum(top, tl.max(z, 0))
-    shift = finite(new_top)
-    # Before the first finite logit there is nothing to rescale, and no old shift to leave.
-    moved = tl.where(top == -float("inf"), 0.0, (top - shift) * inv_t)
-    s = (z - shift) * inv_t
-    e = tl.exp(s)
-    fade = tl.exp(moved)
-    sum_ts = fade * (sum_ts + moved * sum_t) + tl.sum(tl.where(e > 0, e * s, 0.0), 0)
-    sum_t = fade * sum_t + tl.sum(e, 0)
+    rise = z - top
+    rises = rise > 0
+    s = rise * inv_t
+    e = tl.exp(-tl.abs(s))
+    sum_ts = tl.where(rises, e * (sum_ts - s * sum_t), sum_ts + e * s)
+    sum_t = tl.where(rises, e * sum_t + 1.0, sum_t + e)
     if TEMPERED:
-        step = tl.where(top == -float("inf"), 0.0, top - shift)
-        sum_1 = sum_1 * tl.exp(step) + tl.sum(tl.exp(z - shift), 0)
-    return new_top, sum_t, sum_ts, sum_1
+        e = tl.exp(-tl.abs(rise))
+        sum_1 = tl.where(rises, e * sum_1 + 1.0, sum_1 + e)
+    return tl.where(rises, z, top), tl.where(rises, v, at), sum_t, sum_ts, sum_1
+
+
+@triton.jit
+def over_lanes(top, at, sum_t, sum_ts, sum_1, inv_t, TEMPERED: tl.constexpr):
+    """(max, the lowest index that has it, the sums) over lanes; LOW, -1 and zeros where none is."""
+    best = tl.max(top, 0)
+    some = best > LOW
+    index = tl.min(tl.where(top == best, at, 2147483647), 0)
+    step = (top - best) * inv_t
+    fade = tl.where(some, tl.exp(step), 0.0)
+    all_ts = tl.sum(fade * (sum_ts + step * sum_t), 0)
+    all_t = tl.sum(fade * sum_t, 0)
+    all_1 = 0.0
+    if TEMPERED:
+        all_1 = tl.sum(tl.where(some, tl.exp(top - best), 0.0) * sum_1, 0)
+    return best, tl.where(some, index, -1).to(tl.int64), all_t, all_ts, all_1

@@ -6,10 +6,25 @@ from torch import Tensor
 from distill_kernels.spec import IGNORE, DistillSpec
 from distill_kernels.teacher import SparseTeacher, Teacher
 
+ROUNDED_UP = 1e-2
+"""Log-probabilities a little above 0 are rounding (bf16 near 1 has steps of 0.008)."""
 
-def check_shapes(num_rows: int, teacher: Teacher, labels: Tensor, spec: DistillSpec) -> None:
-    """Raises ValueError when rows do not match or the teacher lacks what the support needs."""
-    for name, size in (("labels", labels.shape[0]), ("teacher", teacher.num_rows)):
+
+def check_shapes(
+    num_rows: int, teacher: Teacher, labels: Tensor, spec: DistillSpec, weights: Tensor | None
+) -> None:
+    """Raises ValueError when rows do not match, the teacher lacks what the support needs, or
+    weights would need a gradient."""
+    sizes = {"labels": labels.shape[0], "teacher": teacher.num_rows}
+    if weights is not None:
+        if weights.dim() != 1 or not weights.is_floating_point():
+            raise ValueError(
+                f"weights {tuple(weights.shape)} of {weights.dtype}: expected floats [N]"
+            )
+        if weights.requires_grad:
+            raise ValueError("weights requires a gradient, and none flows into it; detach it")
+        sizes["weights"] = weights.shape[0]
+    for name, size in sizes.items():
         if size != num_rows:
             raise ValueError(f"{name} has {size} rows, the student has {num_rows}")
     if isinstance(teacher, SparseTeacher):
@@ -25,17 +40,25 @@ def check_shapes(num_rows: int, teacher: Teacher, labels: Tensor, spec: DistillS
         )
 
 
-def check_values(vocab_size: int, teacher: Teacher, labels: Tensor) -> None:
-    """Raises ValueError for an id or label outside the student's vocabulary, and for an id that
-    stands twice in a row.
+def check_values(
+    vocab_size: int, teacher: Teacher, labels: Tensor, spec: DistillSpec, weights: Tensor | None
+) -> None:
+    """Raises ValueError for an id or label outside the student's vocabulary, an id that stands
+    twice in a row, what cannot be a log-probability, and a weight below 0 or not finite.
 
     On CUDA this does not wait for the device: a wrong one stops the process with a device-side
     assertion that carries the message.
     """
+    given = labels != IGNORE
     _require(
-        ((labels == IGNORE) | ((labels >= 0) & (labels < vocab_size))).all(),
+        (~given | ((labels >= 0) & (labels < vocab_size))).all(),
         f"labels holds a token outside the student's vocabulary of {vocab_size}; -100 = none",
     )
+    if weights is not None:
+        _require(
+            (~given | ((weights >= 0) & (weights < torch.inf))).all(),
+            "weights holds a number that is below 0 or not finite, in a row with a label",
+        )
     if not isinstance(teacher, SparseTeacher):
         return
     _require(
@@ -48,6 +71,23 @@ def check_values(vocab_size: int, teacher: Teacher, labels: Tensor) -> None:
         ~twice.any(),
         "teacher.ids names a token twice in one row; add its probabilities and keep one entry",
     )
+    entry = teacher.ids >= 0
+    _require(
+        (~entry | (teacher.logprobs <= ROUNDED_UP)).all(),
+        "teacher.logprobs holds a number above 0, or NaN: expected log-probabilities, in nats",
+    )
+    if spec.support == "tail_bucket":
+        _require(
+            (~entry.any(-1) | (teacher.tail_logprob <= ROUNDED_UP)).all(),
+            "teacher.tail_logprob holds a number above 0, or NaN: expected the log of a mass",
+        )
+    else:
+        some = (entry & (teacher.logprobs > -torch.inf)).any(-1)
+        _require(
+            (~entry.any(-1) | some).all(),
+            f"teacher.logprobs has a row whose entries are all -inf: support={spec.support!r} "
+            "needs some mass on them; give the row no entries (ids -1), or use 'tail_bucket'",
+        )
 
 
 def _require(condition: Tensor, message: str) -> None:

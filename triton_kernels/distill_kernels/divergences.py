@@ -13,6 +13,13 @@ p and q are the teacher's and the student's probabilities of a row's bins and su
                      w = sum_head |p-q| / sum |p-q|, taken as a constant;
                      head = the likeliest tokens of the teacher that together hold akl_mu
 
+The KLs are sums of b - a + a log(a/b). For probabilities that is a log(a/b); where the teacher's do
+not sum to one (rounded logprobs of a server) its bins are masses, as they were given, and the sum
+is still never negative. The gradient is that of a log(a/b) either way.
+
+A teacher's logprob below -100 is taken as -100, a student's below -1e30 as that: a KL towards a
+probability of 0 is large and not infinite, and 0 log 0 is 0.
+
 The jsd of the literature tends to 0 with b and jumps to a KL at b = 0 and 1. Divided by b (1-b) it
 is continuous: its limits are forward KL at 0 and reverse KL at 1, as b means in TRL and Liger.
 
@@ -34,11 +41,13 @@ from distill_kernels.spec import DistillSpec
 
 MIN_LOGPROB = -100.0
 """Teacher logprobs below are taken as this, so that a reverse KL is finite where p is 0."""
+EMPTY = -1e30
+"""A logit whose exponential is 0 and whose product with 0 is not NaN, as that of -inf is."""
 LARGE_RATIO = 60.0
 SMALL_RATIO = 0.1
 NEAR_END = 0.01
 LIMIT = 1e-9
-"""Shares of a mixture nearer to 0 or 1 are taken as these: fp32 cannot tell the difference."""
+"""Shares of a mixture nearer to 0 or 1 are taken as these, which are their limits."""
 
 
 def divergence(
@@ -85,13 +94,15 @@ def bin_terms(
         return value, -weight * p - (1 - weight) * q * ratio
 
     lift = log_mix(ratio, mix)
+    # log(p / blend): the difference has no digits left where p is all of the blend.
+    over = torch.where(ratio > LARGE_RATIO, -math.log(mix), ratio - lift)
     blend = (1 - mix) * q + mix * p
     if name == "jsd":
         term = kl_term_close if min(mix, 1 - mix) < NEAR_END else kl_term
-        to_teacher = term(p, blend, ratio - lift) / (1 - mix)
+        to_teacher = term(p, blend, over) / (1 - mix)
         return to_teacher + term(q, blend, -lift) / mix, -q * lift / mix
     if name == "skew_forward_kl":
-        return kl_term(p, blend, ratio - lift), -(1 - mix) * p * (-lift).exp()
+        return kl_term(p, blend, over), -(1 - mix) * p * (-lift).exp()
     return kl_term(q, blend, -lift), -q * (lift + (1 - mix) * (-lift).exp())
 
 

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill_kernels.autograd import backward, forward
 from distill_kernels.rows_torch import RowValues
 from distill_kernels.spec import DistillSpec
-from distill_kernels.sweep import Inputs, Task, row_scale, sweep
+from distill_kernels.sweep import ROWS, Inputs, Task
 from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 from distill_kernels.transform import LogitTransform
 
 TEACHERS = {"sparse": SparseTeacher, "logits": DenseLogits, "dense": DenseTeacher}
 
 
-def run_in_graph(inputs: Inputs, task: Task) -> RowValues:
+def run_in_graph(inputs: Inputs, task: Task, wants: tuple[bool, ...]) -> RowValues:
     """As autograd.run, within torch.compile. The head must be whole and held as floats."""
     spec = task.spec
     kind, tensors, transform = _take_apart(task.teacher)
@@ -36,9 +37,8 @@ def run_in_graph(inputs: Inputs, task: Task) -> RowValues:
         transform.softcap or 0.0,
     ]
     names = [spec.divergence, spec.support, spec.reduction, task.backend, kind]
-    grad = torch.is_grad_enabled()
-    wants = [grad and x is not None and x.requires_grad for x in inputs]
-    out = _forward(*inputs, task.labels, tensors, " ".join(names), numbers, wants)
+    names = " ".join(names)
+    out = _forward(*inputs, task.labels, task.weights, tensors, names, numbers, list(wants))
     return RowValues(*out[:5])
 
 
@@ -50,6 +50,7 @@ def _forward(
     left: Tensor | None,
     right: Tensor | None,
     labels: Tensor,
+    weights: Tensor | None,
     teacher: Sequence[Tensor | None],
     names: str,
     numbers: Sequence[float],
@@ -57,17 +58,10 @@ def _forward(
 ) -> list[Tensor]:
     """[loss, kd, ce, top1, entropy, five gradients]; one that is not wanted is empty."""
     inputs = Inputs(hidden, weight, bias, left, right)
-    task = _put_together(labels, teacher, names, numbers)
-    empty = [hidden.new_empty(0) for _ in inputs]
-    if task.spec.reduction == "none":
-        values, grads = sweep(inputs, task, None, (False,) * len(inputs))
-        loss = values.loss
-    else:
-        scale = row_scale(labels, task.spec)
-        values, grads = sweep(inputs, task, scale, tuple(wants))
-        loss = values.loss.sum() * scale
-    grads = [e if g is None else g for g, e in zip(grads, empty, strict=True)]
-    return [loss, values.kd, values.ce, values.top1, values.entropy, *grads]
+    task = _put_together(labels, weights, teacher, names, numbers)
+    values, grads = forward(inputs, task, tuple(wants))
+    grads = [hidden.new_empty(0) if g is None else g for g in grads]
+    return [values.loss, values.kd, values.ce, values.top1, values.entropy, *grads]
 
 
 @_forward.register_fake
@@ -78,6 +72,7 @@ def _(
     left: Tensor | None,
     right: Tensor | None,
     labels: Tensor,
+    weights: Tensor | None,
     teacher: Sequence[Tensor | None],
     names: str,
     numbers: Sequence[float],
@@ -87,7 +82,7 @@ def _(
     rows = [hidden.new_empty(hidden.shape[0], dtype=torch.float32) for _ in range(5)]
     loss = rows[0] if per_row else hidden.new_empty((), dtype=torch.float32)
     grads = [
-        _like(x, row=i in (0, 3)) if want and not per_row else hidden.new_empty(0)
+        _like(x, row=i in ROWS) if want and not per_row else hidden.new_empty(0)
         for i, (x, want) in enumerate(zip((hidden, weight, bias, left, right), wants, strict=True))
     ]
     return [loss, *rows[1:], *grads]
@@ -101,6 +96,7 @@ def _backward(
     left: Tensor | None,
     right: Tensor | None,
     labels: Tensor,
+    weights: Tensor | None,
     teacher: Sequence[Tensor | None],
     names: str,
     numbers: Sequence[float],
@@ -109,8 +105,8 @@ def _backward(
 ) -> list[Tensor]:
     """The five gradients for reduction "none"."""
     inputs = Inputs(hidden, weight, bias, left, right)
-    task = _put_together(labels, teacher, names, numbers)
-    _, grads = sweep(inputs, task, grad_loss.float(), tuple(wants))
+    task = _put_together(labels, weights, teacher, names, numbers)
+    grads = backward(inputs, task, tuple(wants), grad_loss)
     return [hidden.new_empty(0) if g is None else g for g in grads]
 
 
@@ -122,6 +118,7 @@ def _(
     left: Tensor | None,
     right: Tensor | None,
     labels: Tensor,
+    weights: Tensor | None,
     teacher: Sequence[Tensor | None],
     names: str,
     numbers: Sequence[float],
@@ -129,17 +126,17 @@ def _(
     grad_loss: Tensor,
 ) -> list[Tensor]:
     return [
-        _like(x, row=i in (0, 3)) if want else hidden.new_empty(0)
-        for i, (x, want) in enumerate(zip((hidden, weight, bias, left, right), wants, strict=True))
+        torch.empty_like(x) if want else hidden.new_empty(0)
+        for x, want in zip((hidden, weight, bias, left, right), wants, strict=True)
     ]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, labels, teacher, names, numbers, wants = inputs
+    *tensors, labels, weights, teacher, names, numbers, wants = inputs
     ctx.settings = (names, numbers, wants)
     ctx.dtypes = [None if x is None else x.dtype for x in tensors]
     if names.split()[2] == "none":
-        ctx.save_for_backward(*tensors, labels, *teacher)
+        ctx.save_for_backward(*tensors, labels, weights, *teacher)
     else:
         ctx.save_for_backward(*output[5:])
 
@@ -147,16 +144,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
     names, numbers, wants = ctx.settings
     if names.split()[2] == "none":
-        tensors, labels, teacher = (
-            ctx.saved_tensors[:5],
-            ctx.saved_tensors[5],
-            ctx.saved_tensors[6:],
-        )
-        found = _backward(*tensors, labels, teacher, names, numbers, wants, grads[0])
+        *tensors, labels, weights = ctx.saved_tensors[:7]
+        teacher = ctx.saved_tensors[7:]
+        found = _backward(*tensors, labels, weights, teacher, names, numbers, wants, grads[0])
     else:
-        found = [g * grads[0] for g in ctx.saved_tensors]
-    wanted = zip(found, ctx.dtypes, wants, strict=True)
-    return *(g.to(dtype) if want else None for g, dtype, want in wanted), *[None] * 5
+        found = [
+            (g * grads[0]).to(dtype) if want else None
+            for g, dtype, want in zip(ctx.saved_tensors, ctx.dtypes, wants, strict=True)
+        ]
+    return *(g if want else None for g, want in zip(found, wants, strict=True)), *[None] * 6
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
@@ -176,7 +172,11 @@ def _take_apart(teacher: Teacher) -> tuple[str, list[Tensor | None], LogitTransf
 
 
 def _put_together(
-    labels: Tensor, tensors: Sequence[Tensor | None], names: str, numbers: Sequence[float]
+    labels: Tensor,
+    weights: Tensor | None,
+    tensors: Sequence[Tensor | None],
+    names: str,
+    numbers: Sequence[float],
 ) -> Task:
     divergence, support, reduction, backend, kind = names.split()
     temperature, alpha, beta, skew, akl_mu, smoothing, *transforms = numbers
@@ -198,4 +198,5 @@ def _put_together(
         ),
         transform=mine,
         backend=backend,
+        weights=weights,
     )

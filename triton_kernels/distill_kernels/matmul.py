@@ -31,7 +31,7 @@ Weight = Tensor | TiledWeight
 
 
 def project(hidden_CD: Tensor, weight_VD: Weight, out_CV: Tensor) -> None:
-    """out = hidden @ weight.T, fp32 [C, V]."""
+    """out = hidden @ weight.T, fp32 [C, V]; rows of `out` may lie further apart than V."""
     if isinstance(weight_VD, Tensor) and hidden_CD.dtype == weight_VD.dtype == torch.float32:
         torch.mm(hidden_CD, weight_VD.t(), out=out_CV)
     elif isinstance(weight_VD, Tensor) and hidden_CD.is_cuda and hidden_CD.dtype == weight_VD.dtype:
@@ -42,9 +42,13 @@ def project(hidden_CD: Tensor, weight_VD: Weight, out_CV: Tensor) -> None:
 
 
 def back_to_hidden(grad_CV: Tensor, weight_VD: Weight) -> Tensor:
-    """grad @ weight, [C, D]; in grad's type."""
-    if isinstance(weight_VD, Tensor) and weight_VD.dtype == grad_CV.dtype:
-        return grad_CV @ weight_VD
+    """grad @ weight, fp32 [C, D].
+
+    Not in grad's type: a sum over V ids may be split over many blocks of the device, and torch
+    lets cuBLAS add the parts of a bf16 product in bf16.
+    """
+    if isinstance(weight_VD, Tensor) and (grad_CV.is_cuda or weight_VD.dtype == torch.float32):
+        return _wide_product(grad_CV, weight_VD)
     grad_CD = grad_CV.new_zeros(grad_CV.shape[0], weight_VD.shape[1], dtype=torch.float32)
     for at, tile in _tiles(weight_VD):
         grad_CD += _wide_product(grad_CV[:, at], tile)
@@ -54,11 +58,11 @@ def back_to_hidden(grad_CV: Tensor, weight_VD: Weight) -> Tensor:
 def add_to_weight(grad_VD: Tensor, grad_CV: Tensor, hidden_CD: Tensor, *, first: bool) -> None:
     """grad_weight (+)= grad.T @ hidden in fp32; the first chunk writes, the others add."""
     beta = 0 if first else 1
-    if grad_CV.dtype == torch.float32:
-        grad_VD.addmm_(grad_CV.t(), hidden_CD.float(), beta=beta)
-    else:
+    if grad_CV.is_cuda and grad_CV.dtype != torch.float32:
         low_CD = hidden_CD.to(grad_CV.dtype)
         torch.addmm(grad_VD, grad_CV.t(), low_CD, out_dtype=torch.float32, beta=beta, out=grad_VD)
+    else:
+        grad_VD.addmm_(grad_CV.float().t(), hidden_CD.float(), beta=beta)
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:

@@ -5,23 +5,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distill_kernels.checks import check_shapes, check_values
-from distill_kernels.divergences import MIN_LOGPROB, adaptive_weight, resolve
+from distill_kernels.divergences import EMPTY, MIN_LOGPROB, adaptive_weight, log_mix, resolve
 from distill_kernels.spec import IGNORE, DistillOutput, DistillSpec
 from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
 
 
 def distill_loss(
-    logits: Tensor, teacher: Teacher, labels: Tensor, *, spec: DistillSpec
+    logits: Tensor,
+    teacher: Teacher,
+    labels: Tensor,
+    *,
+    spec: DistillSpec,
+    weights: Tensor | None = None,
 ) -> DistillOutput:
     """The loss of `spec` for logits that already exist, by plain autograd.
 
-    logits  [N, V], any float type; computed in fp32, or in fp64 when given fp64
-    labels  int64 [N]: the token that row n predicts; -100 = the row counts for nothing
+    logits   [N, V], any float type; computed in fp32, or in fp64 when given fp64
+    labels   int64 [N]: the token that row n predicts; -100 = the row counts for nothing
+    weights  [N] w >= 0, without a gradient, or None = 1 everywhere: with l_n the loss of row n,
+             "mean" is sum_n w_n l_n / sum_n w_n over the rows with a label (0 where no row
+             counts), "sum" is sum_n w_n l_n, "none" is w_n l_n
 
     Clear before fast. Raises ValueError when shapes or teacher do not fit the spec.
     """
-    check_shapes(logits.shape[0], teacher, labels, spec)
-    check_values(logits.shape[1], teacher, labels)
+    check_shapes(logits.shape[0], teacher, labels, spec, weights)
+    check_values(logits.shape[1], teacher, labels, spec, weights)
     logits_NV = logits if logits.dtype == torch.float64 else logits.float()
     labelled = labels != IGNORE
     taught = taught_rows(teacher, labels)
@@ -44,15 +52,20 @@ def distill_loss(
         kd_N = plain_divergence((teacher_NV / spec.temperature).log_softmax(-1), student_NV, spec)
     kd_N = torch.where(taught, kd_N, 0.0)
 
-    ce_weight = torch.where(taught, 1.0 - spec.alpha, 1.0)
-    loss = ce_weight * ce_N + spec.alpha * spec.temperature**2 * kd_N
+    ones = torch.ones_like(ce_N)
+    kd_weight = torch.where(taught, spec.alpha * spec.temperature**2 * ones, 0.0)
+    loss = weighted(ce_N, torch.where(taught, (1.0 - spec.alpha) * ones, ones))
+    loss = loss + weighted(kd_N, kd_weight)
+    if weights is not None:
+        loss = weighted(loss, row_weights(labels, weights))
     if spec.reduction != "none":
         loss = loss.sum()
     if spec.reduction == "mean":
-        loss = loss / labelled.sum().clamp_min(1)
+        loss = loss / denominator(labels, weights)
 
     with torch.no_grad():
-        entropy_N = -(student_NV.exp() * student_NV).sum(-1)
+        q_NV = student_NV.exp()
+        entropy_N = -(q_NV * student_NV.masked_fill(q_NV == 0, 0.0)).sum(-1)
         return DistillOutput(
             loss=loss,
             kd=kd_N.detach().sum(),
@@ -63,6 +76,25 @@ def distill_loss(
             top1_agreement=((logits_NV.argmax(-1) == top_N) & taught).sum(),
             entropy=(entropy_N * labelled).sum(),
         )
+
+
+def weighted(values_N: Tensor, weight_N: Tensor) -> Tensor:
+    """weight * values; what counts for nothing adds nothing, even where it is infinite."""
+    return weight_N * values_N.masked_fill(weight_N == 0, 0.0)
+
+
+def row_weights(labels: Tensor, weights: Tensor) -> Tensor:
+    """fp32 or wider [N]; 0 in rows without a label."""
+    wide = torch.promote_types(weights.dtype, torch.float32)
+    return weights.to(wide).masked_fill(labels == IGNORE, 0.0)
+
+
+def denominator(labels: Tensor, weights: Tensor | None) -> Tensor:
+    """What reduction "mean" divides by: the weight of the rows with a label; 1 where that is 0."""
+    if weights is None:
+        return (labels != IGNORE).sum().clamp_min(1)
+    total = row_weights(labels, weights).sum()
+    return torch.where(total > 0, total, 1.0)
 
 
 def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillSpec) -> Tensor:
@@ -81,7 +113,7 @@ def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillS
     p_NK = teacher.logprobs.to(student_NV.dtype).masked_fill(~mask, 0.0)
 
     if spec.support == "sampled":
-        kl = -(p_NK.exp() * mask * q_NK).sum(-1)
+        kl = -(p_NK.exp() * mask * q_NK.clamp_min(EMPTY)).sum(-1)
         return kl if teacher.entropy is None else kl - teacher.entropy * mask.any(-1)
     if spec.support == "renormalize":
         q_NK, p_NK = (_condition(x, mask) for x in (q_NK, p_NK))
@@ -92,7 +124,8 @@ def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillS
     in_support = torch.zeros_like(student_NV, dtype=torch.bool)
     in_support = in_support.scatter(1, filled, mask.any(-1, keepdim=True).expand_as(filled))
     has_rest = ~in_support.all(-1)
-    rest = student_NV.masked_fill(in_support & has_rest[:, None], -torch.inf).logsumexp(-1)
+    rest_NV = student_NV.clamp_min(EMPTY).masked_fill(in_support & has_rest[:, None], -torch.inf)
+    rest = rest_NV.logsumexp(-1)
     tailed = (has_rest & mask.any(-1))[:, None]
     p_bins = torch.cat([p_NK, teacher.tail_logprob.to(student_NV.dtype)[:, None]], 1)
     q_bins = torch.cat([q_NK, rest[:, None].masked_fill(~tailed, 0.0)], 1)
@@ -110,27 +143,31 @@ def plain_divergence(
     if mask is None:
         mask = torch.ones_like(log_p, dtype=torch.bool)
     log_p = log_p.clamp_min(MIN_LOGPROB).masked_fill(~mask, 0.0)
+    log_q = log_q.clamp_min(EMPTY).masked_fill(~mask, 0.0)
     p, q = log_p.exp() * mask, log_q.exp() * mask
     name, mix = resolve(spec)
 
-    def kl(a: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
-        return (a * (log_a - log_b)).sum(-1)
+    def kl(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
+        return (b - a + a * log_ratio).sum(-1)
 
+    ratio = log_p - log_q
     if name == "forward_kl":
-        return kl(p, log_p, log_q)
+        return kl(p, q, ratio)
     if name == "reverse_kl":
-        return kl(q, log_q, log_p)
+        return kl(q, p, -ratio)
     if name == "tvd":
         return 0.5 * (p - q).abs().sum(-1)
     if name == "adaptive_kl":
         weight = adaptive_weight(p.detach(), q.detach(), spec.akl_mu, has_tail).squeeze(-1)
-        return weight * kl(p, log_p, log_q) + (1 - weight) * kl(q, log_q, log_p)
-    log_m = ((1 - mix) * q + mix * p).masked_fill(~mask, 1.0).log()
-    if name == "jsd":
-        return kl(p, log_p, log_m) / (1 - mix) + kl(q, log_q, log_m) / mix
+        return weight * kl(p, q, ratio) + (1 - weight) * kl(q, p, -ratio)
+    m = (1 - mix) * q + mix * p
+    # From log(p/q) and not from m, which may underflow, and near an end is all but one of them.
+    p_over_m, q_over_m = -log_mix(-ratio, 1 - mix), -log_mix(ratio, mix)
+    if name == "jsd":  # m - p and m - q cancel between the two
+        return (p * p_over_m / (1 - mix) + q * q_over_m / mix).sum(-1)
     if name == "skew_forward_kl":
-        return kl(p, log_p, log_m)
-    return kl(q, log_q, log_m)
+        return kl(p, m, p_over_m)
+    return kl(q, m, q_over_m)
 
 
 def _condition(logprobs_NK: Tensor, mask_NK: Tensor) -> Tensor:

@@ -16,14 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill_kernels.divergences import divergence
-from distill_kernels.reference import taught_rows, teacher_top1
+from distill_kernels.divergences import EMPTY, divergence
+from distill_kernels.reference import taught_rows, teacher_top1, weighted
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import IGNORE, DistillSpec
 from distill_kernels.teacher import SparseTeacher
-
-MASKED = -1e30
-"""A logit whose exponential is 0 and whose product with 0 is not NaN, as that of -inf is."""
 
 
 @dataclass
@@ -53,19 +50,21 @@ def rows_torch(
     mask = teacher.ids >= 0
     taught = taught_rows(teacher, labels_C)
     labels = Labels(logits_CV, labels_C, spec, shard)
+    logits_CV.clamp_min_(EMPTY)
     index, here = shard.local(teacher.ids, size)
+    has_rest = shard.sum(size - here.sum(-1)) > 0
     z_CK = shard.sum(logits_CV.gather(1, index).masked_fill(~here, 0.0))
 
     # An entry that is not here repeats one that is, so that no write can undo another; where none
     # is, all write what is there already.
     index = torch.where(here, index, index.gather(1, here.long().argmax(-1, keepdim=True)))
     unchanged = logits_CV.gather(1, index)
-    logits_CV.scatter_(1, index, torch.where(here.any(-1, keepdim=True), MASKED, unchanged))
+    logits_CV.scatter_(1, index, torch.where(here.any(-1, keepdim=True), EMPTY, unchanged))
 
     rest_max, rest_top = shard.argmax(*logits_CV.max(-1))
-    has_rest = rest_max > 0.5 * MASKED
-    best = z_CK.masked_fill(~mask, MASKED).max(-1)
-    shift = torch.where(has_rest, rest_max, best.values)[:, None]
+    some_rest = rest_max > 0.5 * EMPTY
+    best = z_CK.masked_fill(~mask, EMPTY).max(-1)
+    shift = torch.where(some_rest, rest_max, best.values)[:, None]
     logits_CV.sub_(shift)
     if temperature != 1.0:
         logits_CV.div_(temperature)
@@ -86,17 +85,18 @@ def rows_torch(
     nll, ce = labels.cross_entropy(lse1 + shift.squeeze(1))
     ce_weight = torch.where(taught, 1.0 - spec.alpha, 1.0) * labels.given
     q_CK = (s_CK - lse[:, None]).exp()
-    rest_s = torch.where(has_rest, sum_exp_s * (-lse).exp(), 0.0)
-    mean_s = rest_s + (q_CK * s_CK.masked_fill(~mask, 0.0)).sum(-1)
+    # Each term is small; lse less the mean of s would be a difference of two large ones.
+    entropy = (q_CK * (lse[:, None] - s_CK).masked_fill(~mask, 0.0)).sum(-1)
+    entropy += torch.where(some_rest, (lse * sum_exp - sum_exp_s) * (-lse).exp(), 0.0)
     student_top = torch.where(
         best.values >= rest_max, teacher.ids.gather(1, best.indices[:, None]).squeeze(1), rest_top
     )
     values = RowValues(
-        loss=ce_weight * ce + spec.alpha * temperature**2 * kd,
+        loss=weighted(ce, ce_weight) + spec.alpha * temperature**2 * kd,
         kd=kd,
         ce=nll,
         top1=(taught & (student_top == teacher_top1(teacher))).float(),
-        entropy=(lse - mean_s) * labels.given,
+        entropy=entropy * labels.given,
     )
     if scale_C is None:
         return values
@@ -126,6 +126,7 @@ def rows_torch_dense(
     """As rows_torch, for the teacher's logits over the whole vocabulary; both are overwritten."""
     temperature = spec.temperature
     labels = Labels(logits_CV, labels_C, spec, shard)
+    logits_CV.clamp_min_(EMPTY)
     best, top = shard.argmax(*logits_CV.max(-1))
     teacher_best, teacher_top = shard.argmax(*teacher_CV.max(-1))
     log_q = logits_CV.sub_(best[:, None])
@@ -144,7 +145,7 @@ def rows_torch_dense(
     nll, ce = labels.cross_entropy(lse1 + best)
     ce_weight = (1.0 - spec.alpha) * labels.given
     values = RowValues(
-        loss=ce_weight * ce + spec.alpha * temperature**2 * kd,
+        loss=weighted(ce, ce_weight) + spec.alpha * temperature**2 * kd,
         kd=kd,
         ce=nll,
         top1=(labels.given & (top == teacher_top)).float(),
@@ -173,7 +174,7 @@ class Labels:
         self.index, self.here = shard.local(labels_C[:, None], logits_CV.shape[1])
         self.logit = shard.sum(logits_CV.gather(1, self.index) * self.here).squeeze(1)
         if self.smoothing:
-            self.vocab_size = shard.whole_size(logits_CV.shape[1])
+            self.vocab_size = shard.whole_size(logits_CV.shape[1], logits_CV.device)
             self.mean_logit = shard.sum(logits_CV.sum(-1)) / self.vocab_size
 
     def cross_entropy(self, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,12 +215,14 @@ def _sparse(
         kd = -(p * log_q.masked_fill(~mask, 0.0)).sum(-1)
         if teacher.entropy is not None:
             kd = kd - teacher.entropy
-        return kd, log_q.exp() - p, (-lse).exp()
+        mass = p.sum(-1)
+        return kd, mass[:, None] * log_q.exp() - p, mass * (-lse).exp()
     kd, slope, _ = divergence(
         torch.cat([log_p, teacher.tail_logprob.float()[:, None]], 1),
-        torch.cat([log_q, (lse_rest - lse)[:, None]], 1),
+        torch.cat([log_q, (lse_rest - lse).clamp_min(EMPTY)[:, None]], 1),
         spec,
         mask=torch.cat([mask, has_rest[:, None]], 1),
         has_tail=True,
     )
-    return kd, slope[:, :-1], torch.where(has_rest, slope[:, -1] * (-lse_rest).exp(), 0.0)
+    spread = torch.where(lse_rest > EMPTY, (-lse_rest).exp(), 0.0)
+    return kd, slope[:, :-1], torch.where(has_rest, slope[:, -1], 0.0) * spread

@@ -1,12 +1,15 @@
 """The row math of `rows_torch` as one Triton kernel: a program a row, two sweeps of the vocabulary.
 
-    sweep over the entries    keep their logits aside, put -inf in their place
-    sweep over the vocabulary online log-sum-exp, entropy and argmax of what is left: the rest
+    sweep over the entries    keep their logits aside, mark their places as empty
+    sweep over the vocabulary running log-sum-exp, entropy and argmax of what is left: the rest
     sweep over the entries    divergence and its row scalars
     sweep over the vocabulary write the gradient off the entries, in place
     sweep over the entries    write theirs
 
-Barriers stand between sweeps that touch the same addresses. All arithmetic is fp32.
+What is read is the head's products; bias, scale and soft-cap are applied on the way in, and undone
+in the gradient on the way out. Barriers stand between sweeps that touch the same addresses. The
+first sweep of the vocabulary needs none: every lane has its own running sums. All arithmetic is
+fp32.
 """
 
 import torch
@@ -17,20 +20,25 @@ from torch import Tensor
 from distill_kernels.bins_triton import (
     BLOCK_V,
     CODES,
-    LAUNCH,
-    add_block,
+    LOW,
+    add_to_lanes,
     bin_terms,
     finite,
+    head_logits,
+    launch_options,
     logaddexp,
+    over_lanes,
+    to_product,
 )
 from distill_kernels.divergences import head_threshold, resolve
 from distill_kernels.reference import teacher_top1
 from distill_kernels.rows_torch import RowValues
 from distill_kernels.spec import DistillSpec
 from distill_kernels.teacher import SparseTeacher
+from distill_kernels.transform import LogitTransform
 
 SUPPORT_CODES = {"tail_bucket": 0, "renormalize": 1, "sampled": 2}
-MAX_BLOCK_K = 256
+BLOCKS_K = (64, 256)
 
 
 def rows_triton(
@@ -40,11 +48,15 @@ def rows_triton(
     labels_C: Tensor,
     spec: DistillSpec,
     scale_C: Tensor | None,
+    transform: LogitTransform,
+    bias_V: Tensor | None,
 ) -> RowValues:
-    """Writes scale times d loss / d logits into grad_CV where a scale is given.
+    """Writes scale times d loss / d product into grad_CV where a scale is given.
 
-    fp32 logits_CV is destroyed. grad_CV is it, or its `narrow_view`: half as many bytes to write,
-    and no copy to make for the products that follow.
+    logits_CV  fp32, the head's products, of `sweep.buffer`; destroyed, its padding too
+    grad_CV    logits_CV or its `narrow_view`: half as many bytes to write, and no copy to make for
+               the products that follow
+    bias_V     fp32, as wide as the buffer
     """
     num_rows, vocab_size = logits_CV.shape
     num_entries = teacher.ids.shape[1]
@@ -57,6 +69,7 @@ def rows_triton(
         logits_CV.stride(0),
         grad_CV,
         grad_CV.stride(0),
+        none if bias_V is None else bias_V,
         teacher.ids.contiguous(),
         teacher.logprobs.float().contiguous(),
         none if teacher.tail_logprob is None else teacher.tail_logprob.float().contiguous(),
@@ -69,21 +82,27 @@ def rows_triton(
         out_5C,
         num_rows,
         vocab_size,
+        logits_CV.stride(0),
         num_entries,
-        spec.temperature,
-        spec.alpha,
-        mix,
+        float(spec.temperature),
+        float(spec.alpha),
+        float(mix),
         1.0 - mix,
-        spec.label_smoothing,
+        float(spec.label_smoothing),
+        float(transform.scale),
+        float(transform.softcap or 0.0),
         DIVERGENCE=CODES[name],
         SUPPORT=SUPPORT_CODES[spec.support],
         TEMPERED=spec.temperature != 1.0,
         SMOOTH=spec.label_smoothing > 0,
         HAS_ENTROPY=teacher.entropy is not None,
+        HAS_BIAS=bias_V is not None,
+        SCALED=transform.scale != 1.0,
+        CAPPED=transform.softcap is not None,
         WITH_GRAD=scale_C is not None,
         BLOCK_V=BLOCK_V,
-        BLOCK_K=min(MAX_BLOCK_K, triton.next_power_of_2(num_entries)),
-        **LAUNCH,
+        BLOCK_K=BLOCKS_K[num_entries > BLOCKS_K[0]],
+        **launch_options(),
     )
     return RowValues(*out_5C.unbind())
 
@@ -97,12 +116,19 @@ def _head_logprob(teacher: SparseTeacher, spec: DistillSpec) -> Tensor:
     return logprobs.masked_fill(p < head_threshold(p, spec.akl_mu), torch.inf).amin(-1)
 
 
-@triton.jit
+# How many rows and entries a batch has changes from step to step, and where a slice of a small
+# input begins with it: neither is worth a compilation.
+SMALL = ["ids_ptr", "logp_ptr", "tail_ptr", "entropy_ptr", "head_ptr", "label_ptr", "top_ptr"]
+SMALL += ["aside_ptr", "scale_ptr", "out_ptr"]
+
+
+@triton.jit(do_not_specialize=["num_rows", "K"], do_not_specialize_on_alignment=SMALL)
 def _rows_kernel(
-    z_ptr,  # [C, V] fp32, overwritten
+    z_ptr,  # [C, width] fp32, the student's products, overwritten
     z_stride,
-    grad_ptr,  # [C, V], in the memory of z
+    grad_ptr,  # [C, width], in the memory of z
     grad_stride,
+    bias_ptr,  # [width] fp32, read when HAS_BIAS
     ids_ptr,  # [C, K] int64, -1 = no entry
     logp_ptr,  # [C, K] fp32
     tail_ptr,  # [C] fp32, read for tail_bucket
@@ -115,17 +141,23 @@ def _rows_kernel(
     out_ptr,  # [5, C] fp32: loss, kd, ce, top1, the student's entropy
     num_rows,
     V,
+    width,
     K,
     temperature,
     alpha,
     mix,
     keep,
     smoothing,
+    scale,
+    softcap,
     DIVERGENCE: tl.constexpr,
     SUPPORT: tl.constexpr,
     TEMPERED: tl.constexpr,
     SMOOTH: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
     WITH_GRAD: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -142,9 +174,12 @@ def _rows_kernel(
     label = tl.load(label_ptr + row)
     labelled = label >= 0
     label = tl.maximum(label, 0)
-    label_logit = tl.load(z_ptr + label)
+    label_logit = head_logits(
+        tl.load(z_ptr + label), bias_ptr, label, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
+    )
 
     # Entries: set aside, and the log-sum-exp of both sides over them.
+    num_entries = 0
     head_max = neg_inf
     head_id = tl.full((), -1, tl.int64)
     teacher_max = neg_inf
@@ -153,8 +188,11 @@ def _rows_kernel(
         k = k0 + tl.arange(0, BLOCK_K)
         ids = tl.load(ids_ptr + k, mask=k < K, other=-1)
         valid = ids >= 0
-        z = tl.load(z_ptr + ids, mask=valid, other=neg_inf)
+        raw = tl.load(z_ptr + ids, mask=valid, other=0.0)
+        z = head_logits(raw, bias_ptr, ids, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
+        z = tl.where(valid, z, neg_inf)
         tl.store(aside_ptr + k, z, mask=k < K)
+        num_entries += tl.sum(valid.to(tl.int32), 0)
         best = tl.max(z, 0)
         at = tl.argmax(z, 0)
         best_id = tl.sum(tl.where(tl.arange(0, BLOCK_K) == at, ids, 0), 0)
@@ -168,9 +206,10 @@ def _rows_kernel(
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
         ids = tl.load(ids_ptr + k, mask=k < K, other=-1)
-        tl.store(z_ptr + ids, tl.full((BLOCK_K,), neg_inf, tl.float32), mask=ids >= 0)
+        tl.store(z_ptr + ids, tl.full((BLOCK_K,), LOW, tl.float32), mask=ids >= 0)
     tl.debug_barrier()
-    taught = labelled & (head_id >= 0)
+    taught = labelled & (num_entries > 0)
+    has_rest = num_entries < V
     head_shift = finite(head_max)
     teacher_shift = finite(teacher_max)
     head_sum = 0.0
@@ -181,36 +220,46 @@ def _rows_kernel(
         z = tl.load(aside_ptr + k, mask=k < K, other=neg_inf) - head_shift
         head_sum += tl.sum(tl.exp(z * inv_t), 0)
         head_sum1 += tl.sum(tl.exp(z), 0)
-        logp = tl.load(logp_ptr + k, mask=k < K, other=neg_inf)
+        valid = tl.load(ids_ptr + k, mask=k < K, other=-1) >= 0
+        logp = tl.load(logp_ptr + k, mask=valid, other=neg_inf)
         teacher_sum += tl.sum(tl.exp(logp - teacher_shift), 0)
     lse_head = head_shift * inv_t + tl.log(head_sum)
     lse_head1 = head_shift + tl.log(head_sum1)
 
     # Vocabulary: running sums of the rest.
-    rest_max = neg_inf
-    rest_id = tl.full((), -1, tl.int64)
-    rest_sum = 0.0
-    rest_sum_s = 0.0
-    rest_sum1 = 0.0
-    for v0 in range(0, V, BLOCK_V):
+    lane_top = tl.full((BLOCK_V,), LOW, tl.float32)
+    lane_at = tl.zeros((BLOCK_V,), tl.int32)
+    lane_t = tl.zeros((BLOCK_V,), tl.float32)
+    lane_ts = tl.zeros((BLOCK_V,), tl.float32)
+    lane_1 = tl.zeros((BLOCK_V,), tl.float32)
+    lane_total = tl.zeros((BLOCK_V,), tl.float32)
+    for v0 in range(0, width, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
-        z = tl.load(z_ptr + v, mask=v < V, other=neg_inf)
-        rest_id = tl.where(tl.max(z, 0) > rest_max, v0 + tl.argmax(z, 0), rest_id)
+        raw = tl.load(z_ptr + v, mask=v < width, other=LOW)
+        gone = (raw == LOW) | (v >= V)
+        z = head_logits(raw, bias_ptr, v, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
         if SMOOTH:
-            total_logit += tl.sum(tl.where(z > neg_inf, z, 0.0), 0)
-        rest_max, rest_sum, rest_sum_s, rest_sum1 = add_block(
-            z, rest_max, rest_sum, rest_sum_s, rest_sum1, inv_t, TEMPERED
+            lane_total += tl.where(gone, 0.0, z)
+        z = tl.where(gone | (z < LOW), LOW, z)
+        lane_top, lane_at, lane_t, lane_ts, lane_1 = add_to_lanes(
+            z, v, lane_top, lane_at, lane_t, lane_ts, lane_1, inv_t, TEMPERED
         )
-    has_rest = rest_max > neg_inf
-    rest_shift = finite(rest_max)
+    rest_max, rest_id, rest_sum, rest_sum_s, rest_sum1 = over_lanes(
+        lane_top, lane_at, lane_t, lane_ts, lane_1, inv_t, TEMPERED
+    )
+    if SMOOTH:
+        total_logit += tl.sum(lane_total, 0)
+    rest_shift = tl.where(rest_max > LOW, rest_max, 0.0)
     lse_rest = rest_shift * inv_t + tl.log(rest_sum)
     lse = logaddexp(lse_rest, lse_head)
     if TEMPERED:
         lse1 = logaddexp(rest_shift + tl.log(rest_sum1), lse_head1)
     else:
         lse1 = lse
-    rest_q = tl.where(has_rest, tl.exp(rest_shift * inv_t - lse), 0.0)
-    mean_s = rest_q * (rest_sum_s + rest_shift * inv_t * rest_sum)
+    rest_q = tl.exp(rest_shift * inv_t - lse)
+    # Terms of the entropy are small; lse less the mean of s would be a difference of large ones.
+    entropy = rest_q * (rest_sum * (lse - rest_shift * inv_t) - rest_sum_s)
+    entropy = tl.where(rest_sum > 0, entropy, 0.0)
 
     # Bins: the divergence and the sum of its pulls.
     teacher_lse = 0.0
@@ -249,23 +298,23 @@ def _rows_kernel(
         log_q = s - norm
         log_p = tl.load(logp_ptr + k, mask=valid, other=0.0) - teacher_lse
         if SUPPORT == 2:
-            kd -= tl.sum(tl.where(valid, tl.exp(log_p) * log_q, 0.0), 0)
+            p = tl.exp(log_p)
+            values = -p * tl.where(log_q < LOW, LOW, log_q)
+            pulls = -p
         else:
             values, pulls = bin_terms(log_p, log_q, mix, keep, weight, DIVERGENCE)
-            kd += tl.sum(tl.where(valid, values, 0.0), 0)
-            pull += tl.sum(tl.where(valid, pulls, 0.0), 0)
-        mean_s += tl.sum(tl.where(valid, tl.exp(s - lse) * s, 0.0), 0)
-    rest_scale = rest_q
+        kd += tl.sum(tl.where(valid, values, 0.0), 0)
+        pull += tl.sum(tl.where(valid, pulls, 0.0), 0)
+        entropy += tl.sum(tl.where(valid & (s != neg_inf), tl.exp(s - lse) * (lse - s), 0.0), 0)
+    rest_scale = 0.0
     if SUPPORT == 0:
         value, tail_pull = bin_terms(log_pt, log_qt, mix, keep, weight, DIVERGENCE)
         kd += tl.where(has_rest, value, 0.0)
         pull += tl.where(has_rest, tail_pull, 0.0)
         slope = tail_pull - tl.exp(log_qt) * pull
-        rest_scale = tl.where(has_rest, slope / rest_sum, 0.0)
-    if SUPPORT == 1:
-        rest_scale = 0.0
+        rest_scale = tl.where(has_rest & (rest_sum > 0), slope / rest_sum, 0.0)
     if SUPPORT == 2:
-        pull = -1.0
+        rest_scale = -pull * rest_q
     if HAS_ENTROPY:
         kd -= tl.load(entropy_ptr + row)
 
@@ -277,38 +326,44 @@ def _rows_kernel(
         ce = (1.0 - smoothing) * nll + smoothing * even
     kd_weight = tl.where(taught, alpha * temperature, 0.0)
     ce_weight = tl.where(labelled, tl.where(taught, 1.0 - alpha, 1.0), 0.0)
+    # A part that counts for nothing adds nothing, even where it is infinite.
+    loss = tl.where(ce_weight > 0, ce_weight * ce, 0.0)
+    loss += tl.where(kd_weight > 0, kd_weight * temperature * kd, 0.0)
     student_top = tl.where(head_max >= rest_max, head_id, rest_id)
     agree = taught & (student_top == tl.load(top_ptr + row))
-    tl.store(out_ptr + row, ce_weight * ce + kd_weight * temperature * kd)
+    tl.store(out_ptr + row, loss)
     tl.store(out_ptr + num_rows + row, kd)
     tl.store(out_ptr + 2 * num_rows + row, nll)
     tl.store(out_ptr + 3 * num_rows + row, tl.where(agree, 1.0, 0.0))
-    tl.store(out_ptr + 4 * num_rows + row, tl.where(labelled, lse - mean_s, 0.0))
+    tl.store(out_ptr + 4 * num_rows + row, tl.where(labelled, entropy, 0.0))
     if not WITH_GRAD:
         return
 
-    # Vocabulary: the gradient off the entries. Their own places hold -inf and get what all do.
+    # Vocabulary: the gradient off the entries, whose places are written too, and then anew.
     # A block is written at or below where it was read, so all of it must be read before.
-    scale = tl.load(scale_ptr + row)
-    kd_weight *= scale
-    ce_weight *= scale
+    row_scale = tl.load(scale_ptr + row)
+    kd_weight *= row_scale
+    ce_weight *= row_scale
     rest_scale = kd_weight * rest_scale
     ce_scale = ce_weight * tl.exp(rest_shift - lse1)
     even_slope = ce_weight * smoothing / V
     label_slope = ce_weight * (1.0 - smoothing)
     if not TEMPERED:
         rest_scale += ce_scale
-    for v0 in range(0, V, BLOCK_V):
+    for v0 in range(0, width, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
-        z = tl.load(z_ptr + v, mask=v < V, other=neg_inf) - rest_shift
+        raw = tl.load(z_ptr + v, mask=v < width, other=LOW)
+        logits = head_logits(raw, bias_ptr, v, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
+        z = tl.where(raw == LOW, LOW, logits) - rest_shift
         grad = rest_scale * tl.exp(z * inv_t)
         if TEMPERED:
             grad += ce_scale * tl.exp(z)
         if SMOOTH:
             grad -= even_slope
         grad -= tl.where(v == label, label_slope, 0.0)
+        grad = to_product(grad, logits, scale, softcap, SCALED, CAPPED)
         tl.debug_barrier()
-        tl.store(grad_ptr + v, grad, mask=v < V)
+        tl.store(grad_ptr + v, grad, mask=v < width)
     tl.debug_barrier()
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
@@ -325,4 +380,5 @@ def _rows_kernel(
         if SMOOTH:
             grad -= even_slope
         grad -= tl.where(ids == label, label_slope, 0.0)
+        grad = to_product(grad, z, scale, softcap, SCALED, CAPPED)
         tl.store(grad_ptr + ids, grad, mask=valid)

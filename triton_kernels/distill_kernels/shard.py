@@ -40,11 +40,11 @@ class VocabShard:
         ids = torch.where(best == top, index + self.start, torch.iinfo(torch.int64).max)
         return top, self._reduce(ids, "MIN")
 
-    def whole_size(self, size: int) -> int:
-        """Ids in the whole vocabulary, from those that are here."""
+    def whole_size(self, size: int, device: torch.device) -> int:
+        """Ids in the whole vocabulary, from those that are here; device: one the group serves."""
         if self.group is None:
             return size
-        return int(self.sum(torch.tensor(size)).item())
+        return int(self.sum(torch.tensor(size, device=device)).item())
 
     def _reduce(self, values: Tensor, operation: str) -> Tensor:
         if self.group is None:
