@@ -26,11 +26,12 @@ from transformers.utils import ModelOutput
 from axolotl_distill.args import DistillArgs
 from axolotl_distill.data.checks import resolve_support
 from axolotl_distill.store import TeacherStore
-from axolotl_distill.train.head import FusedHead, plan_head
-from axolotl_distill.train.router import router_loss, router_weight, wants_router_loss
+from axolotl_distill.train.head import PROBE_TOKENS, FusedHead, plan_head
+from axolotl_distill.train.router import REQUEST, router_loss, router_request, router_weight
 
 LOG = get_logger(__name__)
 IGNORE = -100
+DROPPED = ("logits_to_keep", "skip_logits", REQUEST)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
     """
     original = causal_lm.forward
     head: tuple[FusedHead | None, str] | None = None
+    request: dict[str, bool] = {}
 
     @functools.wraps(original)
     def forward(
@@ -116,14 +118,17 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         loss_weight: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        nonlocal head
+        nonlocal head, request
         if labels is None:
             return original(*args, **kwargs)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("logits_to_keep", "skip_logits")}
+        kwargs = {k: v for k, v in kwargs.items() if k not in DROPPED}
         # A cache is wasted on a loss, and transformers keeps packed documents apart only without.
         kwargs["use_cache"] = False
         if head is None:
-            head = plan_head(causal_lm, original, args[0] if args else kwargs.get("input_ids"))
+            tokens = args[0] if args else kwargs.get("input_ids")
+            tokens = None if tokens is None else tokens[:1, :PROBE_TOKENS]
+            request = router_request(causal_lm, original, tokens)
+            head = plan_head(causal_lm, original, tokens, request)
             if head[0] is None:
                 LOG.warning(
                     f"axolotl-distill: {head[1]}; the loss is computed from the model's own "
@@ -140,23 +145,23 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
             spec = replace(spec, reduction="none")
         fused = head[0]
         if fused is None:
-            outputs = original(*args, **kwargs)
+            outputs = original(*args, **kwargs, **request)
             logits = outputs.logits.flatten(0, 1)[rows]
             out = distill_loss(logits, teacher, targets, spec=spec)
             aux_loss = getattr(outputs, "aux_loss", None)
         else:
-            extra = {"output_router_logits": True} if wants_router_loss(causal_lm) else {}
-            outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
+            outputs = causal_lm.base_model(*args, **kwargs, **request)
             hidden = fused.cast(outputs[0].flatten(0, 1)[rows])
             out = _fused_loss(fused, hidden, teacher, targets, spec, settings.backend)
-            aux_loss = router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
+            mask = kwargs.get("attention_mask")
+            aux_loss = router_loss(causal_lm, outputs, mask) if request.get(REQUEST) else None
 
         total, items = out.loss, out.num_tokens
         if weights is not None:
             total, items = (out.loss * weights).sum(), weights.sum()
         divisor = items if num_items_in_batch is None else num_items_in_batch
         loss = _per_item(total, divisor)
-        if aux_loss is not None:
+        if isinstance(aux_loss, Tensor):
             share = _per_item(items, divisor)
             loss = loss + router_weight(causal_lm) * aux_loss.to(loss.device) * share
         return DistillModelOutput(loss=loss, sums=_sums(out, total, items))

@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axolotl_distill.train.quantized import tiled_weight
-from axolotl_distill.train.router import router_loss, wants_router_loss
+from axolotl_distill.train.router import REQUEST, first_line, router_loss
 
 PROBE_TOKENS = 8
+"""Of one row; a row may be shorter."""
 PROBE_LOGIT = 64.0
 
 
 @dataclass(frozen=True)
 class FusedHead:
     """logits = transform(module(cast(hidden))), with `module` a Linear, quantised or not, or its
-    LoRA, and `cast` the change of type, if any, that the model makes between backbone and head."""
+    LoRA, and `cast` the change of type, if any, that the model makes between backbone and head.
+    """
 
     module: nn.Module
     transform: LogitTransform
@@ -99,26 +101,32 @@ def transform_from_config(config: Any) -> LogitTransform:
 
 
 def plan_head(
-    causal_lm: nn.Module, forward: Callable[..., Any], input_ids: Tensor | None
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
 ) -> tuple[FusedHead | None, str]:
     """(the head to fuse, "") or (None, why it cannot be fused).
 
-    input_ids: int64 [B, S], any real batch; a few of its tokens are run through `forward`, the
-    model's own, to see that head and router do what is expected of them.
+    input_ids: int64 [1, PROBE_TOKENS] of any real batch; they are run through `forward`, the
+    model's own, to see that head and routers do what is expected of them.
+    request: what `router_request` returned
 
     Whatever goes wrong in the attempt is a reason, but for a lack of memory, which is raised.
     """
     try:
-        return _plan(causal_lm, forward, input_ids)
+        return _plan(causal_lm, forward, input_ids, request)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
-        what = (str(error).splitlines() or [""])[0]
-        return None, f"the output head was tried and raised {type(error).__name__}: {what}"
+        return None, f"the output head was tried and raised {first_line(error)}"
 
 
 def _plan(
-    causal_lm: nn.Module, forward: Callable[..., Any], input_ids: Tensor | None
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
 ) -> tuple[FusedHead | None, str]:
     if input_ids is None:
         return None, "the batch has no input_ids to try the output head with"
@@ -132,7 +140,7 @@ def _plan(
     stored = f"the output head's weight is stored as {head.base.weight.dtype}"
     if not _is_readable(head.base):
         return None, stored
-    fused, why = _probe(causal_lm, forward, head, input_ids[:1, :PROBE_TOKENS])
+    fused, why = _probe(causal_lm, forward, head, input_ids, request)
     # On a CPU, bitsandbytes packs a 4-bit weight anew when it is first used for inference.
     return (fused, why) if _is_readable(head.base) else (None, stored)
 
@@ -157,7 +165,11 @@ def _is_partitioned(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def _probe(
-    causal_lm: nn.Module, forward: Callable[..., Any], head: FusedHead, input_ids: Tensor
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    head: FusedHead,
+    input_ids: Tensor,
+    request: dict[str, bool],
 ) -> tuple[FusedHead | None, str]:
     seen: dict[str, Any] = {}
 
@@ -181,7 +193,7 @@ def _probe(
     training = dropout.training
     dropout.eval()
     try:
-        theirs = forward(input_ids=input_ids, use_cache=False)
+        theirs = forward(input_ids=input_ids, use_cache=False, **request)
     finally:
         dropout.train(training)
         for handle in handles:
@@ -201,21 +213,12 @@ def _probe(
             "the model's logits are not the scale and soft-cap of its config "
             f"(relative error {error.item():.2g} on a probe)"
         )
-    if not _balances(causal_lm, seen["backbone"], theirs):
-        return None, "the loss of the model's routers is not computed as other models do"
+    if request.get(REQUEST):
+        ours = router_loss(causal_lm, seen["backbone"], None)
+        if not torch.allclose(ours.float(), theirs.aux_loss.float(), rtol=1e-3):
+            return None, "the loss of the model's routers is not computed as other models do"
     dtype = None if head_input.dtype == hidden.dtype else head_input.dtype
     return replace(head, dtype=dtype), ""
-
-
-def _balances(causal_lm: nn.Module, backbone: Any, theirs: Any) -> bool:
-    """Whether `router_loss` of the backbone's outputs is what the model makes of them itself."""
-    if not wants_router_loss(causal_lm):
-        return True
-    expected = getattr(theirs, "aux_loss", None)
-    ours = router_loss(causal_lm, backbone, None)
-    if expected is None or ours is None:
-        return expected is ours
-    return torch.allclose(ours.float(), expected.float(), rtol=1e-3)
 
 
 def _tolerance(head: FusedHead, dtype: torch.dtype) -> float:
