@@ -85,11 +85,8 @@ class StepGuard(TrainerCallback):
         rows = [text for batch in batches for text in describe_rows(batch, self.tokenizer)]
         if len(rows) > NAMED_ROWS:
             rows = [*rows[:NAMED_ROWS], f"and {len(rows) - NAMED_ROWS} more"]
-        weights, gradients = _not_finite(model, "data"), _not_finite(model, "grad")
-        if weights:
-            where = f"Weights that are not finite, before this step: {', '.join(weights)}. "
-        else:
-            where = f"Gradients that are not finite: {', '.join(gradients)}. " if gradients else ""
+        weights = _not_finite_weights(model)
+        where = f"Not finite before this step: {', '.join(weights)}. " if weights else ""
         me, all_of_us = self.accelerator.process_index, self.accelerator.num_processes
         return (
             f"Step {step} (process {me} of {all_of_us}): {what}. The run ends before this step "
@@ -116,13 +113,12 @@ def _scalar(value: Any, device: torch.device) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float32, device=device).detach().max()
 
 
-def _not_finite(model: nn.Module, attribute: str) -> list[str]:
-    """Names of the first parameters whose data or gradient is not finite on this process."""
+def _not_finite_weights(model: nn.Module) -> list[str]:
+    """Names of the first parameters that are not finite on this process."""
     found = []
     for name, parameter in model.named_parameters():
-        value = getattr(parameter, attribute)
-        value = getattr(value, "_local_tensor", value)
-        if value is not None and value.is_floating_point() and not value.isfinite().all():
+        value = getattr(parameter.data, "_local_tensor", parameter.data)
+        if value.is_floating_point() and not value.isfinite().all():
             found.append(name)
         if len(found) == NAMED_PARAMETERS:
             break

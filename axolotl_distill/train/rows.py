@@ -30,8 +30,7 @@ def check_supervision(datasets: dict[str, Any], tokenizer: Any) -> None:
         without, total = unsupervised_rows(dataset), len(dataset)
         if not without.size:
             continue
-        row = dataset[int(without[0])]
-        example = repr(tokenizer.decode(row["input_ids"][: 2 * AROUND]))
+        example = _text(dataset[int(without[0])]["input_ids"][: 2 * AROUND], tokenizer)
         why = (
             "Such are turns cut off before their answer, rows whose answer lies beyond "
             "`sequence_len`, and what `train_on_inputs` or `roles_to_train` mask."
@@ -74,9 +73,13 @@ def describe_rows(batch: dict[str, Any], tokenizer: Any) -> list[str]:
             supervised = (labels[document] != IGNORE).nonzero().flatten().tolist()
             if supervised:
                 first = document.start + supervised[0]
-                text = ids[max(document.start, first - AROUND) : first + AROUND].tolist()
-                rows.append(repr(tokenizer.decode(text)))
+                around = slice(max(document.start, first - AROUND), first + AROUND)
+                rows.append(_text(ids[: document.stop][around].tolist(), tokenizer))
     return rows or ["(none of its rows has a supervised token)"]
+
+
+def _text(ids: list[int], tokenizer: Any) -> str:
+    return f"tokens {ids}" if tokenizer is None else repr(tokenizer.decode(ids))
 
 
 def _documents(labels_S: Tensor, positions_S: Tensor | None) -> list[slice]:
