@@ -51,3 +51,7 @@ class GenerateError(DistillError, RuntimeError):
 
 class FilterError(DistillError, RuntimeError):
     """Filtering trajectories cannot go on."""
+
+
+class NotFiniteError(DistillError, FloatingPointError):
+    """A loss or a gradient of the training is NaN or infinite."""

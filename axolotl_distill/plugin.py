@@ -18,11 +18,13 @@ class DistillPlugin(BasePlugin):
         if cfg.get("distill") is None:
             LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
             return
+        from axolotl_distill.data.axolotl_compat import settle_precision
         from axolotl_distill.data.checks import check_config
         from axolotl_distill.data.types import resolve_types
 
         args = parse_distill(_plain(cfg["distill"]))
         check_config(cfg, args)
+        settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
             resolve_types(cfg.get(key))
 

@@ -10,6 +10,11 @@ from axolotl.utils.collators import (
     DataCollatorForSeq2Seq,
     V2BatchSamplerDataCollatorForSeq2Seq,
 )
+from axolotl.utils.logging import get_logger
+
+from axolotl_distill.errors import ConfigError
+
+LOG = get_logger(__name__)
 
 
 def has_accelerator() -> bool:
@@ -45,3 +50,22 @@ def prepare_cpu_launch(cfg: Any) -> None:
     """Several processes on a CPU crash on Axolotl's default device_map; there is none to map."""
     if not has_accelerator() and world_size() > 1:
         cfg.device_map = None
+
+
+def settle_precision(cfg: Any) -> None:
+    """Train in float32 on a CPU where the YAML names no precision, in place.
+
+    Axolotl's `bf16: auto`, its default, is fp16 where torch sees no accelerator, and fp16 does not
+    train on a CPU. Raises ConfigError where the YAML asks for fp16 itself.
+    """
+    if has_accelerator() or cfg.get("bf16") not in (None, "auto", False):
+        return
+    for key in ("fp16", "float16"):
+        if cfg.get(key):
+            raise ConfigError(
+                f"`{key}: true` needs a GPU, and torch sees none. Set `{key}: false` to train in "
+                "float32, or `bf16: true`, which runs on a CPU, slowly."
+            )
+    if cfg.get("bf16") is not False and not cfg.get("bfloat16"):
+        LOG.info("axolotl-distill: torch sees no GPU; training in float32 (`bf16: false`)")
+        cfg["bf16"] = False

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from axolotl_distill.data import LOSS_WEIGHT, TEACHER_POS
-from axolotl_distill.errors import StoreError
+from axolotl_distill.errors import StoreError, TrajectoryError
 from axolotl_distill.store import TeacherStore, pointer_record, pointer_tag
 
 IGNORE = -100
@@ -45,6 +45,7 @@ class TeacherCollator:
         weighted: bool = False,
         **base_kwargs: Any,
     ):
+        self.tokenizer = tokenizer
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
         self.weighted = weighted
@@ -67,9 +68,7 @@ class TeacherCollator:
             for group in documents
         ]
         weights = [
-            np.concatenate(
-                [self._pop(document, LOSS_WEIGHT, 1.0, np.float32) for document in group]
-            )
+            np.concatenate([self._pop_weights(document) for document in group])
             for group in documents
         ]
         batch = self.base(documents if self.packed else [group[0] for group in documents])
@@ -103,6 +102,19 @@ class TeacherCollator:
         positions = self._pop(document, TEACHER_POS, -1, np.int64)
         positions[-1:] = -1
         return positions
+
+    def _pop_weights(self, document: Feature) -> np.ndarray:
+        """Weights fp32 [S] of one document. Raises TrajectoryError for what is no weight."""
+        weights = self._pop(document, LOSS_WEIGHT, 1.0, np.float32)
+        wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
+        if wrong.size:
+            begin = self.tokenizer.decode(document["input_ids"][:24])
+            raise TrajectoryError(
+                f"`{LOSS_WEIGHT}` of the row that begins {begin!r} holds {wrong[0]:g} "
+                f"({wrong.size} of its {weights.size} tokens); expected finite numbers from 0. "
+                "Correct the row, or remove the column."
+            )
+        return weights
 
     def _pop(self, document: Feature, name: str, missing: float, dtype: type) -> np.ndarray:
         """A column of one document, [S], as long as its tokens.

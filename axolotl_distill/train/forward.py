@@ -6,7 +6,6 @@ gathered as for any other loss.
 """
 
 import functools
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -27,10 +26,12 @@ from transformers.utils import ModelOutput
 from axolotl_distill.args import DistillArgs
 from axolotl_distill.data.checks import resolve_support
 from axolotl_distill.store import TeacherStore
-from axolotl_distill.train.head import FusedHead, plan_head
+from axolotl_distill.train.head import PROBE_TOKENS, FusedHead, plan_head
+from axolotl_distill.train.router import REQUEST, router_loss, router_request, router_weight
 
 LOG = get_logger(__name__)
 IGNORE = -100
+DROPPED = ("logits_to_keep", "skip_logits", REQUEST)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
     """
     original = causal_lm.forward
     head: tuple[FusedHead | None, str] | None = None
+    request: dict[str, bool] = {}
 
     @functools.wraps(original)
     def forward(
@@ -116,14 +118,17 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
         loss_weight: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        nonlocal head
+        nonlocal head, request
         if labels is None:
             return original(*args, **kwargs)
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("logits_to_keep", "skip_logits")}
+        kwargs = {k: v for k, v in kwargs.items() if k not in DROPPED}
         # A cache is wasted on a loss, and transformers keeps packed documents apart only without.
         kwargs["use_cache"] = False
         if head is None:
-            head = plan_head(causal_lm, original, args[0] if args else kwargs["input_ids"])
+            tokens = args[0] if args else kwargs.get("input_ids")
+            tokens = None if tokens is None else tokens[:1, :PROBE_TOKENS]
+            request = router_request(causal_lm, original, tokens)
+            head = plan_head(causal_lm, original, tokens, request)
             if head[0] is None:
                 LOG.warning(
                     f"axolotl-distill: {head[1]}; the loss is computed from the model's own "
@@ -139,24 +144,23 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
             weights = _of_next(loss_weight, 0.0)[rows].masked_fill(targets == IGNORE, 0.0)
         fused = head[0]
         if fused is None:
-            outputs = original(*args, **kwargs)
+            outputs = original(*args, **kwargs, **request)
             logits = outputs.logits.flatten(0, 1)[rows]
             out = distill_loss(logits, teacher, targets, spec=spec, weights=weights)
             aux_loss = getattr(outputs, "aux_loss", None)
         else:
-            wants_router = getattr(causal_lm.config, "output_router_logits", False)
-            extra = {"output_router_logits": True} if wants_router else {}
-            outputs = causal_lm.base_model(*args, **{**kwargs, **extra})
-            hidden = outputs[0].flatten(0, 1)[rows]
+            outputs = causal_lm.base_model(*args, **kwargs, **request)
+            hidden = fused.cast(outputs[0].flatten(0, 1)[rows])
             out = _fused_loss(fused, hidden, teacher, targets, weights, spec, settings.backend)
-            aux_loss = _router_loss(causal_lm, outputs, kwargs.get("attention_mask"))
+            mask = kwargs.get("attention_mask")
+            aux_loss = router_loss(causal_lm, outputs, mask) if request.get(REQUEST) else None
 
         total, items = out.loss, out.num_tokens if weights is None else weights.sum()
-        denominator = items.clamp_min(1e-9) if num_items_in_batch is None else num_items_in_batch
-        loss = total / denominator
-        if aux_loss is not None:
-            share = items / denominator
-            loss = loss + causal_lm.router_aux_loss_coef * aux_loss.to(loss.device) * share
+        divisor = items if num_items_in_batch is None else num_items_in_batch
+        loss = _per_item(total, divisor)
+        if isinstance(aux_loss, Tensor):
+            share = _per_item(items, divisor)
+            loss = loss + router_weight(causal_lm) * aux_loss.to(loss.device) * share
         return DistillModelOutput(loss=loss, sums=_sums(out, total, items))
 
     causal_lm.forward = forward
@@ -230,17 +234,11 @@ def _teacher_of_rows(
     )
 
 
-def _router_loss(
-    causal_lm: nn.Module, outputs: Any, attention_mask: Tensor | None
-) -> Tensor | None:
-    """The load-balancing loss of a mixture-of-experts model, as its own module computes it."""
-    router_logits = getattr(outputs, "router_logits", None)
-    if not router_logits:
-        return None
-    module = sys.modules[type(causal_lm).__module__]
-    return module.load_balancing_loss_func(
-        router_logits, causal_lm.num_experts, causal_lm.num_experts_per_tok, attention_mask
-    )
+def _per_item(total: Tensor, items: Tensor | int | float) -> Tensor:
+    """total / items, and total (a sum of nothing, 0) where there are no items."""
+    if not isinstance(items, Tensor):
+        return total / (items or 1)
+    return total / items.masked_fill(items == 0, 1)
 
 
 def _sums(out: DistillOutput, total: Tensor, items: Tensor) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ trusted, and a head that does not match is left to the model's own forward.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,17 +18,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from axolotl_distill.train.quantized import tiled_weight
+from axolotl_distill.train.router import REQUEST, first_line, router_loss
 
 PROBE_TOKENS = 8
+"""Of one row; a row may be shorter."""
 PROBE_LOGIT = 64.0
 
 
 @dataclass(frozen=True)
 class FusedHead:
-    """logits = transform(module(hidden)), with `module` a Linear, quantised or not, or its LoRA."""
+    """logits = transform(module(cast(hidden))), with `module` a Linear, quantised or not, or its
+    LoRA, and `cast` the change of type, if any, that the model makes between backbone and head.
+    """
 
     module: nn.Module
     transform: LogitTransform
+    dtype: torch.dtype | None = None
+
+    def cast(self, hidden: Tensor) -> Tensor:
+        return hidden if self.dtype is None else hidden.to(self.dtype)
 
     @property
     def base(self) -> nn.Module:
@@ -51,7 +59,7 @@ class FusedHead:
                 x = layer.lora_dropout[name](hidden_ND.to(down.weight.dtype))
                 lefts.append(down(x) * layer.scaling[name])
                 rights.append(up.weight)
-        return LowRank(torch.cat(lefts, 1), torch.cat(rights, 1)) if lefts else None
+        return LowRank(torch.cat(lefts, -1), torch.cat(rights, -1)) if lefts else None
 
     def in_window(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
         """function(hidden), run where a forward of the head would run.
@@ -93,13 +101,37 @@ def transform_from_config(config: Any) -> LogitTransform:
 
 
 def plan_head(
-    causal_lm: nn.Module, forward: Callable[..., Any], input_ids: Tensor
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
 ) -> tuple[FusedHead | None, str]:
     """(the head to fuse, "") or (None, why it cannot be fused).
 
-    input_ids: int64 [B, S], any real batch; a few of its tokens are run through `forward`, the
-    model's own, to see that the head does what `transform_from_config` says it does.
+    input_ids: int64 [1, PROBE_TOKENS] of any real batch; they are run through `forward`, the
+    model's own, to see that head and routers do what is expected of them.
+    request: what `router_request` returned
+
+    Whatever goes wrong in the attempt is a reason, but for a lack of memory, which is raised.
     """
+    try:
+        return _plan(causal_lm, forward, input_ids, request)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        return None, f"the output head was tried and raised {first_line(error)}"
+
+
+def _plan(
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
+) -> tuple[FusedHead | None, str]:
+    if input_ids is None:
+        return None, "the batch has no input_ids to try the output head with"
+    if causal_lm.base_model is causal_lm:
+        return None, f"{type(causal_lm).__name__} does not name its backbone"
     head = FusedHead(find_head(causal_lm), transform_from_config(causal_lm.config))
     if isinstance(head.module, LoraLayer) and _is_exotic(head.module):
         return None, "the output head's adapter is more than a product of two matrices"
@@ -108,7 +140,7 @@ def plan_head(
     stored = f"the output head's weight is stored as {head.base.weight.dtype}"
     if not _is_readable(head.base):
         return None, stored
-    fused, why = _probe(causal_lm, forward, head, input_ids[:1, :PROBE_TOKENS])
+    fused, why = _probe(causal_lm, forward, head, input_ids, request)
     # On a CPU, bitsandbytes packs a 4-bit weight anew when it is first used for inference.
     return (fused, why) if _is_readable(head.base) else (None, stored)
 
@@ -133,12 +165,16 @@ def _is_partitioned(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def _probe(
-    causal_lm: nn.Module, forward: Callable[..., Any], head: FusedHead, input_ids: Tensor
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    head: FusedHead,
+    input_ids: Tensor,
+    request: dict[str, bool],
 ) -> tuple[FusedHead | None, str]:
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
-    def keep_hidden(module: nn.Module, args: Any, output: Any) -> None:
-        seen["hidden"] = output[0]
+    def keep_outputs(module: nn.Module, args: Any, output: Any) -> None:
+        seen["backbone"] = output
 
     def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # A soft-cap is invisible on small logits, so the head is fed a longer hidden state.
@@ -149,7 +185,7 @@ def _probe(
         return (amplified, *args[1:])
 
     handles = [
-        causal_lm.base_model.register_forward_hook(keep_hidden),
+        causal_lm.base_model.register_forward_hook(keep_outputs),
         head.module.register_forward_pre_hook(amplify),
     ]
     # An adapter's dropout would draw anew for each of the two products.
@@ -157,23 +193,32 @@ def _probe(
     training = dropout.training
     dropout.eval()
     try:
-        theirs = forward(input_ids=input_ids, use_cache=False).logits
+        theirs = forward(input_ids=input_ids, use_cache=False, **request)
     finally:
         dropout.train(training)
         for handle in handles:
             handle.remove()
 
-    if "input" not in seen or seen["input"].shape != seen["hidden"].shape:
+    if "input" not in seen or "backbone" not in seen:
+        return None, "the model does not run its backbone and its head one after the other"
+    head_input, hidden, logits = seen["input"], seen["backbone"][0], theirs.logits
+    if head_input.shape != hidden.shape:
         return None, "the model does not feed its head the backbone's last hidden state"
-    if not torch.allclose(seen["input"], seen["hidden"]):
+    # Some models lower the hidden state to the head's type, which is no change but this one.
+    if not torch.allclose(head_input.float(), hidden.to(head_input.dtype).float()):
         return None, "the model changes the hidden state between backbone and head"
-    error = (seen["ours"].float() - theirs.float()).abs().amax() / theirs.float().abs().amax()
-    if not error <= _tolerance(head, theirs.dtype):
+    error = (seen["ours"].float() - logits.float()).abs().amax() / logits.float().abs().amax()
+    if not error <= _tolerance(head, logits.dtype):
         return None, (
             "the model's logits are not the scale and soft-cap of its config "
             f"(relative error {error.item():.2g} on a probe)"
         )
-    return head, ""
+    if request.get(REQUEST):
+        ours = router_loss(causal_lm, seen["backbone"], None)
+        if not torch.allclose(ours.float(), theirs.aux_loss.float(), rtol=1e-3):
+            return None, "the loss of the model's routers is not computed as other models do"
+    dtype = None if head_input.dtype == hidden.dtype else head_input.dtype
+    return replace(head, dtype=dtype), ""
 
 
 def _tolerance(head: FusedHead, dtype: torch.dtype) -> float:

@@ -25,8 +25,8 @@ class MetricSums:
 
         `loss` is per unit of the tokens' weights (their number where none is weighed); `ce` and
         `entropy` (the student's, at T) are per supervised token; `kl`, `teacher_mass` and
-        `top1_agreement` per token that has a teacher, and absent when there is none. Nats where
-        they are nats.
+        `top1_agreement` per token that has a teacher. What there is none of to divide by is
+        absent. Nats where they are nats.
         """
         if self.total is None:
             return {}
@@ -37,6 +37,7 @@ class MetricSums:
         means = {}
         if total["tokens"] > 0:
             means = {name: total[name] / total["tokens"] for name in PER_TOKEN}
+        if total["weight"] > 0:
             means["loss"] = total["loss"] / total["weight"]
         if total["teacher_tokens"] > 0:
             means |= {name: total[name] / total["teacher_tokens"] for name in PER_TEACHER_TOKEN}

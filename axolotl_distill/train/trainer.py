@@ -8,7 +8,9 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from axolotl_distill.data import LOSS_WEIGHT, TEACHER_POS
+from axolotl_distill.train.guard import StepGuard
 from axolotl_distill.train.metrics import MetricSums
+from axolotl_distill.train.rows import check_supervision
 
 LOG = get_logger(__name__)
 
@@ -27,11 +29,21 @@ class DistillMixin:
         self.model_accepts_loss_kwargs = True
         self._loss_shifts_labels = True
         self._distill_sums = {True: MetricSums(), False: MetricSums()}
+        self._guard = StepGuard(self.accelerator, self.processing_class)
+        self.add_callback(self._guard)
+        check_supervision(self._named_datasets(), self.processing_class)
         LOG.info(
             f"axolotl-distill: {self.accelerator.num_processes} process(es), "
             f"{self.accelerator.distributed_type}; the loss is averaged over the supervised "
             "tokens of each optimizer step"
         )
+
+    def _named_datasets(self) -> dict[str, Any]:
+        evaluated = self.eval_dataset
+        if not isinstance(evaluated, dict):
+            return {"training set": self.train_dataset, "evaluation set": evaluated}
+        named = {f"evaluation set {name}": dataset for name, dataset in evaluated.items()}
+        return {"training set": self.train_dataset, **named}
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -62,6 +74,17 @@ class DistillMixin:
         self._distill_sums[model.training].add(outputs["sums"])
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._guard.saw(inputs, loss, num_items_in_batch)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self._guard.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._guard.gradient_norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             means = self._distill_sums[True].means(self.accelerator)
@@ -77,6 +100,11 @@ class DistillMixin:
         means = self._distill_sums[False].means(self.accelerator)
         if "loss" in means:
             output.metrics[f"{prefix}_loss"] = means.pop("loss")
+        elif output.metrics.pop(f"{prefix}_loss", None) is not None:
+            LOG.warning(
+                "axolotl-distill: no token of the evaluation set is supervised, so there is no "
+                f"`{prefix}_loss`. Check its masks and `eval_sequence_len`."
+            )
         output.metrics.update({f"{prefix}_distill/{name}": means[name] for name in means})
         return output
 
@@ -85,13 +113,16 @@ class PerplexityOfCE(Trainer):
     """Makes `ppl` the perplexity of the cross-entropy.
 
     AxolotlTrainer logs exp(loss), which means nothing for a mixture of divergences. It does so
-    in `log` on its way up, so this class stands above it in the method resolution order.
+    in `log` on its way up, so this class stands above it in the method resolution order. Without
+    a supervised token there is none.
     """
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         for key, ce in (("ppl", "distill/ce"), ("eval_ppl", "eval_distill/ce")):
-            if key in logs and ce in logs:
-                logs[key] = math.exp(min(logs[ce], 700.0))
+            if key in logs:
+                del logs[key]
+                if ce in logs:
+                    logs[key] = math.exp(min(logs[ce], 700.0))
         super().log(logs, start_time)
 
 

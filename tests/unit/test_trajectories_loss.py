@@ -1,5 +1,8 @@
 """Weights of tokens: from the rows through the collator to the loss and its gradients."""
 
+import copy
+import re
+
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,8 +16,9 @@ from torch.nn import functional as F
 from axolotl_distill.args import parse_distill
 from axolotl_distill.data import LOSS_WEIGHT
 from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.train.forward import attach_distill_forward, loss_settings
-from axolotl_distill.train.metrics import MetricSums
+from axolotl_distill.train.metrics import NAMES, MetricSums
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], LOSS_WEIGHT: [0.5, 0.25, 0.5, 1.0]},
@@ -27,7 +31,7 @@ the column; what Axolotl truncated is cut off."""
 
 
 def features(packed):
-    rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in ROWS]
+    rows = [{**copy.deepcopy(row), "attention_mask": [1] * len(row["input_ids"])} for row in ROWS]
     for row in rows:
         row |= {"position_ids": list(range(len(row["input_ids"])))} if packed else {}
     return rows
@@ -65,6 +69,23 @@ def store(tmp_path_factory, tiny_model):
     return capture_rows(
         tmp_path_factory.mktemp("s") / "store", lambda: tiny_model(seed=1), rows, k=8
     )
+
+
+@pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf")])
+def test_what_is_no_weight_is_refused_with_its_row(tokenizer, wrong):
+    rows = features(packed=False)
+    rows[2][LOSS_WEIGHT][1] = wrong
+    collator = TeacherCollator(
+        tokenizer,
+        base_cls=DataCollatorForSeq2Seq,
+        packed=False,
+        stores=[],
+        temperature=1.0,
+        weighted=True,
+    )
+    begin = re.escape(repr(tokenizer.decode(ROWS[2]["input_ids"])))
+    with pytest.raises(TrajectoryError, match=rf"`loss_weight` .*{begin} holds {wrong:g}"):
+        collator(rows)
 
 
 def weighted_batch(store, tokenizer):
@@ -149,6 +170,28 @@ def test_a_batch_without_a_label_has_no_loss(tiny_model, tokenizer, store):
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("count", [0, 0.0, torch.tensor(0), torch.tensor(0.0)])
+def test_a_step_without_a_label_has_no_loss(tiny_model, tokenizer, store, count):
+    """Nor a gradient; the Trainer's count of it is 0."""
+    batch = weighted_batch(store, tokenizer)
+    model = tiny_model()
+    attach_distill_forward(model, settings(tokenizer))
+    empty = {"labels": torch.full_like(batch["labels"], -100), LOSS_WEIGHT: None}
+    loss = model(**{**batch, **empty}, num_items_in_batch=count).loss
+    loss.backward()
+    assert loss.item() == 0.0
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert grads and not any(gradient.any() for gradient in grads)
+
+
+def test_weights_however_small_divide_what_they_weigh(tiny_model, tokenizer, store):
+    batch = weighted_batch(store, tokenizer)
+    model = tiny_model()
+    attach_distill_forward(model, settings(tokenizer))
+    tiny = {**batch, LOSS_WEIGHT: batch[LOSS_WEIGHT] * 1e-12}
+    assert model(**tiny).loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-4)
+
+
 def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, store):
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
@@ -157,6 +200,16 @@ def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, stor
     alone = model(**batch).loss
     in_step = model(**batch, num_items_in_batch=4 * total).loss
     assert in_step.item() == pytest.approx(alone.item() / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0.0, 3.0])
+def test_means_of_nothing_are_left_out(tokens):
+    """Without a token, or with weights that sum to 0."""
+    parts = dict.fromkeys(NAMES, 0.0) | {"tokens": tokens, "ce": 6.0}
+    sums = MetricSums()
+    sums.add({name: torch.tensor(value) for name, value in parts.items()})
+    means = sums.means(Accelerator())
+    assert means == ({"ce": 2.0, "entropy": 0.0} if tokens else {})
 
 
 def test_mean_loss_of_an_evaluation():
