@@ -36,6 +36,7 @@ def run(config: str, *, teacher: str | None, output: str | None, limit: int | No
             )
         about = {"fingerprint": fingerprint, "num_rows": len(rows), "supervised": supervised}
         about["datasets"] = [str(entry.path) for entry in entries]
+        about["train_on_inputs"] = bool(cfg.train_on_inputs)
         from_server = args.teacher.type == "server"
         manifest = new_manifest(
             vocab_size=len(tokenizer),

@@ -15,6 +15,9 @@ from axolotl_distill.store.reader import (
 from axolotl_distill.store.tokenizer import check_compatible, tokenizer_fingerprint
 from axolotl_distill.store.verify import verify_store
 from axolotl_distill.store.writer import StoreWriter
+from axolotl_distill.unplugged import needs_plugin
+
+load = needs_plugin("axolotl_distill.store")
 
 __all__ = [
     "Manifest",
@@ -23,6 +26,7 @@ __all__ = [
     "StoreWriter",
     "TeacherStore",
     "check_compatible",
+    "load",
     "new_manifest",
     "open_store",
     "pointer_record",

@@ -17,12 +17,16 @@ A folder of `*.jsonl` files, each only ever appended to, one row a completion:
 
 from axolotl_distill.trajectories.journal import Journal, read_trajectories
 from axolotl_distill.trajectories.thinking import CLOSE, OPEN, join_thinking, split_thinking
+from axolotl_distill.unplugged import needs_plugin
+
+load = needs_plugin("axolotl_distill.trajectories")
 
 __all__ = [
     "CLOSE",
     "OPEN",
     "Journal",
     "join_thinking",
+    "load",
     "read_trajectories",
     "split_thinking",
 ]
