@@ -7,7 +7,7 @@ from typing import Any
 from axolotl.integrations.base import PluginManager
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from axolotl_distill.args import DistillArgs
 from axolotl_distill.data.parallelism import check_parallelism
@@ -19,8 +19,8 @@ from axolotl_distill.data.types import (
     is_store,
     open_stores,
 )
-from axolotl_distill.errors import ConfigError, StoreError
-from axolotl_distill.store import TeacherStore, check_compatible
+from axolotl_distill.errors import ConfigError, StoreError, TokenizerMismatchError
+from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
 
 LOG = get_logger(__name__)
 ANOTHER_LOSS = {
@@ -185,9 +185,11 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
     student = AutoConfig.from_pretrained(
         cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
     ).get_text_config()
-    check_compatible(
-        store.manifest, tokenizer=load_tokenizer(cfg), student_vocab_size=student.vocab_size
-    )
+    tokenizer = load_tokenizer(cfg)
+    try:
+        check_compatible(store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size)
+    except TokenizerMismatchError as error:
+        raise TokenizerMismatchError(f"{error}{_first_differences(store, tokenizer)}") from None
     check_loss(store, args)
     if (
         args.temperature in store.manifest.tail_estimated
@@ -199,6 +201,21 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
             "With 64 entries a record and up to T=2 that does little harm; a teacher of `type: "
             "model` gives it exactly."
         )
+
+
+def _first_differences(store: TeacherStore, tokenizer: Any) -> str:
+    """Which ids differ, where the tokenizer that the store names can still be had; else nothing."""
+    about, size = store.manifest.tokenizer, store.manifest.vocab_size
+    try:
+        theirs = AutoTokenizer.from_pretrained(about["name"], local_files_only=True)
+    except (OSError, ValueError):
+        return ""
+    own, other, apart = tokens_of(tokenizer), tokens_of(theirs), added_ids(about)
+    wrong = [i for i in range(size) if i not in apart and own.get(i) != other.get(i)]
+    return "".join(
+        f"\n  id {i} is {other.get(i)!r} in the store and {own.get(i)!r} in the student's"
+        for i in wrong[:3]
+    )
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> str:

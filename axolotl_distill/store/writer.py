@@ -79,8 +79,7 @@ class StoreWriter:
         try:
             if (path / FILE).exists():
                 manifest = _resume(path, manifest)
-            else:
-                manifest.save(path)
+            # Otherwise the first commit writes it: a teacher that cannot be had leaves no store.
             _remove_uncommitted(path, manifest)
         except BaseException:
             lock.close()
