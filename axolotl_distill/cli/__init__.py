@@ -109,3 +109,12 @@ def verify(store: str, config: str | None) -> None:
     from axolotl_distill.cli.verify import run
 
     run(store, config=config)
+
+
+@distill.command()
+@reports_errors
+def schema() -> None:
+    """Print the JSON schema of the `distill:` block, which `axolotl config-schema` leaves out."""
+    from axolotl_distill.cli.schema import run
+
+    run()

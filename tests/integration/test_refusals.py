@@ -10,7 +10,7 @@ from axolotl.utils.dict import DictDefault
 from support.axolotl_run import BASE, run_axolotl
 from support.stores import capture_rows
 
-from axolotl_distill.args import parse_distill
+from axolotl_distill.args import DistillArgs, parse_distill
 from axolotl_distill.data.checks import check_config, check_stores
 from axolotl_distill.data.types import resolve_types
 from axolotl_distill.errors import (
@@ -235,3 +235,10 @@ def test_example_configs_are_valid(path):
     if "distill:" in text:
         assert checked.distill.temperature > 0
         assert checked.datasets[0].type == "axolotl_distill.data.store"
+
+
+def test_the_schema_of_the_block():
+    """`axolotl config-schema` takes nothing from plugins, so there is a command of ours."""
+    block = json.loads(distill_here("schema").stdout)["distill"]
+    assert set(block["properties"]) == set(DistillArgs.model_fields)
+    assert block["properties"]["temperature"]["default"] == 2.0
