@@ -195,8 +195,8 @@ def test_unknown_key_names_the_right_one(config):
 
 
 def test_tokens_that_only_the_student_has(tmp_path, config):
-    """`special_tokens` and `tokens` add ids that the teacher lacks: no mass for them, and a row that
-    holds one is refused before a store is begun."""
+    """`special_tokens` and `tokens` add ids that the teacher lacks: they get no mass, and a row
+    that holds one is refused before a store is begun."""
     extra = {"special_tokens": {"pad_token": "<|my_padding|>"}, "tokens": ["<|my_tool|>"]}
     chats = tmp_path / "chats.jsonl"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A <|my_tool|>"}]

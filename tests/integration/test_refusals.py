@@ -8,6 +8,7 @@ import pytest
 import yaml
 from axolotl.utils.dict import DictDefault
 from support.axolotl_run import BASE, run_axolotl
+from support.cli import distill_here
 from support.stores import capture_rows
 
 from axolotl_distill.args import DistillArgs, parse_distill
