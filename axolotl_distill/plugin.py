@@ -15,12 +15,14 @@ class DistillPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
+        from axolotl_distill.data.checks import check_config, check_without_block
+        from axolotl_distill.data.types import resolve_types
+
         if cfg.get("distill") is None:
+            check_without_block(cfg)
             LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
             return
         from axolotl_distill.data.axolotl_compat import settle_precision
-        from axolotl_distill.data.checks import check_config
-        from axolotl_distill.data.types import resolve_types
 
         args = parse_distill(_plain(cfg["distill"]))
         check_config(cfg, args)
@@ -36,9 +38,12 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg):
             return
         from axolotl_distill.data.axolotl_compat import prepare_cpu_launch
-        from axolotl_distill.data.checks import check_stores
+        from axolotl_distill.data.checks import check_other_plugins, check_stores
+        from axolotl_distill.data.parallelism import check_parallelism
         from axolotl_distill.data.types import follow_content
 
+        check_parallelism(cfg)
+        check_other_plugins(cfg, DistillPlugin)
         check_stores(cfg, _args(cfg))
         follow_content(cfg.datasets)
         follow_content(cfg.test_datasets)
@@ -87,6 +92,17 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.train.trainer import AxolotlDistillTrainer
 
         return AxolotlDistillTrainer
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """Look at what is in force: now, for evaluation too, and when training begins."""
+        if not _is_on(cfg):
+            return []
+        from axolotl_distill.data.types import all_stores
+        from axolotl_distill.train.in_force import InForce, check_trainer
+
+        stores = all_stores(cfg)
+        check_trainer(trainer, stores)
+        return [InForce(trainer, stores)]
 
 
 def _is_on(cfg: Any) -> bool:

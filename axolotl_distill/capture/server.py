@@ -11,6 +11,7 @@ from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_position
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.errors import DistillError
 from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 GRACE = 10.0
 Task = asyncio.Task[RecordBatch]
@@ -36,9 +37,9 @@ class ServerSource:
             vocab_size=vocab_size,
         )
 
-    def check(self, tokenizer: Any, longest: int) -> None:
+    def check(self, tokenizer: Any, longest: int) -> SharedVocabulary:
         """See ServerTeacher.check."""
-        self._runner.run(self._teacher.check(tokenizer, longest))
+        return self._runner.run(self._teacher.check(tokenizer, longest))
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what ServerTeacher.top_logprobs does, with the row it is for; what is

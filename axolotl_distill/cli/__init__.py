@@ -141,6 +141,15 @@ def docs(name: str | None) -> None:
     run(name)
 
 
+@distill.command()
+@framed(KEPT_ALL, reports=False)
+def schema() -> None:
+    """Print the JSON schema of the `distill:` block, which `axolotl config-schema` leaves out."""
+    from axolotl_distill.cli.schema import run
+
+    run()
+
+
 def _file(path: str) -> str:
     """A path of the command line, which a shell leaves as it is in `--output=~/store`."""
     return os.path.expanduser(path)

@@ -12,8 +12,8 @@ from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.cli.frame import say
 from axolotl_distill.cli.kept import keeps_what_is_written, stored_rows
 from axolotl_distill.data.source import capture_datasets, load_config, tokenised
-from axolotl_distill.errors import CaptureError
-from axolotl_distill.store import Manifest, StoreWriter, new_manifest, tokenizer_fingerprint
+from axolotl_distill.errors import CaptureError, StoreError
+from axolotl_distill.store import Manifest, StoreWriter, describe_tokenizer, new_manifest
 from axolotl_distill.teachers.fingerprint import UNKNOWN, weights_of
 from axolotl_distill.terms import check_terms
 
@@ -48,15 +48,17 @@ def run(
             "num_rows": len(rows),
             "supervised": read.supervised,
             "datasets": [str(entry.path) for entry in entries],
+            "train_on_inputs": bool(cfg.train_on_inputs),
         }
         from_server = args.teacher.type == "server"
+        vocab_size, about_tokenizer = _vocabulary(args, rows, tokenizer)
         manifest = new_manifest(
-            vocab_size=len(tokenizer),
+            vocab_size=vocab_size,
             method=_method(args),
             temperatures=args.temperatures,
             tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
             sequence_len=int(cfg.sequence_len),
-            tokenizer=about_tokenizer(tokenizer),
+            tokenizer=about_tokenizer,
             teacher=_about_teacher(args.teacher),
             source=about,
             terms=dataclasses.asdict(terms),
@@ -68,7 +70,7 @@ def run(
             return numbers(args.output, writer.manifest)
         if there := stored_rows(args.output):
             say(f"going on: {there} of {len(rows)} rows are there")
-        with writer, _source(args, rows, tokenizer) as source:
+        with writer, _source(args, vocab_size) as source:
             report = capture(
                 rows, source, writer, args.shard_records, tokenizer.decode, read.lengths
             )
@@ -81,40 +83,56 @@ def run(
     return numbers(args.output, writer.manifest, **dataclasses.asdict(report))
 
 
-@contextmanager
-def _source(args: CaptureArgs, rows: Any, tokenizer: Any) -> Iterator[Source]:
-    """The teacher, ready: loaded into this process, or reached and found to be the right one."""
+def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict[str, Any]]:
+    """(ids that teacher and student share, what the manifest says of the tokenizer), found before
+    a store is begun or a weight is read; from the store itself where it is complete."""
+    finished = _finished(args.output)
+    if finished is not None:
+        return finished.vocab_size, finished.tokenizer
     if args.teacher.type == "server":
         from axolotl_distill.capture.server import ServerSource
 
         with ServerSource(args, vocab_size=len(tokenizer)) as source:
-            source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+            shared = source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+    else:
+        from axolotl_distill.teachers.tokenizer import local_vocabulary
+
+        path, trusted = args.teacher.path, args.teacher.trust_remote_code
+        shared, compared = local_vocabulary(path, tokenizer, trust_remote_code=trusted)
+        if not compared:
+            click.echo(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
+    used = shared.check_text(rows, args.teacher.model_name)
+    return shared.size, describe_tokenizer(tokenizer, shared.size, used)
+
+
+def _finished(output: str) -> Manifest | None:
+    try:
+        found = Manifest.load(Path(output))
+    except StoreError:
+        return None
+    return found if found.complete else None
+
+
+@contextmanager
+def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
+    """The teacher, loaded into this process, or reached."""
+    if args.teacher.type == "server":
+        from axolotl_distill.capture.server import ServerSource
+
+        with ServerSource(args, vocab_size=vocab_size) as source:
             yield source
         return
     from axolotl_distill.capture.logits import LogitsSource
     from axolotl_distill.teachers.hf import HFTeacher
-    from axolotl_distill.teachers.tokenizer import check_local_teacher
 
-    path, trusted = args.teacher.path, args.teacher.trust_remote_code
-    if not check_local_teacher(path, tokenizer, trust_remote_code=trusted):
-        say(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
     model = HFTeacher(
-        path,
-        vocab_size=len(tokenizer),
+        args.teacher.path,
+        vocab_size=vocab_size,
         dtype=args.teacher.dtype,
         device=args.teacher.device,
-        trust_remote_code=trusted,
+        trust_remote_code=args.teacher.trust_remote_code,
     )
     yield LogitsSource(model, args, on_cpu=model.device == "cpu")
-
-
-def about_tokenizer(tokenizer: Any) -> dict[str, str]:
-    """What a manifest says of a tokenizer."""
-    return {
-        "fingerprint": tokenizer_fingerprint(tokenizer),
-        "name": tokenizer.name_or_path,
-        "class": type(tokenizer).__name__,
-    }
 
 
 def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from axolotl.loaders import load_tokenizer
 from axolotl.prompt_strategies.chat_template import load as load_chat_template
+from transformers import AutoTokenizer
 
 from axolotl_distill.args import CaptureArgs, DistillArgs
 from axolotl_distill.capture import capture
@@ -12,13 +13,14 @@ from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Surve
 from axolotl_distill.capture.layouts import Context, find_layout
 from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.capture.layouts.tokens import TokenIds
-from axolotl_distill.cli.capture import about_tokenizer, numbers, size
+from axolotl_distill.cli.capture import numbers, size
 from axolotl_distill.cli.frame import say, warn
 from axolotl_distill.cli.kept import keeps_what_is_written
 from axolotl_distill.data.source import load_config
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.store import StoreWriter, new_manifest
+from axolotl_distill.store import StoreWriter, describe_tokenizer, new_manifest
 from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of
+from axolotl_distill.teachers.tokenizer import compare_tokenizers, share
 from axolotl_distill.terms import check_terms
 
 DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
@@ -55,13 +57,14 @@ def _import(
             f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
         )
     _tell(survey, path, name)
+    vocab_size, about_tokenizer = _vocabulary(cfg, tokenizer, rows, teacher)
     manifest = new_manifest(
-        vocab_size=len(tokenizer),
+        vocab_size=vocab_size,
         method={"kind": "topk", "k": survey.k},
         temperatures=temperatures,
         tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
         sequence_len=int(cfg.sequence_len),
-        tokenizer=about_tokenizer(tokenizer),
+        tokenizer=about_tokenizer,
         teacher={"name": teacher, "imported": name, "weights": UNKNOWN},
         source={
             "fingerprint": survey.source.fingerprint,
@@ -79,7 +82,7 @@ def _import(
         return numbers(output, writer.manifest)
     shard_records = given.shard_records if given else DEFAULTS["shard_records"]
     with writer:
-        records = ImportedSource(survey.k, temperatures, vocab_size=len(tokenizer))
+        records = ImportedSource(survey.k, temperatures, vocab_size=vocab_size)
         report = capture(
             rows, records, writer, shard_records, tokenizer.decode, survey.source.lengths
         )
@@ -104,6 +107,20 @@ def _context(cfg: Any, given: CaptureArgs | None, tokenizer: Any) -> Context:
         return strategy.prompter.build_prompt(messages, add_generation_prompt=True)
 
     return Context(tokens=TokenIds(tokenizer), prompt=prompt, chat=chat)
+
+
+def _vocabulary(
+    cfg: Any, tokenizer: Any, rows: ImportedRows, teacher: str
+) -> tuple[int, dict[str, Any]]:
+    """(ids that teacher and student share, what the manifest says of the tokenizer).
+
+    The teacher is taken to have the base model's tokenizer, without what the config adds to it.
+    """
+    base = str(cfg.tokenizer_config)
+    plain = AutoTokenizer.from_pretrained(base, trust_remote_code=bool(cfg.trust_remote_code))
+    shared = share(tokenizer, compare_tokenizers(base, plain, tokenizer))
+    used = shared.check_text(rows, teacher)
+    return shared.size, describe_tokenizer(tokenizer, shared.size, used)
 
 
 def _tell(survey: Survey, path: str, layout: str) -> None:

@@ -1,16 +1,26 @@
 """Refuses what cannot work, before a row is tokenised or a weight is read."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
+from axolotl.integrations.base import PluginManager
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from axolotl_distill.args import DistillArgs
-from axolotl_distill.data.types import CHAT_TYPE, STORE_TYPE, all_stores, is_store, open_stores
-from axolotl_distill.errors import ConfigError, StoreError
-from axolotl_distill.store import TeacherStore, check_compatible
+from axolotl_distill.data.parallelism import check_parallelism
+from axolotl_distill.data.types import (
+    CHAT_TYPE,
+    STORE_TYPE,
+    all_stores,
+    is_ours,
+    is_store,
+    open_stores,
+)
+from axolotl_distill.errors import ConfigError, StoreError, TokenizerMismatchError
+from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
 
 LOG = get_logger(__name__)
 ANOTHER_LOSS = {
@@ -19,6 +29,9 @@ ANOTHER_LOSS = {
     "process_reward_model": "a reward model has no next-token distribution",
     "kd_trainer": "it is Axolotl's other distillation plugin",
     "use_eaft": "it replaces the loss",
+    "use_dft": "it replaces the loss",
+    "diffusion_lm": "a diffusion model has a loss of its own",
+    "trainer_cls": "it brings a trainer of its own",
     "orpo_alpha": "it replaces the loss",
     "label_smoothing_factor": "it replaces the loss",
 }
@@ -26,7 +39,16 @@ NOT_SUPPORTED = {
     "batch_flattening": "use `sample_packing: true` instead",
     "pretraining_dataset": "use `datasets` with `streaming: true` instead",
     "processor_type": "only text models can be distilled",
+    "skip_prepare_dataset": "rows meet the store's records while they are prepared, so remove it",
 }
+NO_EFFECT = (
+    "chunked_cross_entropy",
+    "cut_cross_entropy",
+    "flash_attn_cross_entropy",
+    "liger_cross_entropy",
+    "liger_fused_linear_cross_entropy",
+    "unsloth_cross_entropy_loss",
+)
 ATTENTION_KEYS = (
     "attn_implementation",
     "flash_attention",
@@ -38,6 +60,51 @@ ATTENTION_KEYS = (
 )
 
 
+def check_without_block(cfg: Any) -> None:
+    """Raises ConfigError where the plugin is on and `distill:` is missing, though it was meant:
+    it is empty, a key comes near it, or a dataset is of our types."""
+    if "distill" in cfg:
+        raise ConfigError(
+            "`distill:` is empty. Write `distill: {}` for the defaults, or remove the key and the "
+            "plugin."
+        )
+    near = get_close_matches("distill", [str(key).lower() for key in cfg], n=1, cutoff=0.7)
+    if near:
+        key = next(key for key in cfg if str(key).lower() == near[0])
+        raise ConfigError(
+            f"`{key}:` is not a key, and nothing would be distilled; did you mean `distill:`?"
+        )
+    for dataset in [*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])]:
+        if is_ours(dataset):
+            raise ConfigError(
+                f"`datasets[].type: {dataset['type']}` needs a `distill:` block, and this config "
+                "has none. Add one; `distill: {}` takes the defaults."
+            )
+
+
+def check_other_plugins(cfg: Any, own: type) -> None:
+    """Raises ConfigError for a plugin, whatever its place in the list, that brings a trainer or a
+    collator: Axolotl takes the first it is given and says nothing of the others."""
+    before = True
+    for name, plugin in PluginManager.get_instance().plugins.items():
+        if isinstance(plugin, own):
+            before = False
+            continue
+        trainer = plugin.get_trainer_cls(cfg)
+        collator = plugin.get_collator_cls_and_kwargs(cfg)
+        brought = trainer or (collator and collator[0])
+        if brought:
+            raise ConfigError(
+                f"`plugins: {name}` brings {brought.__name__}, and `distill:` another: only one of "
+                "the two can train. Remove the plugin, or the `distill:` block."
+            )
+        if collator is not None and before:
+            raise ConfigError(
+                f"`plugins: {name}` must come after axolotl_distill: it answers for the collator "
+                "without giving one. Change their order, or remove it."
+            )
+
+
 def check_config(cfg: Any, args: DistillArgs) -> None:
     """Raises ConfigError where the YAML combines `distill:` with what cannot go with it."""
     for key, why in ANOTHER_LOSS.items():
@@ -46,10 +113,17 @@ def check_config(cfg: Any, args: DistillArgs) -> None:
     for key, instead in NOT_SUPPORTED.items():
         if cfg.get(key):
             raise ConfigError(f"`{key}` cannot be combined with `distill:`; {instead}.")
-    if (cfg.get("context_parallel_size") or 1) > 1:
+    for key in NO_EFFECT:
+        if cfg.get(key):
+            LOG.warning(
+                f"axolotl-distill: `{key}` has no effect: the loss, cross-entropy and all, is "
+                "axolotl-distill's own. Remove the key."
+            )
+    check_parallelism(cfg)
+    if cfg.get("streaming") and cfg.get("sample_packing") and len(cfg.get("datasets") or []) > 1:
         raise ConfigError(
-            f"`context_parallel_size: {cfg['context_parallel_size']}` cannot be combined with "
-            "`distill:`: the next token may lie on another rank. Set it to 1."
+            "`streaming: true` with `sample_packing: true` reads the first entry of `datasets` "
+            f"alone, and there are {len(cfg['datasets'])}. Leave one of the two out."
         )
     if cfg.get("sample_packing") and not any(cfg.get(key) for key in ATTENTION_KEYS):
         raise ConfigError(
@@ -99,6 +173,7 @@ def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
             "`distill.teacher: {type: text}`."
         )
     stores = all_stores(cfg)
+    _check_labels(cfg, stores)
     for store in stores:
         check_store(cfg, args, store)
     _check_alike(stores)
@@ -110,9 +185,11 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
     student = AutoConfig.from_pretrained(
         cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
     ).get_text_config()
-    check_compatible(
-        store.manifest, tokenizer=load_tokenizer(cfg), student_vocab_size=student.vocab_size
-    )
+    tokenizer = load_tokenizer(cfg)
+    try:
+        check_compatible(store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size)
+    except TokenizerMismatchError as error:
+        raise TokenizerMismatchError(f"{error}{_first_differences(store, tokenizer)}") from None
     check_loss(store, args)
     if (
         args.temperature in store.manifest.tail_estimated
@@ -124,6 +201,21 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
             "With 64 entries a record and up to T=2 that does little harm; a teacher of `type: "
             "model` gives it exactly."
         )
+
+
+def _first_differences(store: TeacherStore, tokenizer: Any) -> str:
+    """Which ids differ, where the tokenizer that the store names can still be had; else nothing."""
+    about, size = store.manifest.tokenizer, store.manifest.vocab_size
+    try:
+        theirs = AutoTokenizer.from_pretrained(about["name"], local_files_only=True)
+    except (OSError, ValueError):
+        return ""
+    own, other, apart = tokens_of(tokenizer), tokens_of(theirs), added_ids(about)
+    wrong = [i for i in range(size) if i not in apart and own.get(i) != other.get(i)]
+    return "".join(
+        f"\n  id {i} is {other.get(i)!r} in the store and {own.get(i)!r} in the student's"
+        for i in wrong[:3]
+    )
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> str:
@@ -168,6 +260,18 @@ def check_loss(store: TeacherStore, args: DistillArgs) -> None:
             f"`distill.temperature` is {args.temperature:g}. Use one of them, capture again with "
             "it in `distill.capture.temperatures`, or set `distill.support: renormalize`."
         )
+
+
+def _check_labels(cfg: Any, stores: Sequence[TeacherStore]) -> None:
+    """A store keeps the labels it was made with, whatever the config says of labels now."""
+    for store in stores:
+        made = bool(store.manifest.source.get("train_on_inputs"))
+        if bool(cfg.train_on_inputs) != made:
+            raise ConfigError(
+                f"`train_on_inputs: {bool(cfg.train_on_inputs)}` has no effect on {store.path}, "
+                f"whose labels were fixed with {made}. Set it to {made}, or capture again; other "
+                "datasets of this run take `roles_to_train`."
+            )
 
 
 def _check_alike(stores: Sequence[TeacherStore]) -> None:

@@ -12,8 +12,10 @@ import numpy as np
 from axolotl.prompt_tokenizers import PromptTokenizingStrategy
 
 from axolotl_distill.data import TEACHER_POS
+from axolotl_distill.data.types import STORE_TYPE
 from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.store import Manifest
+from axolotl_distill.unplugged import needs_plugin
 
 IGNORE = -100
 
@@ -109,8 +111,11 @@ class StoreStrategy(PromptTokenizingStrategy):
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> StoreStrategy:
     """Axolotl's entry point for a dataset type.
 
-    Axolotl handles overlong rows itself, except when streaming: there the strategy does.
+    Axolotl handles overlong rows itself, except when streaming: there the strategy does. Raises
+    ConfigError without a `distill:` block that the plugin has read: nothing would use the records.
     """
+    if cfg.distill is None:
+        needs_plugin(STORE_TYPE)(tokenizer, cfg)
     return StoreStrategy(
         tokenizer,
         path=str(ds_cfg["path"]),

@@ -22,6 +22,15 @@ MODULES = {
     CHAT_TYPE: "axolotl_distill.data.chat",
     TRAJECTORIES_TYPE: "axolotl_distill.data.trajectories",
 }
+READ_OF_STORES = (
+    "path",
+    "type",
+    "split",
+    "shards",
+    "shards_idx",
+    "preprocess_shards",
+    "trust_remote_code",
+)
 THINKING = "thinking"
 CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
 """Axolotl's schema drops the keys of a dataset that it does not know. This one it knows, reads
@@ -31,6 +40,11 @@ nowhere, and counts into the key of its prepared-dataset cache."""
 def is_store(dataset: Any) -> bool:
     """Whether a `datasets` entry is a teacher store, under its public or its module name."""
     return dataset.get("type") in (STORE_TYPE, MODULES[STORE_TYPE])
+
+
+def is_ours(dataset: Any) -> bool:
+    """Whether a `datasets` entry needs this plugin."""
+    return str(dataset.get("type") or "").startswith("axolotl_distill.")
 
 
 def is_trajectories(dataset: Any) -> bool:
@@ -56,8 +70,9 @@ def resolve_types(datasets: list[Any] | None) -> None:
     dropped by Axolotl's schema.
 
     A store has one split, `train`, also when it is used under `test_datasets`; it is filled in
-    where the user left it out. Raises ConfigError for a type of ours that does not exist, and for
-    an option of trajectories that is wrong, misspelt or given to another type.
+    where the user left it out. Raises ConfigError for a type of ours that does not exist, for an
+    option of a store that it would ignore, and for one of trajectories that is wrong, misspelt or
+    given to another type.
     """
     for dataset in datasets or []:
         name = dataset.get("type")
@@ -70,8 +85,27 @@ def resolve_types(datasets: list[Any] | None) -> None:
             )
         dataset["type"] = MODULES.get(name, name)
         _carry_thinking(dataset)
-        if is_store(dataset) and not dataset.get("split"):
-            dataset["split"] = "train"
+        if is_store(dataset):
+            _check_store_options(dataset)
+            dataset["split"] = dataset.get("split") or "train"
+
+
+def _check_store_options(dataset: Any) -> None:
+    """A store has its tokens and labels already: an option that makes them is not read."""
+    ignored = [key for key in dataset if dataset[key] and key not in READ_OF_STORES]
+    if ignored:
+        raise ConfigError(
+            f"`datasets[].{ignored[0]}` has no effect on {dataset.get('path')}, a store: its "
+            "tokens and labels were fixed when it was captured. Remove it here; give it to the "
+            "dataset under `distill.capture.datasets`, and capture again, if it is to count."
+        )
+    split = dataset.get("split") or "train"
+    if split.partition("[")[0] != "train":
+        raise ConfigError(
+            f"`datasets[].split: {split}` of {dataset.get('path')}: a store has one split, train. "
+            "Remove `split`; for evaluation set `val_set_size`, or capture a second store for "
+            "`test_datasets`."
+        )
 
 
 def _carry_thinking(dataset: Any) -> None:

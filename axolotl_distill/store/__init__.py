@@ -13,9 +13,18 @@ from axolotl_distill.store.reader import (
     pointer_tag,
 )
 from axolotl_distill.store.schema import Shard
-from axolotl_distill.store.tokenizer import check_compatible, tokenizer_fingerprint
+from axolotl_distill.store.tokenizer import (
+    added_ids,
+    check_compatible,
+    describe_tokenizer,
+    tokenizer_fingerprint,
+    tokens_of,
+)
 from axolotl_distill.store.verify import verify_store
 from axolotl_distill.store.writer import StoreWriter
+from axolotl_distill.unplugged import needs_plugin
+
+load = needs_plugin("axolotl_distill.store")
 
 __all__ = [
     "Manifest",
@@ -23,11 +32,15 @@ __all__ = [
     "Shard",
     "StoreWriter",
     "TeacherStore",
+    "added_ids",
     "check_compatible",
+    "describe_tokenizer",
+    "load",
     "new_manifest",
     "open_store",
     "pointer_record",
     "pointer_tag",
     "tokenizer_fingerprint",
+    "tokens_of",
     "verify_store",
 ]

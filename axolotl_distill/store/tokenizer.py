@@ -2,41 +2,108 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from axolotl_distill.errors import StoreError, TokenizerMismatchError
 from axolotl_distill.store.manifest import Manifest
 
 
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """sha256 over every (token, id) of a Hugging Face tokenizer, added tokens included.
+def tokens_of(tokenizer: Any) -> dict[int, str]:
+    """{id: token} of a Hugging Face tokenizer, added tokens included, by id."""
+    return {number: token for token, number in sorted(tokenizer.get_vocab().items(), key=_by_id)}
+
+
+def tokenizer_fingerprint(
+    tokenizer: Any, *, vocab_size: int | None = None, apart: Iterable[int] = ()
+) -> str:
+    """sha256 over every (id, token) below `vocab_size`, ids in `apart` left out.
 
     The chat template is not part of it: records belong to token ids, however these were made.
     """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(json.dumps(vocabulary, ensure_ascii=True).encode()).hexdigest()
+    without = set(apart)
+    pairs = [
+        pair
+        for pair in tokens_of(tokenizer).items()
+        if pair[0] not in without and (vocab_size is None or pair[0] < vocab_size)
+    ]
+    return hashlib.sha256(json.dumps(pairs, ensure_ascii=True).encode()).hexdigest()
+
+
+def describe_tokenizer(tokenizer: Any, vocab_size: int, used: Iterable[int]) -> dict[str, Any]:
+    """What a manifest says of the tokenizer that a store's ids belong to.
+
+    used   ids that stand in the store's text
+
+    fingerprint   over the ids below `vocab_size`, those of added tokens (`added`, as ranges
+                  [first, last]) left out: other names for them are no difference …
+    text          {token: id} of the added tokens in the text: … unless the text has them
+    """
+    added = sorted(set(tokenizer.get_added_vocab().values()))
+    tokens, used = tokens_of(tokenizer), set(used)
+    return {
+        "fingerprint": tokenizer_fingerprint(tokenizer, vocab_size=vocab_size, apart=added),
+        "added": _ranges(number for number in added if number < vocab_size),
+        "text": {tokens[number]: number for number in added if number in used},
+        "name": tokenizer.name_or_path,
+        "class": type(tokenizer).__name__,
+    }
+
+
+def added_ids(described: dict[str, Any]) -> set[int]:
+    """The ids of `added` in a manifest's tokenizer."""
+    return {i for first, last in described.get("added", ()) for i in range(first, last + 1)}
 
 
 def check_compatible(manifest: Manifest, *, tokenizer: Any, student_vocab_size: int) -> None:
-    """Raises TokenizerMismatchError when the student's tokenizer is not the teacher's, and
-    StoreError when its output head is too small for the stored ids.
+    """Raises TokenizerMismatchError when the student's tokenizer does not have the store's tokens,
+    and StoreError when its output head is too small for the stored ids.
 
-    A head larger than the vocabulary, padded for speed, is fine.
+    Tokens that only the student has, and a head padded beyond the vocabulary, are fine; so is a
+    head without the tokens that a tokenizer adds, for Axolotl makes room for these.
     """
-    seen = tokenizer_fingerprint(tokenizer)
-    expected = manifest.tokenizer["fingerprint"]
-    if seen != expected:
+    expected = manifest.tokenizer
+    name = getattr(tokenizer, "name_or_path", "?")
+    seen = tokenizer_fingerprint(
+        tokenizer, vocab_size=manifest.vocab_size, apart=added_ids(expected)
+    )
+    tokens = tokens_of(tokenizer)
+    differing = [
+        f"{number} is {token!r} in the store and {tokens.get(number)!r} in the student's"
+        for token, number in expected.get("text", {}).items()
+        if tokens.get(number) != token
+    ]
+    if seen != expected["fingerprint"] or differing:
+        found = "; ".join(differing[:3]) or (
+            f"fingerprint {seen[:12]}, the store's {expected['fingerprint'][:12]}"
+        )
         raise TokenizerMismatchError(
-            f"The student's tokenizer ({getattr(tokenizer, 'name_or_path', '?')}, {len(tokenizer)} "
-            f"tokens, fingerprint {seen[:12]}) is not the one the store was captured with "
-            f"({manifest.tokenizer.get('name', '?')}, {manifest.vocab_size} tokens, "
-            f"fingerprint {expected[:12]}). Its token ids would mean other tokens. Use a student "
-            "with the teacher's tokenizer; teachers with another tokenizer are what "
+            f"The student's tokenizer ({name}, {len(tokens)} tokens) is not the one the store was "
+            f"captured with ({expected.get('name', '?')}, {manifest.vocab_size} tokens): {found}. "
+            "Token ids would mean other tokens. Use a student with the teacher's tokenizer, which "
+            "may have more tokens; teachers with another tokenizer are what "
             "`distill.cross_tokenizer` is for, which this release does not have yet."
         )
-    if student_vocab_size < manifest.vocab_size:
+    added = set(tokenizer.get_added_vocab().values())
+    ordinary = max((number for number in tokens if number not in added), default=-1)
+    if student_vocab_size < min(manifest.vocab_size, ordinary + 1):
         raise StoreError(
             f"The student's output head has {student_vocab_size} rows (`vocab_size` of its "
             f"config), but the store holds token ids up to {manifest.vocab_size - 1}. Resize the "
             "student's embeddings to its tokenizer first."
         )
+
+
+def _ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """[first, last] of each run of ascending numbers."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def _by_id(item: tuple[str, int]) -> tuple[int, str]:
+    return item[1], item[0]

@@ -11,7 +11,12 @@ from axolotl_distill.errors import CaptureError, ServerError
 from axolotl_distill.recipe.server import ServerArgs
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
-from axolotl_distill.teachers.tokenizer import check_reading, probe_texts
+from axolotl_distill.teachers.tokenizer import (
+    SharedVocabulary,
+    check_reading,
+    probe_texts,
+    share,
+)
 from axolotl_distill.teachers.top import TopLogprobs, top_logprobs
 
 
@@ -28,13 +33,14 @@ class ServerTeacher:
         self._client = ServerClient(server)
         self._engine = ENGINES[server.engine]
 
-    async def check(self, tokenizer: Any, longest: int) -> None:
+    async def check(self, tokenizer: Any, longest: int) -> SharedVocabulary:
         """Refuse a server that could not give the records, before it is asked for the first.
+        Returns what its vocabulary shares with the student's `tokenizer`.
 
         longest   tokens of the longest row
 
         Raises CaptureError when it does not serve the model or its context is too short, and
-        TokenizerMismatchError when it reads text as other tokens than `tokenizer`.
+        TokenizerMismatchError when it reads ordinary text as other tokens than `tokenizer`.
         """
         served = await asyncio.to_thread(served_models, self._client.server)
         if self.name not in served:
@@ -50,7 +56,7 @@ class ServerTeacher:
                 f"context of {longest + 1} or more (`--max-model-len` of vLLM, `--context-length` "
                 "of SGLang), or lower `sequence_len`."
             )
-        await self._check_tokenizer(tokenizer)
+        return share(tokenizer, await self._foreign(tokenizer))
 
     async def top_logprobs(self, input_ids: Sequence[int], positions: Sequence[int]) -> TopLogprobs:
         """The k likeliest next tokens at `positions`; position t is about token t + 1.
@@ -84,19 +90,32 @@ class ServerTeacher:
     async def close(self) -> None:
         await self._client.close()
 
-    async def _check_tokenizer(self, tokenizer: Any) -> None:
+    async def _foreign(self, tokenizer: Any) -> set[int]:
+        """The ids of tokens added to the student's tokenizer that the server reads otherwise."""
         for text in probe_texts(tokenizer):
-            body = {"model": self.name, "prompt": text, "add_special_tokens": False}
-            try:
-                answer = await self._client.post(
-                    f"{self._client.root}/tokenize", body, check=_has_tokens
-                )
-            except ServerError as error:
-                raise ServerError(
-                    f"Whether the server reads text as the student does cannot be checked: {error} "
-                    "Make its /tokenize reachable."
-                ) from error
-            check_reading(self.name, text, answer["tokens"], tokenizer)
+            check_reading(self.name, text, await self._read(text), tokenizer)
+        added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+
+        async def differs(text: str) -> bool:
+            return await self._read(text) != tokenizer(text, add_special_tokens=False)["input_ids"]
+
+        if not added or not await differs("x".join(token for token, _ in added)):
+            return set()
+        found = await asyncio.gather(*(differs(token) for token, _ in added))
+        return {number for (_, number), foreign in zip(added, found, strict=True) if foreign}
+
+    async def _read(self, text: str) -> list[int]:
+        body = {"model": self.name, "prompt": text, "add_special_tokens": False}
+        try:
+            answer = await self._client.post(
+                f"{self._client.root}/tokenize", body, check=_has_tokens
+            )
+        except ServerError as error:
+            raise ServerError(
+                f"Whether the server reads text as the student does cannot be checked: {error} "
+                "Make its /tokenize reachable."
+            ) from error
+        return answer["tokens"]
 
 
 def served_models(server: ServerArgs) -> dict[str, int | None]:

@@ -1,10 +1,14 @@
 """Whether a teacher reads text as the student does: token ids must mean the same to both."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import AutoTokenizer
+import numpy as np
+from transformers import AutoConfig, AutoTokenizer
 
-from axolotl_distill.errors import TokenizerMismatchError
+from axolotl_distill.errors import CaptureError, TokenizerMismatchError
+from axolotl_distill.store.tokenizer import tokens_of
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
@@ -14,20 +18,56 @@ PROBE_TEXTS = (
 PROBED_TOKENS = 512
 
 
-def probe_texts(tokenizer: Any) -> list[str]:
-    """Texts that two tokenizers read alike only when they share their vocabulary: several
-    scripts, every added token, and tokens from all over the vocabulary.
+@dataclass(frozen=True)
+class SharedVocabulary:
+    """The token ids that a teacher and a student share.
 
-    A padding token may be the student's alone, for no record is about it.
+    size      ids below it are the teacher's too, but for
+    foreign   {id: token} of the student's tokens that the teacher lacks or calls otherwise
     """
-    added = tokenizer.get_added_vocab()
-    padding = tokenizer.pad_token if tokenizer.pad_token != tokenizer.eos_token else None
-    names = [token for token in sorted(added, key=added.get) if token != padding]
+
+    size: int
+    foreign: dict[int, str] = field(default_factory=dict)
+
+    def check_text(self, rows: Iterable[dict[str, Any]], teacher: str) -> set[int]:
+        """The ids that stand in the text of `rows`.
+
+        Raises CaptureError for the first row with a token that the teacher cannot read.
+        """
+        used: set[int] = set()
+        for index, row in enumerate(rows):
+            ids = set(np.unique(np.asarray(row["input_ids"], dtype=np.int64)).tolist())
+            unread = sorted(i for i in ids if i in self.foreign or i >= self.size)
+            if unread:
+                named = ", ".join(f"{self.foreign.get(i)!r} (id {i})" for i in unread[:3])
+                raise CaptureError(
+                    f"Row {index + 1} of the text to capture holds {named}, which only the "
+                    f"student's tokenizer has: `{teacher}` cannot read it. Take such rows out, or "
+                    "use a chat template and special tokens that the teacher knows."
+                )
+            used |= ids
+        return used
+
+
+def share(tokenizer: Any, foreign: Iterable[int], head: int | None = None) -> SharedVocabulary:
+    """What is shared when the teacher lacks the tokens `foreign` of the student's `tokenizer`, and
+    those beyond the `head` rows of its output head."""
+    tokens = tokens_of(tokenizer)
+    foreign = set(foreign) | {i for i in tokens if head is not None and i >= head}
+    return SharedVocabulary(
+        size=max(i for i in tokens if i not in foreign) + 1,
+        foreign={i: tokens[i] for i in sorted(foreign)},
+    )
+
+
+def probe_texts(tokenizer: Any) -> list[str]:
+    """Texts that two tokenizers read alike only when they share their ordinary vocabulary:
+    several scripts, and tokens from all over the vocabulary, added ones left out."""
+    added = set(tokenizer.get_added_vocab().values())
     ids = range(0, len(tokenizer), max(1, len(tokenizer) // PROBED_TOKENS))
-    spread = [tokenizer.decode([token]) for token in ids if token not in added.values()]
+    spread = [tokenizer.decode([token]) for token in ids if token not in added]
     return [
         *PROBE_TEXTS,
-        "x".join(names) or "x",
         "\n".join(text for text in spread if "\N{REPLACEMENT CHARACTER}" not in text),
     ]
 
@@ -48,15 +88,53 @@ def check_reading(teacher: str, text: str, seen: list[int], tokenizer: Any) -> N
     )
 
 
-def check_local_teacher(path: str, tokenizer: Any, *, trust_remote_code: bool = False) -> bool:
-    """Hold the tokenizer beside a Hugging Face model to the student's; False when it has none.
+def compare_tokenizers(teacher: str, theirs: Any, tokenizer: Any) -> set[int]:
+    """The ids of the student's `tokenizer` that are foreign to the teacher's.
 
-    Raises TokenizerMismatchError.
+    Tokens added to the student's, or renamed, are; where an ordinary token differs, or text is
+    read otherwise, raises TokenizerMismatchError with the first ids that differ.
     """
-    try:
-        own = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError):
-        return False
+    own, other = tokens_of(tokenizer), tokens_of(theirs)
+    added = set(tokenizer.get_added_vocab().values())
+    foreign = {number for number, token in own.items() if other.get(number) != token}
+    wrong = sorted(foreign - added)
+    if wrong:
+        named = "; ".join(f"{i} is {own[i]!r}, the teacher's {other.get(i)!r}" for i in wrong[:3])
+        raise TokenizerMismatchError(
+            f"`{teacher}` and the student's tokenizer ({getattr(tokenizer, 'name_or_path', '?')}) "
+            f"differ in {len(wrong)} ordinary tokens; the first ids: {named}. Token ids would mean "
+            "other tokens. Use a teacher with the student's tokenizer."
+        )
     for text in probe_texts(tokenizer):
-        check_reading(path, text, own(text, add_special_tokens=False)["input_ids"], tokenizer)
-    return True
+        check_reading(teacher, text, theirs(text, add_special_tokens=False)["input_ids"], tokenizer)
+    return foreign
+
+
+def local_vocabulary(
+    path: str, tokenizer: Any, *, trust_remote_code: bool = False
+) -> tuple[SharedVocabulary, bool]:
+    """(what a Hugging Face model shares with the student's tokenizer, whether it has a tokenizer
+    to be compared). Reads no weights.
+
+    Raises TokenizerMismatchError, and CaptureError when its head lacks ordinary tokens.
+    """
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        head = AutoConfig.from_pretrained(path, **options).get_text_config().vocab_size
+    except (OSError, ValueError, AttributeError):
+        head = None
+    try:
+        theirs = AutoTokenizer.from_pretrained(path, **options)
+    except (OSError, ValueError):
+        theirs = None
+    foreign = set() if theirs is None else compare_tokenizers(path, theirs, tokenizer)
+    shared = share(tokenizer, foreign, head)
+    added = tokenizer.get_added_vocab().values()
+    beyond = len(set(shared.foreign) - foreign - set(added))
+    if beyond:
+        raise CaptureError(
+            f"The teacher `{path}` has logits for {head} tokens, and {beyond} ordinary tokens of "
+            "the student's tokenizer lie beyond: they do not share a vocabulary. Use a teacher "
+            "with the student's tokenizer."
+        )
+    return shared, theirs is not None

@@ -163,7 +163,15 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
             loss = loss + router_weight(causal_lm) * aux_loss.to(loss.device) * share
         return DistillModelOutput(loss=loss, sums=_sums(out, total, items))
 
-    causal_lm.forward = forward
+    causal_lm.forward = causal_lm.distill_forward = forward
+
+
+def has_distill_forward(causal_lm: nn.Module) -> bool:
+    """Whether the forward of `attach_distill_forward` is the outermost, but for the wrapper of
+    accelerate's mixed precision."""
+    own = vars(causal_lm)
+    forward = own.get("_original_forward", own.get("forward"))
+    return forward is not None and forward is own.get("distill_forward")
 
 
 def _fused_loss(

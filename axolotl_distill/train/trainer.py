@@ -1,6 +1,7 @@
 """AxolotlTrainer with the distillation loss: weighted by tokens, measured, evaluated."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from axolotl.core.trainers.base import AxolotlTrainer
@@ -8,6 +9,7 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from axolotl_distill.data import LOSS_WEIGHT, TEACHER_POS
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.train.guard import StepGuard
 from axolotl_distill.train.metrics import MetricSums
 from axolotl_distill.train.rows import check_supervision
@@ -71,6 +73,12 @@ class DistillMixin:
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
+        if not (isinstance(outputs, Mapping) and "sums" in outputs):
+            raise ConfigError(
+                f"The student's forward gave a {type(outputs).__name__} without the distillation "
+                "loss: something patched it after axolotl-distill had. Remove that plugin, or the "
+                "`distill:` block."
+            )
         self._distill_sums[model.training].add(outputs["sums"])
         return (loss, outputs) if return_outputs else loss
 

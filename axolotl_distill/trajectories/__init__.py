@@ -37,6 +37,9 @@ from axolotl_distill.trajectories.thinking import (
     split,
     split_thinking,
 )
+from axolotl_distill.unplugged import needs_plugin
+
+load = needs_plugin("axolotl_distill.trajectories")
 
 __all__ = [
     "CLOSE",
@@ -46,6 +49,7 @@ __all__ = [
     "ending",
     "is_finished",
     "join_thinking",
+    "load",
     "parts_of",
     "read_trajectories",
     "sealed",

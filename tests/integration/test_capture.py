@@ -192,3 +192,39 @@ def test_unknown_key_names_the_right_one(config):
     done = distill_here("capture", config(change), check=False)
     assert done.returncode == 1
     assert "did you mean `temperature`?" in done.stderr
+
+
+def test_tokens_that_only_the_student_has(tmp_path, config):
+    """`special_tokens` and `tokens` add ids that the teacher lacks: they get no mass, and a row
+    that holds one is refused before a store is begun."""
+    extra = {"special_tokens": {"pad_token": "<|my_padding|>"}, "tokens": ["<|my_tool|>"]}
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A <|my_tool|>"}]
+    chats.write_text(json.dumps({"messages": turns}) + "\n")
+
+    def holds_one(values):
+        values.update(extra)
+        values["distill"]["capture"]["datasets"][0]["path"] = str(chats)
+
+    refused = distill_here("capture", config(holds_one), check=False)
+    assert refused.returncode == 1
+    assert "Row 1 " in refused.stderr and "'<|my_tool|>' (id 49153)" in refused.stderr
+    assert not (tmp_path / "store").exists()
+
+    path = config(lambda values: values.update(extra))
+    distill_here("capture", path, "--limit", 3)
+    manifest = verify_store(tmp_path / "store").manifest
+    assert manifest.vocab_size == 49_152
+    assert "<|im_end|>" in manifest.tokenizer["text"]
+    # A student with them and one without can both be trained on it.
+    distill_here("verify", tmp_path / "store", "--config", path)
+    distill_here("verify", tmp_path / "store", "--config", config())
+
+
+def test_a_teacher_that_is_not_there_leaves_no_store(tmp_path, config):
+    def gone(values):
+        values["distill"]["capture"]["teacher"] = str(tmp_path / "nothing")
+
+    assert distill_here("capture", config(gone), check=False).returncode == 1
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    distill_here("capture", config(), "--limit", 3)

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import yaml
+from axolotl.utils.dict import DictDefault
 from support.axolotl_run import BASE, run_axolotl
-from support.stores import capture_rows, random_rows
-from support.synthetic import edit_manifest
-from transformers import AutoTokenizer
+from support.cli import distill_here
+from support.stores import capture_rows
 
-from axolotl_distill.args import parse_distill
+from axolotl_distill.args import DistillArgs, parse_distill
 from axolotl_distill.data.checks import check_config, check_stores
+from axolotl_distill.data.types import resolve_types
 from axolotl_distill.errors import (
     ConfigError,
     StoreCorruptError,
     StoreError,
     StoreMissingError,
-    TokenizerMismatchError,
 )
 from axolotl_distill.recipe import load_recipe
 from axolotl_distill.terms import check_terms
@@ -31,8 +31,6 @@ EXAMPLES = [path for path in ALL_EXAMPLES if path not in RECIPES]
 @pytest.fixture
 def cfg(config):
     """The config as Axolotl would hand it to the plugin."""
-    from axolotl.utils.dict import DictDefault
-
     return DictDefault({**BASE, **config, "tokenizer_config": config["base_model"]})
 
 
@@ -46,7 +44,24 @@ def args(**values):
         ({"rl": "dpo"}, "`rl` cannot be combined"),
         ({"kd_trainer": True}, "other distillation plugin"),
         ({"pretraining_dataset": "x"}, "streaming: true"),
+        ({"use_dft": True}, "`use_dft` cannot be combined"),
+        ({"diffusion_lm": True}, "`diffusion_lm` cannot be combined"),
+        ({"trainer_cls": "my.Trainer"}, "a trainer of its own"),
+        ({"skip_prepare_dataset": True}, "`skip_prepare_dataset` cannot be combined"),
         ({"context_parallel_size": 2}, "context_parallel_size: 2"),
+        ({"sequence_parallel_degree": 2}, "sequence_parallel_degree: 2"),
+        ({"context_parallel": {"size": 4}}, "context_parallel: 4"),
+        ({"tensor_parallel_size": "2"}, "tensor_parallel_size: 2"),
+        ({"expert_parallel_size": 2}, "expert_parallel_size: 2"),
+        ({"fsdp": ["full_shard"]}, "fsdp_version: 1"),
+        ({"fsdp_config": {"reshard_after_forward": True}}, "Set `fsdp_version: 2`"),
+        ({"deepspeed": {"tensor_parallel": {"autotp_size": 2}}}, "autotp_size: 2"),
+        ({"deepspeed": {"sequence_parallel_size": 2}}, r"deepspeed\.sequence_parallel_size: 2"),
+        (
+            {"streaming": True, "sample_packing": True, "datasets": [{}, {}]}
+            | {"attn_implementation": "sdpa"},
+            "reads the first entry",
+        ),
         ({"sample_packing": True}, "attn_implementation"),
     ],
 )
@@ -55,6 +70,60 @@ def test_impossible_combinations(cfg, extra, message):
         cfg[key] = value
     with pytest.raises(ConfigError, match=message):
         check_config(cfg, args())
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"context_parallel_size": 1, "tensor_parallel_size": 1, "fsdp_version": 2},
+        {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
+        {"deepspeed": {"zero_optimization": {"stage": 3}}, "dp_replicate_size": 2},
+    ],
+)
+def test_what_is_only_untested_is_not_refused_by_its_key(cfg, extra):
+    """Whether it is in force is seen, and said, once the trainer stands."""
+    check_config(DictDefault({**cfg, **extra}), args())
+
+
+def test_keys_without_effect_are_named(cfg, caplog):
+    cfg.chunked_cross_entropy = True
+    with caplog.at_level("WARNING"):
+        check_config(cfg, args())
+    assert "`chunked_cross_entropy` has no effect" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"roles_to_train": ["assistant"]},
+        {"train_on_eos": "all"},
+        {"chat_template": "chatml"},
+        {"message_property_mappings": {"role": "from"}},
+        {"field_messages": "turns"},
+        {"data_files": ["x.parquet"]},
+        {"shard": 2},
+    ],
+)
+def test_options_that_a_store_ignores(option):
+    with pytest.raises(ConfigError, match=rf"{next(iter(option))}.*fixed when it was captured"):
+        resolve_types([{"path": "./s", "type": "axolotl_distill.store", **option}])
+
+
+def test_a_store_has_one_split():
+    entry = {"path": "./s", "type": "axolotl_distill.store", "shards": 2, "shards_idx": 1}
+    with pytest.raises(ConfigError, match="split: test"):
+        resolve_types([{**entry, "split": "test"}])
+    resolve_types([{**entry, "split": "train[:50%]"}])
+    resolve_types([entry])
+    assert entry["split"] == "train"
+    # Axolotl validates a config again on a Ray worker.
+    resolve_types([entry])
+
+
+def test_labels_of_a_store_are_those_of_its_capture(cfg):
+    cfg.train_on_inputs = True
+    with pytest.raises(ConfigError, match=r"train_on_inputs: True.*fixed with False"):
+        check_stores(cfg, args())
 
 
 def test_capture_and_training_must_agree(cfg):
@@ -83,26 +152,6 @@ def test_missing_store_and_shard(cfg, store, tmp_path):
     cfg.datasets[0]["path"] = str(copy)
     with pytest.raises(StoreMissingError, match="is missing"):
         check_stores(cfg, args())
-
-
-def test_wrong_tokenizer(cfg, tmp_path, tiny_model, smollm2_dir):
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_dir)
-    tokenizer.add_tokens(["<another>"])
-    path = _retagged(tmp_path, tiny_model, tokenizer)
-    cfg.datasets[0]["path"] = str(path)
-    with pytest.raises(TokenizerMismatchError, match=r"distill\.cross_tokenizer"):
-        check_stores(cfg, args())
-
-
-def _retagged(tmp_path, tiny_model, tokenizer):
-    """A store whose manifest says that another tokenizer made it."""
-    from axolotl_distill.store import tokenizer_fingerprint
-
-    rows = random_rows(tiny_model().tokenizer, [9])
-    path = capture_rows(tmp_path / "s", tiny_model, rows, k=4)
-    seen = tokenizer_fingerprint(tokenizer)
-    edit_manifest(path, lambda values: values["tokenizer"].update(fingerprint=seen))
-    return path
 
 
 def test_smaller_vocabulary(cfg, tmp_path, tiny_llama_dir):
@@ -175,7 +224,6 @@ def test_example_configs_are_valid(path):
     """Axolotl's schema, ours within it, accepts every example; each says how to run it."""
     from axolotl.cli.config import prepare_plugins
     from axolotl.utils.config import validate_config
-    from axolotl.utils.dict import DictDefault
 
     text = path.read_text()
     header = [line for line in text.splitlines() if line.startswith("#")]
@@ -188,3 +236,10 @@ def test_example_configs_are_valid(path):
     if "distill:" in text:
         assert checked.distill.temperature > 0
         assert checked.datasets[0].type == "axolotl_distill.data.store"
+
+
+def test_the_schema_of_the_block():
+    """`axolotl config-schema` takes nothing from plugins, so there is a command of ours."""
+    block = json.loads(distill_here("schema").stdout)["distill"]
+    assert set(block["properties"]) == set(DistillArgs.model_fields)
+    assert block["properties"]["temperature"]["default"] == 2.0

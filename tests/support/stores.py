@@ -9,7 +9,7 @@ import torch
 from support.synthetic import about_rows
 
 from axolotl_distill.data.store import StoreStrategy
-from axolotl_distill.store import StoreWriter, encoding, new_manifest, tokenizer_fingerprint
+from axolotl_distill.store import StoreWriter, describe_tokenizer, encoding, new_manifest
 
 Row = dict[str, Any]
 
@@ -28,6 +28,10 @@ def random_rows(tokenizer: Any, lengths: list[int], seed: int | None = None) -> 
             labels[length - 9 : length - 6] = -100
         rows.append({"input_ids": ids.tolist(), "labels": labels.tolist()})
     return rows
+
+
+def _ids_of(rows: list[Row]) -> set[int]:
+    return {token for row in rows for token in row["input_ids"]}
 
 
 def topk_records(
@@ -66,7 +70,7 @@ def capture_rows(
         method={"kind": "topk", "k": k},
         temperatures=temperatures,
         sequence_len=max((len(row["input_ids"]) for row in rows), default=0),
-        tokenizer={"fingerprint": tokenizer_fingerprint(tokenizer), "name": "test"},
+        tokenizer=describe_tokenizer(tokenizer, len(tokenizer), _ids_of(rows)),
         teacher={"name": "test"},
         source=about_rows(rows),
     )

@@ -171,5 +171,4 @@ def test_probes_reach_all_over_the_vocabulary(tokenizer):
         for text in probe_texts(tokenizer)
         for token in tokenizer(text, add_special_tokens=False)["input_ids"]
     }
-    assert set(tokenizer.get_added_vocab().values()) <= seen
     assert len(seen) > 500 and max(seen) > 0.99 * len(tokenizer)

@@ -1,16 +1,12 @@
 """The local teacher gives the logits that were asked for, however its model makes them."""
 
-import json
-
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from axolotl_distill.errors import CaptureError, TokenizerMismatchError
+from axolotl_distill.errors import CaptureError
 from axolotl_distill.teachers.hf import HFTeacher
-from axolotl_distill.teachers.tokenizer import check_local_teacher
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -61,27 +57,3 @@ def test_a_teacher_without_the_vocabulary_is_refused(tiny_llama_dir, tokenizer):
 def test_a_teacher_that_is_not_there(tmp_path):
     with pytest.raises(CaptureError, match=r"distill\.capture\.teacher"):
         HFTeacher(str(tmp_path / "nothing"), vocab_size=10)
-
-
-def test_a_teacher_with_another_tokenizer_is_refused(smollm2_dir, tokenizer, tmp_path):
-    """Though it has more than enough ids: the same merges with two ids changed places."""
-    assert check_local_teacher(str(smollm2_dir), tokenizer)
-    document = json.loads(tokenizer.backend_tokenizer.to_str())
-    vocab = document["model"]["vocab"]
-    vocab["Ġlazy"], vocab["Ġbrown"] = vocab["Ġbrown"], vocab["Ġlazy"]
-    swapped = Tokenizer.from_str(json.dumps(document))
-    PreTrainedTokenizerFast(tokenizer_object=swapped).save_pretrained(tmp_path)
-    with pytest.raises(TokenizerMismatchError, match="Use a teacher with the student's tokenizer"):
-        check_local_teacher(str(tmp_path), tokenizer)
-
-
-def test_padding_may_be_the_students_alone(smollm2_dir, tokenizer):
-    tokenizer.add_special_tokens({"pad_token": "<|my_padding|>"})
-    assert check_local_teacher(str(smollm2_dir), tokenizer)
-    tokenizer.add_tokens(["<|my_tool|>"])
-    with pytest.raises(TokenizerMismatchError):
-        check_local_teacher(str(smollm2_dir), tokenizer)
-
-
-def test_a_teacher_without_a_tokenizer_cannot_be_checked(tmp_path, tokenizer):
-    assert not check_local_teacher(str(tmp_path), tokenizer)

@@ -1,0 +1,68 @@
+"""What a config says of many devices, and whether the loss is known to be right there.
+
+One process and DDP are. What splits a sequence, a layer or the experts over ranks is refused, and
+so is what shards the head so that it cannot be read. What is in force once the trainer stands,
+whatever the config said, is looked at in `train/in_force.py`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from axolotl_distill.errors import ConfigError
+
+SEQUENCE = "it cuts a sequence over ranks, and a token's next one may lie on another"
+TENSOR = "it cuts the output head over ranks, and the loss needs all of a token's logits"
+EXPERTS = "no loss was held to a reference with experts on other ranks"
+SPLITS = {
+    "context_parallel_size": SEQUENCE,
+    "sequence_parallel_degree": SEQUENCE,
+    "context_parallel": SEQUENCE,
+    "tensor_parallel_size": TENSOR,
+    "expert_parallel_size": EXPERTS,
+}
+WITH_DDP = (
+    "Remove it, and train on several devices with DDP: `accelerate launch -m axolotl.cli.train "
+    "CONFIG.yml`."
+)
+FSDP1 = (
+    "FSDP1 flattens the weights, and the output head cannot be read outside its own forward. Set "
+    "`fsdp_version: 2`, or leave FSDP out and train with DDP."
+)
+
+
+def check_parallelism(cfg: Any) -> None:
+    """Raises ConfigError for parallelism that gives a wrong loss or none.
+
+    Works before Axolotl has validated the config, which renames and fills in keys, and after.
+    """
+    for key, ways, why in _splits(cfg):
+        if ways > 1:
+            raise ConfigError(
+                f"`{key}: {ways}` cannot be combined with `distill:`: {why}. {WITH_DDP}"
+            )
+    fsdp = cfg.get("fsdp_config") or {}
+    version = cfg.get("fsdp_version") or fsdp.get("fsdp_version") or fsdp.get("version") or 1
+    if (cfg.get("fsdp") or fsdp) and str(version) != "2":
+        raise ConfigError(f"`fsdp_version: {version}` cannot be combined with `distill:`: {FSDP1}")
+
+
+def _splits(cfg: Any) -> Iterator[tuple[str, int, str]]:
+    """(key, ranks that share something, why that does not work)"""
+    for key, why in SPLITS.items():
+        yield key, _size(cfg.get(key)), why
+    deepspeed = cfg.get("deepspeed")
+    if isinstance(deepspeed, Mapping):
+        key = "sequence_parallel_size"
+        yield f"deepspeed.{key}", _size(deepspeed.get(key)), SEQUENCE
+        size = (deepspeed.get("tensor_parallel") or {}).get("autotp_size")
+        yield "deepspeed.tensor_parallel.autotp_size", _size(size), TENSOR
+
+
+def _size(value: Any) -> int:
+    """Of 2, "2" or {size: 2}; 1 where nothing is said, or nothing that Axolotl would take."""
+    if isinstance(value, Mapping):
+        value = value.get("size")
+    try:
+        return int(value or 1)
+    except (TypeError, ValueError):
+        return 1

@@ -1,0 +1,193 @@
+"""What trains is what the config says, or the run stops with what did it."""
+
+from importlib import import_module
+from types import SimpleNamespace
+
+import pytest
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.prompt_strategies import load as load_type
+from axolotl.utils.collators import DataCollatorForSeq2Seq
+from axolotl.utils.dict import DictDefault
+from support.losses import settings
+from torch import nn
+
+from axolotl_distill import DistillPlugin
+from axolotl_distill.data.checks import check_other_plugins
+from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.train.forward import attach_distill_forward
+from axolotl_distill.train.in_force import check_processes, check_trainer, check_wrapped
+from axolotl_distill.train.trainer import AxolotlDistillTrainer
+
+ROWS = SimpleNamespace(column_names=["input_ids", "labels", "teacher_pos"])
+PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.trajectories"]
+
+
+@pytest.fixture
+def trainer(tiny_model, tokenizer):
+    """Our trainer as a run builds it, without the many seconds that building it takes."""
+    model = tiny_model()
+    attach_distill_forward(model, settings(tokenizer))
+    found = AxolotlDistillTrainer.__new__(AxolotlDistillTrainer)
+    collator = TeacherCollator(
+        tokenizer, base_cls=DataCollatorForSeq2Seq, packed=False, stores=[], temperature=2.0
+    )
+    found.model = found.model_wrapped = model
+    found.args = SimpleNamespace(n_gpu=0, average_tokens_across_devices=True)
+    found.compute_loss_func = found.label_smoother = found.eval_dataset = None
+    found.data_collator = found.eval_data_collator = collator
+    found.train_dataset = ROWS
+    found.accelerator = SimpleNamespace(
+        num_processes=1,
+        distributed_type="NO",
+        parallelism_config=None,
+        unwrap_model=lambda model, **_: model,
+        state=SimpleNamespace(fsdp_plugin=None),
+    )
+    return found
+
+
+def test_ours_is_accepted(trainer):
+    check_trainer(trainer, ["a store"])
+    check_wrapped(trainer)
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("compute_loss_func", len, "`compute_loss_func` .builtins.len"),
+        ("label_smoother", object(), "`label_smoother`"),
+        ("compute_loss", print, "`compute_loss` of the trainer was replaced by builtins.print"),
+        ("data_collator", DataCollatorForSeq2Seq(None), "`data_collator` is .*Seq2Seq"),
+        ("train_dataset", SimpleNamespace(column_names=["input_ids"]), "have no `teacher_pos`"),
+    ],
+)
+def test_another_loss_or_other_batches(trainer, name, value, message):
+    setattr(trainer, name, value)
+    with pytest.raises(ConfigError, match=message):
+        check_trainer(trainer, ["a store"])
+
+
+def test_another_collator_of_the_evaluation(trainer):
+    trainer.eval_data_collator = DataCollatorForSeq2Seq(None)
+    check_trainer(trainer, [])
+    trainer.eval_dataset = ROWS
+    with pytest.raises(ConfigError, match="`eval_data_collator` is"):
+        check_trainer(trainer, [])
+
+
+def test_another_trainer():
+    with pytest.raises(ConfigError, match=r"trained by types\.SimpleNamespace"):
+        check_trainer(SimpleNamespace(), [])
+
+
+def test_a_forward_that_was_patched_afterwards(trainer):
+    own = trainer.model.forward
+    trainer.model.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(ConfigError, match=r"`forward` of LlamaForCausalLM is .*lambda"):
+        check_trainer(trainer, [])
+    # Accelerate's mixed precision does this, and is known.
+    trainer.model._original_forward = own
+    check_trainer(trainer, [])
+
+
+def test_replicas_that_do_not_know_of_each_other(trainer, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"2 processes were launched.*counts 1"):
+        check_processes(trainer)
+    trainer.accelerator.num_processes = 2
+    check_processes(trainer)
+    with pytest.raises(ConfigError, match="whose gradients nothing synchronises"):
+        check_wrapped(trainer)
+    trainer.args.average_tokens_across_devices = False
+    with pytest.raises(ConfigError, match="average_tokens_across_devices"):
+        check_processes(trainer)
+
+
+def test_what_is_sharded_is_said(trainer, caplog):
+    class Engine(nn.Linear):
+        def zero_optimization_stage(self):
+            return 3
+
+    trainer.accelerator.distributed_type = "DEEPSPEED"
+    trainer.model_wrapped = Engine(2, 2)
+    with caplog.at_level("WARNING"):
+        check_wrapped(trainer)
+    assert "DeepSpeed (ZeRO stage 3) is NOT TESTED" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size", "ep_size"])
+def test_parallelism_that_no_key_spoke_of(trainer, name):
+    trainer.accelerator.parallelism_config = SimpleNamespace(dp_shard_size=2, **{name: 2})
+    with pytest.raises(ConfigError, match=f"`{name}: 2` is in force"):
+        check_processes(trainer)
+
+
+def test_fsdp1_and_data_parallel_and_a_spread_model(trainer):
+    trainer.accelerator.distributed_type = "FSDP"
+    trainer.accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=1)
+    with pytest.raises(ConfigError, match="FSDP1 is in force"):
+        check_processes(trainer)
+    trainer.accelerator.distributed_type = "NO"
+    trainer.model.hf_device_map = {"model.layers.0": 0, "lm_head": 1}
+    with pytest.raises(ConfigError, match="spreads the student over 0, 1"):
+        check_processes(trainer)
+    trainer.args.n_gpu = 2
+    with pytest.raises(ConfigError, match="One process sees 2 GPUs"):
+        check_processes(trainer)
+
+
+class OtherTrainer(BasePlugin):
+    def get_trainer_cls(self, cfg):
+        return SimpleNamespace(__name__="TheirTrainer") if cfg.theirs else None
+
+    def get_collator_cls_and_kwargs(self, cfg, is_eval=False):
+        return None, None
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_plugins_trainer_before_and_after_ours(monkeypatch, first):
+    plugins = {"theirs.Plugin": OtherTrainer(), "axolotl_distill": DistillPlugin()}
+    order = sorted(plugins, reverse=first)
+    monkeypatch.setattr(
+        PluginManager.get_instance(), "plugins", {name: plugins[name] for name in order}
+    )
+    with pytest.raises(ConfigError, match=r"theirs\.Plugin` brings TheirTrainer"):
+        check_other_plugins(DictDefault(theirs=True), DistillPlugin)
+    if first:
+        with pytest.raises(ConfigError, match="must come after axolotl_distill"):
+            check_other_plugins(DictDefault(), DistillPlugin)
+    else:
+        check_other_plugins(DictDefault(), DistillPlugin)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_type_of_ours_without_the_plugin(name, tokenizer):
+    with pytest.raises(ConfigError, match=rf"{name}.*plugins: \[axolotl_distill\]"):
+        load_type(name, tokenizer, DictDefault(), DictDefault(path="x", type=name))
+    assert callable(import_module(name).load)
+
+
+def test_the_private_name_of_a_store_without_the_plugin(tokenizer):
+    name = "axolotl_distill.data.store"
+    with pytest.raises(ConfigError, match="does not turn on"):
+        load_type(name, tokenizer, DictDefault(), DictDefault(path="x", type=name))
+
+
+@pytest.mark.parametrize(
+    "cfg, message",
+    [
+        ({"distil": {"alpha": 0.5}}, "`distil:` is not a key.*`distill:`"),
+        ({"Distillation": {}}, "`Distillation:` is not a key"),
+        ({"distill": None}, "`distill:` is empty"),
+        ({"datasets": [{"path": "s", "type": PUBLIC[0]}]}, "needs a `distill:` block"),
+        ({"test_datasets": [{"path": "s", "type": PUBLIC[2]}]}, "needs a `distill:` block"),
+    ],
+)
+def test_no_block(cfg, message):
+    with pytest.raises(ConfigError, match=message):
+        DistillPlugin().register(DictDefault(cfg))
+
+
+def test_no_block_and_nothing_of_ours_is_left_alone():
+    DistillPlugin().register(DictDefault(dataset_prepared_path="x", datasets=[{"type": "alpaca"}]))
