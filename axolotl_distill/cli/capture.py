@@ -100,7 +100,7 @@ def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict
         path, trusted = args.teacher.path, args.teacher.trust_remote_code
         shared, compared = local_vocabulary(path, tokenizer, trust_remote_code=trusted)
         if not compared:
-            click.echo(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
+            say(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
     used = shared.check_text(rows, args.teacher.model_name)
     return shared.size, describe_tokenizer(tokenizer, shared.size, used)
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -200,9 +201,16 @@ class StoreWriter:
             self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the store; what was not committed is lost."""
+        """Let go of the store; what was not committed is lost.
+
+        Of one without a row nothing stays: a teacher that is refused leaves no store behind.
+        """
         if self._journal is not None:
             self._journal.close()
+        if not (self.manifest.shards or self.manifest.complete or _has_open_rows(self.path)):
+            with suppress(OSError):
+                for name in (FILE, journal.FILE):
+                    (self.path / name).unlink(missing_ok=True)
         self._lock.close()
 
     def _check_complete(self) -> None:
