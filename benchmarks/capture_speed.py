@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.logits import LogitsSource, length_batches
+from axolotl_distill.capture.source import summarise
 from axolotl_distill.store import StoreWriter, new_manifest
 from axolotl_distill.teachers.hf import HFTeacher
 
@@ -36,6 +37,7 @@ def main() -> None:
     teacher = HFTeacher(str(ROOT / ".cache/smollm2"), vocab_size=len(tokenizer))
     rows = chats(tokenizer)
     by_index = dict(enumerate(rows))
+    read = summarise(rows, len(rows))
 
     @torch.inference_mode()
     def bare() -> None:
@@ -62,7 +64,11 @@ def main() -> None:
                     sequence_len=512,
                     tokenizer={"fingerprint": "-", "name": "-"},
                     teacher={"name": "-"},
-                    source={"fingerprint": "-", "num_rows": len(rows)},
+                    source={
+                        "fingerprint": read.fingerprint,
+                        "num_rows": len(rows),
+                        "supervised": read.supervised,
+                    },
                 )
                 with StoreWriter.create_or_resume(folder, manifest) as writer:
                     source = LogitsSource(teacher, args)

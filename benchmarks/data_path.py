@@ -44,7 +44,7 @@ def write_store(path: Path, rows: list[dict]) -> None:
         sequence_len=LENGTH,
         tokenizer={"fingerprint": "-", "name": "-"},
         teacher={"name": "-"},
-        source={"fingerprint": "-", "num_rows": len(rows)},
+        source={"fingerprint": "-", "num_rows": ROWS, "supervised": ROWS * (LENGTH - 1)},
     )
     with StoreWriter.create_or_resume(path, manifest) as writer:
         for index, row in enumerate(rows):
