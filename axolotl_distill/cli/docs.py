@@ -1,12 +1,13 @@
 """`axolotl distill docs`: the documents, where there is no repository to look into."""
 
+from importlib.metadata import files
 from pathlib import Path
 
-import click
-
+from axolotl_distill.cli.frame import say
 from axolotl_distill.errors import ConfigError
 
-PACKAGE = Path(__file__).resolve().parents[1]
+BESIDE = Path(__file__).resolve().parents[2] / "docs"
+INSTALLED = "share/axolotl-distill/docs/"
 
 
 def run(name: str | None) -> None:
@@ -14,17 +15,24 @@ def run(name: str | None) -> None:
     found = documents()
     if name is None:
         for known, path in found.items():
-            click.echo(f"{known:<44}{path}")
+            say(f"{known:<44}{path}")
         return
     known = name.removeprefix("docs/").removesuffix(".md")
     if known not in found:
         raise ConfigError(f"There is no document {name!r}. Known: {', '.join(found)}.")
-    click.echo(found[known].read_text())
+    say(found[known].read_text())
 
 
 def documents() -> dict[str, Path]:
-    """Every document by name: those of a wheel lie in the package, a clone's beside it."""
-    folder = next(root / "docs" for root in (PACKAGE, PACKAGE.parent) if (root / "docs").is_dir())
-    return {
-        str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.md"))
-    }
+    """Every document by name: a clone has them beside the package, and pip knows where it put
+    those of a wheel."""
+    if BESIDE.is_dir():
+        found = {str(path.relative_to(BESIDE)): path for path in BESIDE.rglob("*.md")}
+    else:
+        installed = files("axolotl-distill") or []
+        found = {
+            str(path).partition(INSTALLED)[2]: Path(str(path.locate()))
+            for path in installed
+            if INSTALLED in str(path)
+        }
+    return {name.removesuffix(".md"): found[name].resolve() for name in sorted(found)}
