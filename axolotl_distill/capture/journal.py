@@ -25,7 +25,7 @@ from safetensors.numpy import load, save
 
 from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.errors import StoreError
-from axolotl_distill.store.manifest import TEMPORARY, publish
+from axolotl_distill.store.files import TEMPORARY, publish
 from axolotl_distill.store.writer import JOURNAL
 
 SYNC_SECONDS = 10.0

@@ -38,7 +38,7 @@ def refused(tmp_path, error, match, rows=None, **values):
 def test_a_package_that_is_not_installed(tmp_path, monkeypatch, tokenizer, package, steps):
     monkeypatch.setitem(sys.modules, package, None)  # as Python marks what cannot be imported
     key = "steps: english" if steps else "tokenizer"
-    said = rf"`filter\.{key}` needs the package {package}.*axolotl-distill\[filter\]"
+    said = rf"`filter\.{key}` needs the package {package}.*pip install"
     refused(tmp_path, ConfigError, said, steps=steps, tokenizer=tokenizer.name_or_path)
 
 
