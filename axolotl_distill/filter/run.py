@@ -30,6 +30,8 @@ from axolotl_distill.filter.output.write import write_dataset
 from axolotl_distill.filter.pipeline import Pipeline
 from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.recipe.filter import FilterArgs
+from axolotl_distill.show import foreign
+from axolotl_distill.trajectories import ending
 from axolotl_distill.trajectories.journal import Row
 
 UNFIT = "cannot be read again from the dataset"
@@ -133,6 +135,7 @@ def _read_all(
     make, keys, found = formatter(args), array("Q"), _Found()
     columns = [named for step in args.steps for named in step.columns]
     dropped: set[str] = set()
+    unknown_ends: set[str] = set()
     of_prompt: dict[str, int] = {}
     counts: Counter[str] = Counter()
     first: TrajectoryError | None = None
@@ -155,6 +158,8 @@ def _read_all(
             dropped |= left_out(row)
             counts["refusal"] += bool((row["message"] or {}).get("refusal"))
             counts["closing tag"] += row["thinking_form"] == "closing tag"
+            if row["finish_reason"] is not None and ending(row["finish_reason"]) == "unknown":
+                unknown_ends.add(str(row["finish_reason"]))
             key = prompt_key(row, args.split.seed)
             if of_prompt.setdefault(row["prompt_id"], key) != key:
                 raise TrajectoryError(
@@ -168,6 +173,11 @@ def _read_all(
         )
     if first is not None and len(found.faults) == len(keys):
         raise TrajectoryError(f"{source.path}: none of its {len(keys)} rows can be used. {first}")
+    if unknown_ends:
+        worry(
+            "No table has these words for how an answer ended, and their rows count as finished: "
+            f"{foreign(', '.join(sorted(unknown_ends)))}."
+        )
     for text in _notes(dropped, counts, source.unknown(of_prompt), len(of_prompt)):
         worry(text)
     found.keys = np.asarray(keys, np.uint64)

@@ -153,8 +153,7 @@ def _conversation(row: Row, occurrences: Counter[str]) -> Row:
         "content": answer.pop("content"),
         "reasoning_content": thinking if isinstance(thinking, str) else None,
         "message": answer,
-        # It was not cut off by a server: it is somebody's finished conversation.
-        "finish_reason": row.get("finish_reason") or "complete",
+        "finish_reason": row.get("finish_reason"),
         "meta": {name: plain(value, name) for name, value in row.items() if name not in used},
     }
 

@@ -27,8 +27,8 @@ class FormatArgs(Block):
 
     finished: bool = Field(
         True,
-        description="Drop what did not end by itself: cut off by the token limit or a filter, or "
-        "without a known finish_reason.",
+        description="Drop what did not end by itself: cut off by the token limit, held back by a "
+        "filter, or given up by the server.",
     )
     answer: bool = Field(True, description="Drop what has no answer after its thinking.")
     match: str | None = Field(None, description="Regular expression found in a good answer.")

@@ -26,7 +26,7 @@ Rows that somebody else wrote need id, prompt_id, messages and content only; the
 stand in the content.
 """
 
-from axolotl_distill.trajectories.finish import ending, is_finished
+from axolotl_distill.trajectories.finish import ending, is_unfinished
 from axolotl_distill.trajectories.journal import Damage, Journal, read_trajectories
 from axolotl_distill.trajectories.plain import sealed
 from axolotl_distill.trajectories.thinking import (
@@ -47,7 +47,7 @@ __all__ = [
     "Damage",
     "Journal",
     "ending",
-    "is_finished",
+    "is_unfinished",
     "join_thinking",
     "load",
     "parts_of",

@@ -25,7 +25,7 @@ ENDINGS: dict[Ending, str] = {
         content_filter content_filtered safety recitation blocklist prohibited_content spii refusal
         guardrail guardrail_intervened error_toxic image_safety language""",
     "broken": """
-        abort aborted cancel cancelled canceled error internal_error timeout
+        repetition repetition_detected abort aborted cancel cancelled canceled error internal_error timeout
         insufficient_system_resource""",
 }
 
@@ -42,11 +42,12 @@ _MEANINGS: dict[str, Ending] = {
 def ending(reason: str | None) -> Ending:
     """finished: by itself. cut: at a limit. withheld: by a filter. broken: the server gave up.
 
-    "unknown" for null and for a word that is not in the table; nobody takes it for finished.
+    "unknown" for null and for a word that is not in the table.
     """
     return _MEANINGS.get(_bare(reason), "unknown") if isinstance(reason, str) else "unknown"
 
 
-def is_finished(reason: str | None) -> bool:
-    """Whether the model ended by itself. Unknown words and null are not finished."""
-    return ending(reason) == "finished"
+def is_unfinished(reason: str | None) -> bool:
+    """Whether the word says that the answer is not whole. Null and a word that nobody knows say no
+    such thing: engines name the ordinary end in ever new ways."""
+    return ending(reason) in ("cut", "withheld", "broken")

@@ -225,7 +225,7 @@ def test_all_dropped(tmp_path, source):
     ("change", "said"),
     [
         (lambda row: row.pop("id"), "`id` must be"),
-        (lambda row: row.pop("content"), "`content` must be"),
+        (lambda row: row.pop("content"), "end with an answer of the assistant"),
         (lambda row: row.update(messages=[]), "`messages` must be"),
         (lambda row: row.update(messages=[{"role": "user"}]), "`role` and `content`"),
         (lambda row: row.update(meta=3), "`meta` must be"),

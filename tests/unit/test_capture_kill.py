@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from support.synthetic import VOCAB, manifest
+from support.synthetic import VOCAB, about_rows, manifest
 
 from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.journal import RecordJournal
@@ -64,7 +64,8 @@ class Counted(LogitsSource):
 
 
 def run(path, teacher, shard_records=SHARD_RECORDS):
-    with StoreWriter.create_or_resume(path, manifest("topk")) as writer:
+    header = manifest("topk", source=about_rows(rows()))
+    with StoreWriter.create_or_resume(path, header) as writer:
         source = Counted(teacher, ARGS)
         return capture(rows(), source, writer, shard_records, str)
 

@@ -55,7 +55,7 @@ class Unigram:
 
 def test_nothing_grows_with_the_dataset(tmp_path):
     args = CaptureArgs(
-        teacher="none", output="", k=6, temperatures=[1, 2], batch_tokens=64, shard_records=500
+        teacher="none", output="-", k=6, temperatures=[1, 2], batch_tokens=64, shard_records=500
     )
     rows, teacher = LazyRows(), Unigram()
     open_records = []

@@ -43,7 +43,8 @@ def test_format():
     assert verdict(step, finish_reason="length").reason == "not finished: length"
     for reason in ("eos_token", "STOP", "tool_calls", "end_turn"):
         assert verdict(step, finish_reason=reason).keep, reason
-    assert verdict(step, finish_reason=None).reason == "not finished: no finish_reason"
+    assert verdict(step, finish_reason=None).keep
+    assert verdict(step, finish_reason="a word of tomorrow").keep
     assert verdict(step, finish_reason="repetition").reason == "not finished: repetition"
     assert verdict(step, content="<think>\nI wonder").reason == "no answer"
     assert verdict(step, content="<think>\\boxed{1}</think>It is 1").reason == "no \\boxed{…}"

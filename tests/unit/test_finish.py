@@ -2,7 +2,7 @@
 
 import pytest
 
-from axolotl_distill.trajectories.finish import ENDINGS, ending, is_finished
+from axolotl_distill.trajectories.finish import ENDINGS, ending, is_unfinished
 
 SEEN = {
     "finished": [
@@ -12,8 +12,8 @@ SEEN = {
     ],
     "cut": ["length", "max_tokens", "MAX_TOKENS", "FinishReason.MAX_TOKENS", "model_length"],
     "withheld": ["content_filter", "SAFETY", "PROHIBITED_CONTENT", "guardrail_intervened"],
-    "broken": ["abort", "error", "cancelled"],
-    "unknown": [None, "", "repetition", "stopped_by_user", "FINISH_REASON_UNSPECIFIED", 3],
+    "broken": ["abort", "error", "cancelled", "repetition"],
+    "unknown": [None, "", "stopped_by_user", "FINISH_REASON_UNSPECIFIED", 3],
 }
 
 
@@ -22,7 +22,7 @@ SEEN = {
 )
 def test_what_a_word_means(meaning, reason):
     assert ending(reason) == meaning
-    assert is_finished(reason) == (meaning == "finished")
+    assert is_unfinished(reason) == (meaning in ("cut", "withheld", "broken"))
 
 
 def test_no_word_has_two_meanings():

@@ -9,7 +9,7 @@ from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
 from axolotl_distill.filter.workers import Failed, Workers
 from axolotl_distill.recipe.steps import FormatArgs, LengthArgs, ThinkingArgs
 from axolotl_distill.trajectories import parts_of
-from axolotl_distill.trajectories.finish import is_finished
+from axolotl_distill.trajectories.finish import is_unfinished
 from axolotl_distill.trajectories.journal import Row
 
 KEEP = Verdict(True)
@@ -37,9 +37,8 @@ class FormatStep:
         return map(self._judge, rows)
 
     def _judge(self, row: Row) -> Verdict:
-        if self.args.finished and not is_finished(row["finish_reason"]):
-            # Neither a word that nobody knows nor none at all says that the text is whole.
-            reason = f"not finished: {row['finish_reason'] or 'no finish_reason'}"
+        if self.args.finished and is_unfinished(row["finish_reason"]):
+            reason = f"not finished: {row['finish_reason']}"
             return Verdict(False, reason, detail=f"…{row['content'][-100:]}")
         answer = part(row, "answer")
         if self.args.answer and not answer and not calls_text(row):
