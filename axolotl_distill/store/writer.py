@@ -209,6 +209,7 @@ class StoreWriter:
             self._journal.close()
         if not (self.manifest.shards or self.manifest.complete or _has_open_rows(self.path)):
             with suppress(OSError):
+                _remove_uncommitted(self.path, self.manifest)
                 for name in (FILE, journal.FILE):
                     (self.path / name).unlink(missing_ok=True)
         self._lock.close()

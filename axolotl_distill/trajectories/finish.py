@@ -25,7 +25,8 @@ ENDINGS: dict[Ending, str] = {
         content_filter content_filtered safety recitation blocklist prohibited_content spii refusal
         guardrail guardrail_intervened error_toxic image_safety language""",
     "broken": """
-        repetition repetition_detected abort aborted cancel cancelled canceled error internal_error timeout
+        repetition repetition_detected abort aborted cancel cancelled canceled error
+        internal_error timeout
         insufficient_system_resource""",
 }
 

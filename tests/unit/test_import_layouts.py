@@ -254,11 +254,11 @@ def test_rows_are_read_twice_and_held_one_by_one(tmp_path, chats, context, token
     source = Counted(trajectories(chat, tokenizer) for chat in chats * 4)
     rows = Watched(source, LAYOUTS["trajectories"], context, "rows", longest=1000)
     found = rows.survey()
-    about = {"fingerprint": "-", "num_rows": len(rows), "supervised": found.supervised}
+    about = {"fingerprint": "-", "num_rows": len(rows), "supervised": found.source.supervised}
     store_of(tmp_path, rows, tokenizer, found.k, about=about)
     assert source.reads == 2 * len(source)
-    # The next one is read before the last one is let go.
-    assert rows.most == 2
+    # The next one may be read before the last one is let go.
+    assert rows.most <= 2
 
 
 def test_names_of_tokens(tokenizer):

@@ -18,7 +18,8 @@ from axolotl_distill.filter.verify.normal import expression, normal, spaced, wor
 from axolotl_distill.filter.verify.text import Scored, share, without_stop
 from axolotl_distill.filter.verify.units import Unit, read_unit
 
-logging.disable(logging.CRITICAL)
+for _chatty in ("math_verify", "latex2sympy2_extended"):
+    logging.getLogger(_chatty).setLevel(logging.CRITICAL + 1)
 
 # math-verify takes any last `t`, `c` or `d` for a unit: 3t would be 3.
 WITH_UNITS = NormalizationConfig(
