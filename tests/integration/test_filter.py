@@ -169,7 +169,8 @@ def test_end_to_end(tmp_path, source, smollm2_dir):
     assert report["tokens"]["past"] > 0 and "longer than 50" in done.stdout
     for line in ("format", "right", "deduplicate", "total", "thinking", "answer"):
         assert any(text.startswith(line) for text in done.stdout.splitlines())
-    assert done.stderr.count("WARNING") == 3 and "verify.min_score" in done.stderr
+    assert done.stderr.count("WARNING") == 4 and "verify.min_score" in done.stderr
+    assert "The prompts cannot be read again" in done.stderr
     card = (folder / "README.md").read_text()
     for text in ("big-one", "Qwen License", 'Display "Built with Qwen".', "name: right", "0.6"):
         assert text in card

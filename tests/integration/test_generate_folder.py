@@ -171,7 +171,7 @@ def test_a_corrected_answer_is_seen(tmp_path):
         assert "1 of 1 rows" in distill_here("filter", tmp_path / "filter.yml").stdout
         (tmp_path / "prompts.jsonl").unlink()
         gone = distill_here("filter", tmp_path / "filter.yml", check=False)
-        assert "the prompts cannot be read again" in gone.stderr
+        assert "The prompts cannot be read again" in gone.stderr
 
 
 def test_other_prompts_and_fewer_samples(tmp_path):
