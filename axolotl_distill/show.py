@@ -113,8 +113,8 @@ def as_markdown(text: Any) -> str:
     # With what makes a bare address a link on the hub.
     shown = re.sub(r"([\\`*_{}\[\]()#!|~@])", r"\\\1", shown)
     shown = re.sub(r"(?i)\b(www)\.", r"\1\\.", shown.replace("://", ":\\//"))
-    # A number with a dot, a dash or a plus sign begins a list.
-    return re.sub(r"^(\s*)(\d+)([.)])|^(\s*)([-+=])", _no_list, shown)
+    # A number with a dot and a space, a dash or a plus sign begins a list.
+    return re.sub(r"^(\s*)(\d+)([.)])(?=\s|$)|^(\s*)([-+=])", _no_list, shown)
 
 
 def _no_list(found: re.Match[str]) -> str:
