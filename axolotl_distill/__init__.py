@@ -7,7 +7,7 @@ __all__ = ["DistillPlugin"]
 
 def __getattr__(name: str) -> Any:
     if name == "DistillPlugin":
-        from axolotl_distill.plugin import DistillPlugin
+        from axolotl_distill.host.plugin import DistillPlugin
 
         return DistillPlugin
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Ray, where `--engine ray` asks for it: the cluster, and rows streamed through its workers."""
+"""Ray, where `--executor ray` asks for it: the cluster, and rows streamed through its workers."""
 
 import os
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def connect() -> int:
         import ray.data
     except ImportError:
         raise ConfigError(
-            f"`--engine ray` needs Ray, on every node: {pip_install('ray')}"
+            f"`--executor ray` needs Ray, on every node: {pip_install('ray')}"
         ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")

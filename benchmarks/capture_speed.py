@@ -11,10 +11,10 @@ import torch
 from common import alternate, keep
 from transformers import AutoTokenizer
 
-from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.logits import LogitsSource, length_batches
 from axolotl_distill.capture.source import summarise
+from axolotl_distill.config.distill import CaptureArgs
 from axolotl_distill.store import StoreWriter, new_manifest
 from axolotl_distill.teachers.hf import HFTeacher
 

@@ -18,8 +18,8 @@ from common import alternate, keep
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from axolotl_distill.data.collator import TeacherCollator
-from axolotl_distill.data.store import StoreStrategy
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.datasets.store import StoreStrategy
 from axolotl_distill.store import StoreWriter, encoding, new_manifest, open_store
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,8 +19,8 @@ from distill_kernels import DistillSpec, SparseTeacher, fused_linear_distill
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import make_records
+from axolotl_distill.config.distill import CaptureArgs
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / ".cache/smollm2", ROOT / ".cache/smollm2-cut5"

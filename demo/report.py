@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from axolotl_distill.cli.inspect import statistics
+from axolotl_distill.commands.inspect import statistics
 from axolotl_distill.store import open_store
 
 OUT = Path("outputs/demo")

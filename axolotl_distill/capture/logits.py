@@ -6,9 +6,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.records import RecordBatch, join_records, make_records
 from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
+from axolotl_distill.config.distill import CaptureArgs
 from axolotl_distill.errors import CaptureError
 
 

@@ -31,36 +31,36 @@ def distill() -> None:
 @distill.command()
 @click.argument("recipe", type=PATH)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.")
-@click.option("--engine", type=EXECUTOR, default="local", show_default=True)
+@click.option("--executor", type=EXECUTOR, default="local", show_default=True)
 @framed(KEPT_ANSWERS)
-def generate(recipe: str, limit: int | None, engine: str) -> dict[str, Any] | None:
+def generate(recipe: str, limit: int | None, executor: str) -> dict[str, Any] | None:
     """Ask the teacher of RECIPE every prompt and keep what it writes.
 
     Can be stopped at any moment; the same command goes on and asks for nothing twice.
     """
-    from axolotl_distill.recipe import load_recipe
+    from axolotl_distill.config.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "teacher", "generate")
-    from axolotl_distill.cli.generate import run
+    from axolotl_distill.commands.generate import run
 
-    return run(loaded, limit=limit, engine=engine)
+    return run(loaded, limit=limit, executor=executor)
 
 
 @distill.command("filter")
 @click.argument("recipe", type=PATH)
-@click.option("--engine", type=EXECUTOR, default="local", show_default=True)
+@click.option("--executor", type=EXECUTOR, default="local", show_default=True)
 @framed(KEPT_DATASET)
-def filter_(recipe: str, engine: str) -> dict[str, Any]:
+def filter_(recipe: str, executor: str) -> dict[str, Any]:
     """Verify, deduplicate, score and split RECIPE's trajectories into a dataset.
 
     Says what each step dropped and why, and keeps what was dropped beside the dataset.
     """
-    from axolotl_distill.recipe import load_recipe
+    from axolotl_distill.config.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "filter")
-    from axolotl_distill.cli.filter import run
+    from axolotl_distill.commands.filter import run
 
-    return run(loaded, engine=engine)
+    return run(loaded, executor=executor)
 
 
 @distill.command()
@@ -76,10 +76,10 @@ def capture(
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
-    from axolotl_distill.args import capture_args, check_config_file
+    from axolotl_distill.config.distill import capture_args, check_config_file
 
     capture_args(check_config_file(_file(config)).capture, teacher, output)
-    from axolotl_distill.cli.capture import run
+    from axolotl_distill.commands.capture import run
 
     return run(_file(config), teacher=teacher, output=output, limit=limit)
 
@@ -92,10 +92,10 @@ def capture(
 @framed(KEPT_ROWS)
 def import_(config: str, source: str, layout: str | None, output: str) -> dict[str, Any]:
     """Turn log-probabilities collected elsewhere (SOURCE) into a teacher store for CONFIG."""
-    from axolotl_distill.args import check_config_file
+    from axolotl_distill.config.distill import check_config_file
 
     check_config_file(_file(config))
-    from axolotl_distill.cli.import_ import run
+    from axolotl_distill.commands.import_ import run
 
     return run(_file(config), _file(source), layout=layout, output=_file(output))
 
@@ -110,7 +110,7 @@ def import_(config: str, source: str, layout: str | None, output: str) -> dict[s
 @framed(KEPT_ALL)
 def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
     """Show what is in STORE: numbers, mass held at each temperature, a few records."""
-    from axolotl_distill.cli.inspect import run
+    from axolotl_distill.commands.inspect import run
 
     as_json = click.get_current_context().params["as_json"]
     return run(_file(store), records=0 if as_json else records, tokenizer=tokenizer)
@@ -123,10 +123,10 @@ def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
 def verify(store: str, config: str | None) -> dict[str, Any]:
     """Check STORE against its hashes and, with --config, tokenizer, student and loss."""
     if config is not None:
-        from axolotl_distill.args import check_config_file
+        from axolotl_distill.config.distill import check_config_file
 
         check_config_file(_file(config))
-    from axolotl_distill.cli.verify import run
+    from axolotl_distill.commands.verify import run
 
     return run(_file(store), config=None if config is None else _file(config))
 
@@ -136,7 +136,7 @@ def verify(store: str, config: str | None) -> dict[str, Any]:
 @framed(KEPT_ALL, reports=False)
 def docs(name: str | None) -> None:
     """Print the document NAME, or list those there are."""
-    from axolotl_distill.cli.docs import run
+    from axolotl_distill.commands.docs import run
 
     run(name)
 
@@ -145,7 +145,7 @@ def docs(name: str | None) -> None:
 @framed(KEPT_ALL, reports=False)
 def schema() -> None:
     """Print the JSON schema of the `distill:` block, which `axolotl config-schema` leaves out."""
-    from axolotl_distill.cli.schema import run
+    from axolotl_distill.commands.schema import run
 
     run()
 

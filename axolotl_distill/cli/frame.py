@@ -31,17 +31,6 @@ STOPPED = 128
 NO_READER = STOPPED + signal.SIGPIPE
 
 
-def say(text: str) -> None:
-    """Lines for people, on stdout."""
-    click.echo(printable(text, most=None, lines=True))
-
-
-def warn(text: str) -> None:
-    """What should worry the user, on stderr."""
-    shown = printable(redact(text), most=None, lines=True)
-    click.secho(f"\nWARNING: {shown}", fg="yellow", bold=True, err=True)
-
-
 def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Puts a command into the frame, with the options --json (if it reports), --verbose, --debug.
 

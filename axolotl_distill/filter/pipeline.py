@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 
 from axolotl_distill.errors import FilterError
-from axolotl_distill.filter.engine import Engine, StepPlan
+from axolotl_distill.filter.executor import Executor, StepPlan
 from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.trajectories.journal import Row
@@ -83,14 +83,14 @@ class Pipeline:
         return count
 
     def run(
-        self, plan: StepPlan, engine: Engine, seen: Callable[[], Any] = lambda: None
+        self, plan: StepPlan, executor: Executor, seen: Callable[[], Any] = lambda: None
     ) -> StepCount:
         """One step over what is left; `seen` is called after every row."""
         places = np.flatnonzero(self.kept)
         scores = np.full(self.count, np.nan)
         reasons: Counter[str] = Counter()
         step = len(self.counts)
-        verdicts = engine(plan, self.rows())
+        verdicts = executor(plan, self.rows())
         with self._details(step).open("w") as details:
             for place in places:
                 verdict = next(verdicts, None)

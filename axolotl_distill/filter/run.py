@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import FilterError, TrajectoryError
-from axolotl_distill.filter.engine import Engine, StepPlan, map_rows
+from axolotl_distill.filter.executor import Executor, StepPlan, map_rows
 from axolotl_distill.filter.output.card import dataset_card
 from axolotl_distill.filter.output.folder import REPORT, DatasetFolder
 from axolotl_distill.filter.output.formats import formatter, keys_of, left_out
@@ -29,7 +30,6 @@ from axolotl_distill.filter.output.split import ALWAYS_FROM, evaluation, prompt_
 from axolotl_distill.filter.output.write import write_dataset
 from axolotl_distill.filter.pipeline import Pipeline
 from axolotl_distill.filter.rows import Trajectories
-from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.show import foreign
 from axolotl_distill.trajectories import ending
 from axolotl_distill.trajectories.journal import Row
@@ -41,13 +41,13 @@ def run_filter(
     args: FilterArgs,
     source: str | Path,
     *,
-    engine: Engine = map_rows,
+    executor: Executor = map_rows,
     warn: Callable[[str], None] = lambda text: None,
     metas: Mapping[str, Row] | None = None,
 ) -> dict[str, Any]:
     """Filter the trajectories at `source` into the folder `args.output`; returns its report.json.
 
-    engine  where the steps run
+    executor  where the steps run
     warn    is told at once what should worry the user; the report has it too
     metas   the columns of the prompts as they are now, by prompt_id, for rows made with older ones
 
@@ -83,7 +83,7 @@ def run_filter(
             worry(text)
         for plan in plans:
             with _progress(plan.name, int(pipeline.kept.sum())) as progress:
-                count = pipeline.run(plan, engine, progress.update)
+                count = pipeline.run(plan, executor, progress.update)
             if text := drop_warning(count, args.max_drop):
                 worry(text)
             if not count.kept:

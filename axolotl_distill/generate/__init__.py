@@ -6,7 +6,7 @@
     backend.py         who answers: server_backend.py (what an answer holds: answer.py), or
                        model_backend.py (draws: sampling.py)
     run.py             requests -> backend -> journal (writer.py), many at once
-    ray_engine.py      the same loop in the workers of a cluster
+    ray_executor.py      the same loop in the workers of a cluster
     meter.py           what was spent, and whether another request fits the budget
     folder.py          the folder: settings, lock, what is there
     progress.py        the bar and the summary, over counts (tally.py)

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.generate.request import Completion
-from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.trajectories import ending, split
 from axolotl_distill.trajectories.plain import plain
 from axolotl_distill.trajectories.thinking import KNOWN, Tags

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import RecipeTeacher
 from axolotl_distill.generate.request import Completion, Refused, Request
-from axolotl_distill.recipe import RecipeTeacher
-from axolotl_distill.recipe.generate import GenerateArgs
 
 
 class Backend(Protocol):

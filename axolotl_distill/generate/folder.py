@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from axolotl_distill.config.recipe import Recipe
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
-from axolotl_distill.recipe import Recipe
 from axolotl_distill.show import without_secrets
 from axolotl_distill.store.files import publish, write_atomically
 from axolotl_distill.teachers.fingerprint import weights_of

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.tally import Tally, usd
-from axolotl_distill.recipe.generate import GenerateArgs
 
 # For a chat template's own words, and a default system prompt in it.
 TEMPLATE_TOKENS = 256

@@ -12,13 +12,13 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin
 
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import RecipeTeacher
 from axolotl_distill.errors import ConfigError, GenerateError
 from axolotl_distill.generate.answer import tags_of
 from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
-from axolotl_distill.recipe import RecipeTeacher
-from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.teachers.load import load_causal_lm
 from axolotl_distill.trajectories import split
 from axolotl_distill.trajectories.messages import for_template

@@ -7,8 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.generate.tally import Tally, usd
-from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.show import printable
 
 Row = dict[str, Any]

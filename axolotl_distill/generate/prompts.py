@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
 
+from axolotl_distill.config.generate import PromptsArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.generate.sources import Source, UnreadableError, open_source
-from axolotl_distill.recipe.generate import PromptsArgs
 from axolotl_distill.trajectories.messages import (
     as_calls,
     as_tools,

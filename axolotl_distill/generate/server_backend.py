@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import RecipeTeacher
 from axolotl_distill.errors import ServerError
 from axolotl_distill.generate.answer import read_answer, tags_of
 from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
-from axolotl_distill.recipe import RecipeTeacher
-from axolotl_distill.recipe.generate import GenerateArgs
 from axolotl_distill.show import redact
 from axolotl_distill.teachers.client import RequestRefusedError, ServerClient, TriesUsedUpError
 

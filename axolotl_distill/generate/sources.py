@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from axolotl_distill.config.generate import PromptsArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.recipe.generate import PromptsArgs
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 

@@ -4,8 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from axolotl_distill.config.generate import PriceArgs
 from axolotl_distill.generate.request import SAYING
-from axolotl_distill.recipe.generate import PriceArgs
 from axolotl_distill.trajectories import ending
 
 

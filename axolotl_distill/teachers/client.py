@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import openai
 
+from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.errors import ServerError
-from axolotl_distill.recipe.server import ServerArgs
 from axolotl_distill.show import redact
 
 Answer = dict[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import openai
 
+from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.errors import CaptureError, ServerError
-from axolotl_distill.recipe.server import ServerArgs
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
 from axolotl_distill.teachers.tokenizer import (

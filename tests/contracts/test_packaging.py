@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.axolotl_run import environment
 
-from axolotl_distill.cli.docs import documents, run
+from axolotl_distill.commands.docs import documents, run
 from axolotl_distill.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_editable_install_hides_the_repository(tmp_path):
 
 def test_importing_the_package_is_light(tmp_path):
     code = (
-        "import sys, axolotl_distill, axolotl_distill.args, axolotl_distill.errors; "
+        "import sys, axolotl_distill, axolotl_distill.config.distill, axolotl_distill.errors; "
         "print([m for m in ('torch', 'axolotl', 'transformers') if m in sys.modules])"
     )
     assert python(code, tmp_path) == ["[]"]

@@ -26,15 +26,15 @@ from support.stores import capture_rows, random_rows, store_features
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from axolotl_distill import args
-from axolotl_distill.args import parse_distill
-from axolotl_distill.data.collator import TeacherCollator
-from axolotl_distill.data.store import teacher_positions
-from axolotl_distill.data.types import follow_content
+from axolotl_distill.config import distill
+from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.plugin import DistillPlugin
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.datasets.store import teacher_positions
+from axolotl_distill.host.datasets.types import follow_content
+from axolotl_distill.host.plugin import DistillPlugin
+from axolotl_distill.objectives.forward import attach_distill_forward
 from axolotl_distill.store import open_store
-from axolotl_distill.train.forward import attach_distill_forward
 
 
 def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
@@ -163,7 +163,7 @@ def test_12_both_sides_are_distributions_over_the_same_bins(support):
 
 def test_13_only_divergences_with_a_definition_are_accepted():
     """That the jsd is continuous at its ends is held by tests/kernels/test_divergences.py."""
-    assert get_args(args.Divergence) == get_args(spec.Divergence)
+    assert get_args(distill.Divergence) == get_args(spec.Divergence)
     assert parse_distill({"divergence": "jsd", "beta": 0.0}).beta == 0.0
     for block, message in (
         ({"divergence": "kl"}, r"distill\.divergence.*forward_kl"),

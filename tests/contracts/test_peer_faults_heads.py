@@ -9,7 +9,7 @@ from distill_kernels import matmul, sweep
 from peft import LoraConfig, get_peft_model
 from support.losses import agree, batch_of, losses_and_gradients, settings
 
-from axolotl_distill.train.forward import attach_distill_forward
+from axolotl_distill.objectives.forward import attach_distill_forward
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCo
 from distill_kernels import DistillSpec
 from support.stores import capture_rows, random_rows, store_features
 
-from axolotl_distill.data.collator import TeacherCollator
-from axolotl_distill.data.store import StoreStrategy
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.datasets.store import StoreStrategy
+from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.store import open_store
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
 
 TEMPERATURES = [1.0, 2.0, 4.0]
 

@@ -8,9 +8,9 @@ from axolotl.utils.dict import DictDefault
 from safetensors.torch import load_file
 from support.axolotl_run import run_axolotl
 
-from axolotl_distill.data import axolotl_compat
-from axolotl_distill.data.axolotl_compat import settle_precision
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host import compat
+from axolotl_distill.host.compat import settle_precision
 
 WHOLE = "<think>\nHm.\n</think>\n\nAt nine, as on any other day."
 CUT_OFF = "<think>\nHm, I look at the table and"
@@ -52,7 +52,7 @@ def test_thinking_that_was_cut_off(tmp_path, tiny_llama_dir):
     empty = [step for step in run.steps if "distill/ce" not in step]
     assert [(step["loss"], step["grad_norm"]) for step in empty] == [(0, 0)]
     assert "ppl" not in empty[0]
-    if not axolotl_compat.has_accelerator():
+    if not compat.has_accelerator():
         assert "training in float32" in run.log
 
 
@@ -79,7 +79,7 @@ def test_a_store_cut_shorter_than_its_prompts(tmp_path, config):
 
 
 def test_the_precision_of_a_cpu(monkeypatch):
-    monkeypatch.setattr(axolotl_compat, "has_accelerator", lambda: False)
+    monkeypatch.setattr(compat, "has_accelerator", lambda: False)
     for given, expected in (({}, False), ({"bf16": "auto"}, False), ({"bf16": True}, True)):
         cfg = DictDefault(given)
         settle_precision(cfg)
@@ -87,7 +87,7 @@ def test_the_precision_of_a_cpu(monkeypatch):
     for key in ("fp16", "float16"):
         with pytest.raises(ConfigError, match=rf"`{key}: true` needs a GPU"):
             settle_precision(DictDefault({key: True, "bf16": "auto"}))
-    monkeypatch.setattr(axolotl_compat, "has_accelerator", lambda: True)
+    monkeypatch.setattr(compat, "has_accelerator", lambda: True)
     cfg = DictDefault({"bf16": "auto", "fp16": None})
     settle_precision(cfg)
     assert cfg.bf16 == "auto"

@@ -16,9 +16,9 @@ from support.axolotl_run import environment
 from support.faulty_server import FaultyServer
 from support.trajectories import trajectory, write_trajectories
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError, TrajectoryError
 from axolotl_distill.filter.run import run_filter
-from axolotl_distill.recipe.filter import FilterArgs
 
 AXOLOTL = [sys.executable, "-m", "axolotl.cli.main", "distill", "filter"]
 # The same command without Axolotl's own imports, which take most of its time.
@@ -283,11 +283,11 @@ def test_template_without_system(tmp_path, source, tokenizer):
     (tmp_path / "more" / "part-00000.jsonl").rename(source / "part-00009.jsonl")
     args = {"output": str(tmp_path / "d"), "tokenizer": str(tmp_path / "tokenizer")}
 
-    def engine(plan, rows):
+    def executor(plan, rows):
         raise AssertionError("a step ran")
 
     with pytest.raises(FilterError, match=r"refuses row p99-0.*no system role.*system: drop"):
-        run_filter(FilterArgs(**args, steps=["format"]), source, engine=engine)
+        run_filter(FilterArgs(**args, steps=["format"]), source, executor=executor)
     report = run_filter(FilterArgs(**args, system="drop"), source)
     assert report["rows"]["train"] + report["rows"]["eval"] == 121
 
@@ -295,15 +295,17 @@ def test_template_without_system(tmp_path, source, tokenizer):
 def test_source_that_changes(tmp_path, source):
     """Rows that arrive while the filter runs would shift every verdict."""
 
-    def engine(plan, rows):
-        from axolotl_distill.filter.engine import map_rows
+    def executor(plan, rows):
+        from axolotl_distill.filter.executor import map_rows
 
         with (source / "part-00000.jsonl").open("a") as file:
             file.write(json.dumps(trajectory(77)) + "\n")
         return map_rows(plan, rows)
 
     with pytest.raises(FilterError, match="changed while"):
-        run_filter(FilterArgs(output=str(tmp_path / "d"), steps=["format"]), source, engine=engine)
+        run_filter(
+            FilterArgs(output=str(tmp_path / "d"), steps=["format"]), source, executor=executor
+        )
 
 
 def test_killed(tmp_path, source):

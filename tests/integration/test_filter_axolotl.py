@@ -9,10 +9,10 @@ from axolotl.utils.dict import DictDefault
 from support.axolotl_run import BASE
 from support.trajectories import trajectory, write_trajectories
 
-from axolotl_distill.data.source import tokenised
-from axolotl_distill.data.types import resolve_types
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.filter.run import run_filter
-from axolotl_distill.recipe.filter import FilterArgs
+from axolotl_distill.host.datasets.types import resolve_types
+from axolotl_distill.host.tokenise import tokenised
 
 # name: settings of the filter, and what is added to the entries that the card suggests
 DATASETS = {

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.trajectories import trajectory, write_trajectories
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError, TrajectoryError
 from axolotl_distill.filter.output.folder import DatasetFolder
 from axolotl_distill.filter.run import run_filter
-from axolotl_distill.recipe.filter import FilterArgs
 
 JUDGE = {"model": "j", "server": {"base_url": "http://localhost:9/v1"}}
 
@@ -23,7 +23,7 @@ def refused(tmp_path, error, match, rows=None, **values):
     source = write_trajectories(tmp_path / "t", rows or [trajectory()])
     args = FilterArgs(output=str(tmp_path / "d"), **values)
     with pytest.raises(error, match=match):
-        run_filter(args, source, engine=no_step)
+        run_filter(args, source, executor=no_step)
     assert not (tmp_path / "d").exists()
 
 
@@ -105,7 +105,7 @@ def test_another_filter_is_at_work(tmp_path):
     with DatasetFolder(args.output).build() as building:
         (building / "report.json").write_text("{}")
         with pytest.raises(FilterError, match=r"/d \(`filter\.output`\) is being written"):
-            run_filter(args, source, engine=no_step)
+            run_filter(args, source, executor=no_step)
         assert (building / "report.json").exists()
     run_filter(args, source)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]

@@ -7,8 +7,8 @@ import pytest
 from support.faulty_server import FaultyServer
 from support.recipes import CHAT, Recipe
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.filter.run import run_filter
-from axolotl_distill.recipe.filter import FilterArgs
 
 ARGUMENTS = '{"to": "Ulm"}'
 FUNCTION = {"name": "find_train", "arguments": ARGUMENTS}

@@ -4,8 +4,8 @@ import pytest
 from axolotl.utils.dict import DictDefault
 from jinja2 import TemplateError
 
-from axolotl_distill.args import CaptureArgs
-from axolotl_distill.cli.import_ import _context
+from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.host.chat import chat_context
 
 QUESTION = [{"role": "user", "content": "Say hello."}]
 
@@ -13,7 +13,7 @@ QUESTION = [{"role": "user", "content": "Say hello."}]
 def asked(tokenizer, messages=QUESTION, entry=None, **config):
     cfg = DictDefault({"sequence_len": 100, **config})
     given = CaptureArgs(teacher="-", output="-", datasets=[entry] if entry else None)
-    return tokenizer.decode(_context(cfg, given, tokenizer).prompt(messages))
+    return tokenizer.decode(chat_context(cfg, given, tokenizer).prompt(messages))
 
 
 def test_chat_template_kwargs(tokenizer):

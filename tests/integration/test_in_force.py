@@ -12,12 +12,12 @@ from support.losses import settings
 from torch import nn
 
 from axolotl_distill import DistillPlugin
-from axolotl_distill.data.checks import check_other_plugins
-from axolotl_distill.data.collator import TeacherCollator
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.train.forward import attach_distill_forward
-from axolotl_distill.train.in_force import check_processes, check_trainer, check_wrapped
-from axolotl_distill.train.trainer import AxolotlDistillTrainer
+from axolotl_distill.host.checks import check_other_plugins
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
+from axolotl_distill.host.trainer import AxolotlDistillTrainer
+from axolotl_distill.objectives.forward import attach_distill_forward
 
 ROWS = SimpleNamespace(column_names=["input_ids", "labels", "teacher_pos"])
 PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.trajectories"]
@@ -169,7 +169,7 @@ def test_a_type_of_ours_without_the_plugin(name, tokenizer):
 
 
 def test_the_private_name_of_a_store_without_the_plugin(tokenizer):
-    name = "axolotl_distill.data.store"
+    name = "axolotl_distill.host.datasets.store"
     with pytest.raises(ConfigError, match="does not turn on"):
         load_type(name, tokenizer, DictDefault(), DictDefault(path="x", type=name))
 

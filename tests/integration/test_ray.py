@@ -1,4 +1,4 @@
-"""`--engine ray` on a local Ray cluster: the same rows as the local engine, whatever happens."""
+"""`--executor ray` on a local Ray cluster: the same rows as the local engine, whatever happens."""
 
 import json
 from collections import Counter
@@ -15,8 +15,8 @@ from support.recipes import CHAT, Recipe, say
 from support.trajectories import trajectory, write_trajectories
 
 from axolotl_distill.cli import distill
-from axolotl_distill.filter import ray_engine
-from axolotl_distill.recipe.steps import StepArgs
+from axolotl_distill.config.steps import StepArgs
+from axolotl_distill.filter import ray_executor
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +50,7 @@ def test_generate_gives_the_same_rows(tmp_path):
         for name in ("local", "ray"):
             (tmp_path / name).mkdir()
             recipe = Recipe(tmp_path / name, server.url, 30, n=2)
-            done = recipe.run("--engine", name)
+            done = recipe.run("--executor", name)
             assert done.exit_code == 0, done.output
             assert "60 of 60 completions" in done.output
         rows = recipe.rows()
@@ -60,7 +60,7 @@ def test_generate_gives_the_same_rows(tmp_path):
 
         answered = len(server.answered)
         recipe.prompts(34)
-        done = recipe.run("--engine", "ray")
+        done = recipe.run("--executor", "ray")
         assert done.exit_code == 0 and "68 of 68 completions" in done.output
         assert len(server.answered) == answered + 8
         assert len(recipe.rows()) == len({row["id"] for row in recipe.rows()}) == 68
@@ -70,7 +70,7 @@ def test_generate_gives_the_same_rows(tmp_path):
 def test_generate_holds_one_budget_for_all_workers(tmp_path):
     with FaultyServer({CHAT: say}) as server:
         recipe = Recipe(tmp_path, server.url, 60, max_tokens=30, budget={"tokens": 2400})
-        done = recipe.run("--engine", "ray")
+        done = recipe.run("--executor", "ray")
         assert done.exit_code == 0 and "budget is used up" in done.output, done.output
         spent = sum(sum(row["usage"].values()) for row in recipe.rows())
         assert 1000 < spent <= 2400
@@ -85,7 +85,7 @@ def test_generate_stops_everywhere_after_a_fatal_answer(tmp_path):
 
     with FaultyServer({CHAT: chat}) as server:
         recipe = Recipe(tmp_path, server.url, 400, server={"concurrency": 4})
-        done = recipe.run("--engine", "ray")
+        done = recipe.run("--executor", "ray")
         assert done.exit_code == 1 and "bad key" in done.output, done.output
         assert "Traceback" not in done.output and "The same command" in done.output
         assert len(recipe.rows()) == len(server.answered) < 399
@@ -104,11 +104,11 @@ def test_a_dead_worker_doubles_nothing(tmp_path):
         recipe = Recipe(
             tmp_path, server.url, 60, server={"concurrency": 2}, budget={"tokens": 10_000_000}
         )
-        done = recipe.run("--engine", "ray")
+        done = recipe.run("--executor", "ray")
         assert killed and done.exit_code == 1 and "worker of the Ray cluster died" in done.output
         kept = [row["id"] for row in recipe.rows()]
         assert 0 < len(kept) < 60
-        assert recipe.run("--engine", "ray").exit_code == 0
+        assert recipe.run("--executor", "ray").exit_code == 0
     rows = [row["id"] for row in recipe.rows()]
     assert len(rows) == len(set(rows)) == 60
 
@@ -127,7 +127,7 @@ def test_generate_says_what_a_worker_could_not_load(tmp_path):
     recipe = Recipe(tmp_path, "http://127.0.0.1:9/v1", 4)
     del recipe.values["teacher"]["server"]
     recipe.values["teacher"] = {"type": "model", "name": str(tmp_path / "SmolLM2-nothing")}
-    done = recipe.run("--engine", "ray")
+    done = recipe.run("--executor", "ray")
     assert done.exit_code == 1 and "(`teacher.name`) cannot be loaded" in done.output, done.output
     assert "Traceback" not in done.output
 
@@ -160,7 +160,7 @@ def test_filter_gives_the_same_rows(tmp_path):
         }
         path = tmp_path / f"{name}.yml"
         path.write_text(yaml.safe_dump(recipe))
-        done = CliRunner().invoke(distill, ["filter", str(path), "--engine", name])
+        done = CliRunner().invoke(distill, ["filter", str(path), "--executor", name])
         assert done.exit_code == 0, done.output
         kept = [
             row
@@ -194,11 +194,13 @@ def test_filter_says_what_stops_a_worker(tmp_path, monkeypatch, kind, there, sai
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     # A node that is not like this machine.
     monkeypatch.setattr(
-        ray_engine,
+        ray_executor,
         "_for_one_worker",
         lambda plan: replace(plan, args=StepArgs.model_validate({kind: there}).args),
     )
-    done = CliRunner().invoke(distill, ["filter", str(tmp_path / "recipe.yml"), "--engine", "ray"])
+    done = CliRunner().invoke(
+        distill, ["filter", str(tmp_path / "recipe.yml"), "--executor", "ray"]
+    )
     assert done.exit_code == 1 and said in done.output, done.output
     assert "Traceback" not in done.output and "UserCode" not in done.output
     assert not (tmp_path / "dataset").exists()

@@ -11,16 +11,16 @@ from support.axolotl_run import BASE, run_axolotl
 from support.cli import distill_here
 from support.stores import capture_rows
 
-from axolotl_distill.args import DistillArgs, parse_distill
-from axolotl_distill.data.checks import check_config, check_stores
-from axolotl_distill.data.types import resolve_types
+from axolotl_distill.config.distill import DistillArgs, parse_distill
+from axolotl_distill.config.recipe import load_recipe
 from axolotl_distill.errors import (
     ConfigError,
     StoreCorruptError,
     StoreError,
     StoreMissingError,
 )
-from axolotl_distill.recipe import load_recipe
+from axolotl_distill.host.checks import check_config, check_stores
+from axolotl_distill.host.datasets.types import resolve_types
 from axolotl_distill.terms import check_terms
 
 ALL_EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/**/*.yml"))
@@ -235,7 +235,7 @@ def test_example_configs_are_valid(path):
     checked = validate_config(cfg, capabilities=capabilities, env_capabilities=versions)
     if "distill:" in text:
         assert checked.distill.temperature > 0
-        assert checked.datasets[0].type == "axolotl_distill.data.store"
+        assert checked.datasets[0].type == "axolotl_distill.host.datasets.store"
 
 
 def test_the_schema_of_the_block():

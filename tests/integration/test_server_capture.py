@@ -12,10 +12,10 @@ from support.stores import random_rows
 from support.synthetic import about_rows, manifest
 from transformers import AutoTokenizer
 
-from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.server import ServerSource
+from axolotl_distill.config.distill import CaptureArgs
 from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
 from axolotl_distill.store import StoreWriter, open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail

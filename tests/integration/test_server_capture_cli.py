@@ -14,9 +14,9 @@ from support.cli import CHATS, COMMAND, capture_config, distill, distill_here
 from support.faulty_server import FaultyServer
 from support.model_server import ModelServer
 
-from axolotl_distill.args import parse_distill
 from axolotl_distill.cli import distill as commands
-from axolotl_distill.cli.kept import stored_rows
+from axolotl_distill.commands.kept import stored_rows
+from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail

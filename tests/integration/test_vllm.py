@@ -16,8 +16,8 @@ from support.cli import CHATS, capture_config, distill
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from axolotl_distill.config.steps import RewardArgs
 from axolotl_distill.filter.steps.reward import ModelRewardStep, ServerRewardStep
-from axolotl_distill.recipe.steps import RewardArgs
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 

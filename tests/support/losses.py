@@ -6,9 +6,9 @@ from distill_kernels import DistillSpec, SparseTeacher, distill_loss
 from support.kernel_cases import relative_error
 from support.stores import store_features
 
-from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.store import open_store
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
 
 
 def batch_of(store, tokenizer, temperature=2.0, side="right"):

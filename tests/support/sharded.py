@@ -4,7 +4,7 @@ import torch
 from distill_kernels import DistillSpec
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
+from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 
 VOCAB = 300
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from support.synthetic import about_rows
 
-from axolotl_distill.data.store import StoreStrategy
+from axolotl_distill.host.datasets.store import StoreStrategy
 from axolotl_distill.store import StoreWriter, describe_tokenizer, encoding, new_manifest
 
 Row = dict[str, Any]

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import trajectory
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError
 from axolotl_distill.filter.output.folder import DatasetFolder
 from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.output.split import evaluation, prompt_key
-from axolotl_distill.recipe.filter import FilterArgs
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "How many?"}

@@ -6,9 +6,9 @@ from subprocess import run
 import pytest
 import yaml
 
-from axolotl_distill.block import parse_block
+from axolotl_distill.config.block import parse_block
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.recipe.filter import FilterArgs
 
 
 def parse(text: str) -> FilterArgs:
@@ -73,7 +73,7 @@ def test_light():
     """A wrong recipe is refused at once: reading one loads nothing heavy."""
     heavy = ("torch", "transformers", "openai", "matplotlib", "datasketch", "py3langid", "numpy")
     code = (
-        "import sys, axolotl_distill.recipe\n"
+        "import sys, axolotl_distill.config.recipe\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ import torch
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
+from axolotl_distill.config.steps import RewardArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.steps.reward import ModelRewardStep, verdict_of
-from axolotl_distill.recipe.steps import RewardArgs
 
 
 @pytest.fixture(scope="module")

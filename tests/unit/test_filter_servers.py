@@ -8,11 +8,11 @@ import pytest
 from support.faulty_server import KINDS, FaultyServer
 from support.trajectories import trajectory
 
+from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.config.steps import JudgeArgs, RewardArgs
 from axolotl_distill.errors import ConfigError, ServerError
 from axolotl_distill.filter.steps.judge import JudgeStep
 from axolotl_distill.filter.steps.reward import ServerRewardStep
-from axolotl_distill.recipe.server import ServerArgs
-from axolotl_distill.recipe.steps import JudgeArgs, RewardArgs
 
 CHAT = "/v1/chat/completions"
 

@@ -10,13 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import trajectory
 
-from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.steps import checks
-from axolotl_distill.filter.steps.checks import FormatStep, LengthStep, ThinkingStep
-from axolotl_distill.filter.steps.choose import BestOfNStep, TopStep
-from axolotl_distill.filter.steps.deduplicate import deduplicate, shingles
-from axolotl_distill.filter.steps.language import LanguageStep
-from axolotl_distill.recipe.steps import (
+from axolotl_distill.config.steps import (
     BestOfNArgs,
     DeduplicateArgs,
     FormatArgs,
@@ -25,6 +19,12 @@ from axolotl_distill.recipe.steps import (
     ThinkingArgs,
     TopArgs,
 )
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.steps import checks
+from axolotl_distill.filter.steps.checks import FormatStep, LengthStep, ThinkingStep
+from axolotl_distill.filter.steps.choose import BestOfNStep, TopStep
+from axolotl_distill.filter.steps.deduplicate import deduplicate, shingles
+from axolotl_distill.filter.steps.language import LanguageStep
 
 
 def verdicts(step, *rows):

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 from support import synthetic
 
+from axolotl_distill.config.recipe import Recipe
 from axolotl_distill.errors import StoreError
 from axolotl_distill.generate.folder import settings_of
-from axolotl_distill.recipe import Recipe
 from axolotl_distill.store import StoreWriter
 from axolotl_distill.teachers import fingerprint
 from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of, weights_of

@@ -17,7 +17,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from axolotl_distill.cli.frame import framed, say, warn
+from axolotl_distill.cli.frame import framed
+from axolotl_distill.commands.say import say, warn
 from axolotl_distill.errors import StoreError
 
 KEPT = "All rows are kept."
@@ -163,7 +164,8 @@ def test_logs_are_quiet_unless_asked_for():
 PROGRAM = """
 import os, signal, subprocess, sys, time
 import click
-from axolotl_distill.cli.frame import framed, say
+from axolotl_distill.cli.frame import framed
+from axolotl_distill.commands.say import say
 
 @click.command()
 @framed("All rows are kept.")

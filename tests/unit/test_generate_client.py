@@ -10,6 +10,9 @@ import pytest
 import torch
 from support.faulty_server import FaultyServer
 
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.recipe import load_recipe
+from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError, TrajectoryError
 from axolotl_distill.generate.meter import Meter
 from axolotl_distill.generate.prompts import Prompt
@@ -17,9 +20,6 @@ from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.sampling import Draws
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.generate.writer import GroupWriter
-from axolotl_distill.recipe import ServerArgs
-from axolotl_distill.recipe.generate import GenerateArgs
-from axolotl_distill.recipe.load import load_recipe
 from axolotl_distill.teachers.client import ServerClient
 from axolotl_distill.trajectories import Journal, read_trajectories, sealed
 from axolotl_distill.trajectories.plain import is_damaged

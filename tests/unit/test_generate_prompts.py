@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from axolotl_distill.config.generate import PromptsArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.generate.plan import plan
 from axolotl_distill.generate.prompts import read_prompts
-from axolotl_distill.recipe.generate import PromptsArgs
 
 ROWS = [{"question": f"What is {i} + {i}?", "answer": str(2 * i), "level": i} for i in range(7)]
 

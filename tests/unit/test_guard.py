@@ -10,9 +10,9 @@ from support.sharded import VOCAB, student
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from axolotl_distill.errors import ConfigError, NotFiniteError
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
-from axolotl_distill.train.rows import check_supervision, describe_rows, unsupervised_rows
-from axolotl_distill.train.trainer import DistillMixin
+from axolotl_distill.host.supervision import check_supervision, describe_rows, unsupervised_rows
+from axolotl_distill.host.trainer import DistillMixin
+from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 
 IGNORE = -100
 SPEC = DistillSpec(alpha=0.0, support="renormalize", reduction="sum")
@@ -119,7 +119,7 @@ def test_empty_micro_batches_count_for_nothing(tmp_path):
 
 
 def test_all_micro_batches_empty(tmp_path, monkeypatch):
-    monkeypatch.setattr("axolotl_distill.train.trainer.check_supervision", lambda *a: None)
+    monkeypatch.setattr("axolotl_distill.host.trainer.check_supervision", lambda *a: None)
     trainer, weights = trainer_of(
         tmp_path, rows(False, False), gradient_accumulation_steps=2, max_steps=1
     )

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from support.model_types import VOCAB, tiny
 from transformers import MixtralForCausalLM
 
-from axolotl_distill.train.forward import LossSettings, attach_distill_forward
+from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 
 FUSED = """
 afmoe apertus arcee aria_text bamba bert-generation biogpt bitnet bloom codegen cohere cohere2
@@ -53,7 +53,7 @@ def types(names):
 
 @pytest.fixture
 def said(caplog):
-    with caplog.at_level("WARNING", logger="axolotl_distill.train"):
+    with caplog.at_level("WARNING", logger="axolotl_distill.objectives"):
         yield lambda: [m for m in caplog.messages if m.startswith("axolotl-distill")]
 
 
@@ -227,7 +227,7 @@ def test_whatever_the_head_raises_is_a_reason_but_not_a_lack_of_memory(said, mon
         raise error
 
     model, error = tiny("llama"), IndexError("no such row")
-    monkeypatch.setattr("axolotl_distill.train.head._logits", broken)
+    monkeypatch.setattr("axolotl_distill.objectives.head._logits", broken)
     hold(model)
     assert "IndexError: no such row" in said()[0]
     model, error = tiny("llama"), torch.OutOfMemoryError("out of memory")

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from axolotl_distill.args import CaptureArgs
 from axolotl_distill.capture.logits import length_batches
 from axolotl_distill.capture.records import make_records
+from axolotl_distill.config.distill import CaptureArgs
 from axolotl_distill.store.encoding import (
     decode_counts,
     decode_entropy,

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from axolotl_distill.filter import sandbox
-from axolotl_distill.filter.sandbox import CUT, MARK, Limits, missing_walls
-from axolotl_distill.filter.sandbox import run_python as run_anyhow
+from axolotl_distill import sandbox
+from axolotl_distill.sandbox import CUT, MARK, Limits, missing_walls
+from axolotl_distill.sandbox import run_python as run_anyhow
 
 DAEMON = """
 import os, sys, time
@@ -189,7 +189,7 @@ def test_two_at_once_do_not_share_their_number_of_processes(run_python, walls):
         pytest.skip("only root can give each a user of its own")
     fork = "import os, time\nfor _ in range(20):\n    if os.fork() == 0: time.sleep(1); os._exit(0)"
     script = (
-        f"from axolotl_distill.filter.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3), "
+        f"from axolotl_distill.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3), "
         f"walls={walls})"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as bomb:
@@ -202,7 +202,7 @@ def test_two_at_once_do_not_share_their_number_of_processes(run_python, walls):
 
 def test_a_killed_caller_leaves_nothing(tmp_path, walls):
     script = (
-        "from axolotl_distill.filter.sandbox import *\n"
+        "from axolotl_distill.sandbox import *\n"
         f"run_python({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600), "
         f"walls={walls})"
     )

@@ -15,17 +15,17 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from transformers import AutoTokenizer
 
-from axolotl_distill.args import CaptureArgs, parse_distill
-from axolotl_distill.data.source import capture_datasets
-from axolotl_distill.data.thinking import parse_thinking
-from axolotl_distill.data.trajectories import load
-from axolotl_distill.data.types import (
+from axolotl_distill.config.distill import CaptureArgs, parse_distill
+from axolotl_distill.errors import ConfigError, TrajectoryError
+from axolotl_distill.host.datasets.thinking import parse_thinking
+from axolotl_distill.host.datasets.trajectories import load
+from axolotl_distill.host.datasets.types import (
     follow_content,
     resolve_types,
     thinking_of,
     weighs_thinking,
 )
-from axolotl_distill.errors import ConfigError, TrajectoryError
+from axolotl_distill.host.tokenise import capture_datasets
 
 QUESTION = {"role": "user", "content": "3+4?"}
 INLINE = {"role": "assistant", "content": "<think>\nLet us see.\n</think>\n\nSeven."}

@@ -13,12 +13,12 @@ from support.losses import batch_of, settings
 from support.stores import capture_rows, random_rows
 from torch.nn import functional as F
 
-from axolotl_distill.args import parse_distill
-from axolotl_distill.data import LOSS_WEIGHT
-from axolotl_distill.data.collator import TeacherCollator
+from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.train.forward import attach_distill_forward, loss_settings
-from axolotl_distill.train.metrics import NAMES, MetricSums
+from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
+from axolotl_distill.objectives.metrics import NAMES, MetricSums
+from axolotl_distill.signal.batch import LOSS_WEIGHT
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], LOSS_WEIGHT: [0.5, 0.25, 0.5, 1.0]},

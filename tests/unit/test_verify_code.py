@@ -6,10 +6,10 @@ import time
 
 import pytest
 
+from axolotl_distill.config.verify import VerifyArgs
 from axolotl_distill.filter.verify import VerifyStep
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
-from axolotl_distill.recipe.verify import VerifyArgs
 
 ADD = "def add(a, b):\n    return a + b"
 ASSERTS = (

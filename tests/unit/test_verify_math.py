@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from axolotl_distill.config.verify import VerifyArgs
 from axolotl_distill.filter.verify import VerifyStep
 from axolotl_distill.filter.verify.math import score
 from axolotl_distill.filter.verify.text import readings
-from axolotl_distill.recipe.verify import VerifyArgs
 
 LINES = Path(__file__).with_name("math_answers.jsonl").read_text(encoding="utf-8").splitlines()
 TABLE = [json.loads(line) for line in LINES]

@@ -10,7 +10,14 @@ import psutil
 import pytest
 
 from axolotl_distill.errors import FilterError
-from axolotl_distill.filter.workers import CRASHED, ERROR, OUT_OF_MEMORY, TIMED_OUT, Failed, Workers
+from axolotl_distill.sandbox.workers import (
+    CRASHED,
+    ERROR,
+    OUT_OF_MEMORY,
+    TIMED_OUT,
+    Failed,
+    Workers,
+)
 
 LEAVE = "__import__('builtins').__dict__.update(kept=bytearray(300 << 20))"
 
@@ -31,7 +38,7 @@ def workers():
 
 def is_worker(process):
     try:
-        return "axolotl_distill.filter.workers" in " ".join(process.cmdline())
+        return "axolotl_distill.sandbox.workers" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
@@ -124,7 +131,7 @@ def test_close_does_not_wait_for_hung_calls(workers):
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_hung_workers_die_with_a_killed_parent():
     code = (
-        "from axolotl_distill.filter.workers import Workers\n"
+        "from axolotl_distill.sandbox.workers import Workers\n"
         "pool = Workers('builtins:eval', count=2, memory_mb=512)\n"
         "print(*(pool.submit('__import__(\"os\").getpid()', timeout=60).result() for _ in '12'))\n"
         "futures = [pool.submit('__import__(\"time\").sleep(1000)', timeout=900) for _ in '12']\n"

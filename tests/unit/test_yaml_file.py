@@ -9,10 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from axolotl_distill.args import check_config_file
+from axolotl_distill.config.distill import check_config_file
+from axolotl_distill.config.recipe import load_recipe
+from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.recipe import load_recipe
-from axolotl_distill.yaml_file import read_yaml
 
 FILTER = "output: ./d, input: ./t"
 CONFIG = {

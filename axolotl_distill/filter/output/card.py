@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.filter.output.report import step_table, token_table
 from axolotl_distill.filter.output.shards import SUFFIX
-from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.show import as_markdown, fenced, without_secrets
 
 HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Collection
 from typing import Any
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import FilterError, TrajectoryError
-from axolotl_distill.recipe.filter import FilterArgs
 from axolotl_distill.trajectories import OPEN, join_thinking, parts_of, split_thinking
 from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import calls_of

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.config.filter import CHOOSING, FilterArgs
 from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.filter.pipeline import StepCount
-from axolotl_distill.recipe.filter import CHOOSING, FilterArgs
 from axolotl_distill.show import foreign, without_secrets
 
 PARTIAL = (

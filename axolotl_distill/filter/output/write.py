@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.pipeline import Pipeline
 from axolotl_distill.filter.rows import as_written
-from axolotl_distill.recipe.filter import FilterArgs
 
 REJECTED = pa.schema(
     [

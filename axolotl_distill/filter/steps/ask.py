@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.recipe.server import ServerArgs
+from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.teachers.client import RequestRefusedError, ServerClient
 from axolotl_distill.trajectories import Journal, read_trajectories
 

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Iterator
 
+from axolotl_distill.config.steps import FormatArgs, LengthArgs, ThinkingArgs
 from axolotl_distill.filter.rows import calls_text, part
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
-from axolotl_distill.filter.workers import Failed, Workers
-from axolotl_distill.recipe.steps import FormatArgs, LengthArgs, ThinkingArgs
+from axolotl_distill.sandbox.workers import Failed, Workers
 from axolotl_distill.trajectories import parts_of
 from axolotl_distill.trajectories.finish import is_unfinished
 from axolotl_distill.trajectories.journal import Row

@@ -4,8 +4,8 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from axolotl_distill.config.steps import BestOfNArgs, TopArgs
 from axolotl_distill.filter.step import Verdict
-from axolotl_distill.recipe.steps import BestOfNArgs, TopArgs
 from axolotl_distill.trajectories.journal import Row
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any
 
+from axolotl_distill.config.steps import DeduplicateArgs
 from axolotl_distill.filter.rows import calls_text, part, plain, tools_text
 from axolotl_distill.filter.step import Step, Verdict
-from axolotl_distill.recipe.steps import DeduplicateArgs
 from axolotl_distill.trajectories.journal import Row
 
 KEEP = Verdict(True)

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.config.steps import JudgeArgs
 from axolotl_distill.filter.rows import calls_text, part, tools_text
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.steps.ask import Question, Reply, ask
-from axolotl_distill.recipe.steps import JudgeArgs
 from axolotl_distill.trajectories import ending, split_thinking
 from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import text_of

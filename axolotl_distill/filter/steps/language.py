@@ -6,10 +6,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from axolotl_distill.config.steps import LanguageArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.rows import part
 from axolotl_distill.filter.step import Verdict
-from axolotl_distill.recipe.steps import LanguageArgs
 from axolotl_distill.trajectories.journal import Row
 
 log = logging.getLogger(__name__)

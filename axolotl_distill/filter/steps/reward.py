@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.config.steps import RewardArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.output.formats import conversation
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.steps.ask import Question, ask
 from axolotl_distill.filter.tokens import load_tokenizer, render
-from axolotl_distill.recipe.steps import RewardArgs
 from axolotl_distill.trajectories.journal import Row
 
 TOO_LONG = "too long for the reward model"

@@ -6,9 +6,9 @@ import secrets
 from dataclasses import replace
 from typing import Any
 
-from axolotl_distill.filter.sandbox import Limits, Outcome, run_python
 from axolotl_distill.filter.verify.tests import Test
 from axolotl_distill.filter.verify.text import Scored
+from axolotl_distill.sandbox import Limits, Outcome, run_python
 
 # What the judges of LeetCode have imported before an answer runs. It goes where Python's own names
 # are: what the answer defines hides it, and no test takes operator.add for the answer's `add`.

@@ -10,15 +10,15 @@ from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
 
+from axolotl_distill.config.verify import VerifyArgs
 from axolotl_distill.errors import ConfigError, FilterError
 from axolotl_distill.filter.packages import require
-from axolotl_distill.filter.sandbox import GRACE, hide_memory, missing_walls, run_python
 from axolotl_distill.filter.step import Verdict
 from axolotl_distill.filter.verify import extract, text
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
-from axolotl_distill.filter.workers import Failed, Workers
-from axolotl_distill.recipe.verify import VerifyArgs
+from axolotl_distill.sandbox import GRACE, hide_memory, missing_walls, run_python
+from axolotl_distill.sandbox.workers import Failed, Workers
 from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.thinking import parts_of
 

@@ -1,0 +1,119 @@
+"""`axolotl distill import`."""
+
+import dataclasses
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from axolotl_distill.capture import capture
+from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
+from axolotl_distill.capture.layouts import find_layout
+from axolotl_distill.capture.layouts.files import open_rows
+from axolotl_distill.commands.capture import numbers, size
+from axolotl_distill.commands.kept import keeps_what_is_written
+from axolotl_distill.commands.say import say, warn
+from axolotl_distill.config.distill import CaptureArgs, DistillArgs
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.host.chat import chat_context, load_tokenizer
+from axolotl_distill.host.tokenise import load_config
+from axolotl_distill.store import StoreWriter, describe_tokenizer, new_manifest
+from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of
+from axolotl_distill.teachers.tokenizer import compare_tokenizers, share
+from axolotl_distill.terms import check_terms
+
+DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
+
+
+def run(config: str, path: str, *, layout: str | None, output: str) -> dict[str, Any]:
+    """Read every row once to learn what there is, then again to store it, and before that to count
+    where a row may hold several answers; goes on with a store that was begun.
+
+    Returns what --json prints: the store's numbers, and what this run did.
+    """
+    cfg, distill = load_config(config)
+    with keeps_what_is_written(output):
+        return _import(cfg, distill, path, layout, output)
+
+
+def _import(
+    cfg: Any, distill: DistillArgs, path: str, layout: str | None, output: str
+) -> dict[str, Any]:
+    given = distill.capture
+    temperatures = given.temperatures if given else DEFAULTS["temperatures"]
+    source = open_rows(path)
+    name, found = find_layout(layout, source[0], path)
+    tokenizer = load_tokenizer(cfg)
+    context = chat_context(cfg, given, tokenizer)
+    rows = ImportedRows(source, found, context, path, longest=int(cfg.sequence_len))
+    teacher = rows.example(0).teacher or (given.teacher.model_name if given else "unknown")
+    terms = check_terms(teacher, given.teacher.terms if given else None)
+    say(terms.summary())
+    survey = rows.survey()
+    if not survey.source.supervised:
+        raise CaptureError(
+            f"{path} ({name}) has no token with log-probabilities in rows of at most "
+            f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
+        )
+    _tell(survey, path, name)
+    vocab_size, about_tokenizer = _vocabulary(cfg, tokenizer, rows, teacher)
+    manifest = new_manifest(
+        vocab_size=vocab_size,
+        method={"kind": "topk", "k": survey.k},
+        temperatures=temperatures,
+        tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
+        sequence_len=int(cfg.sequence_len),
+        tokenizer=about_tokenizer,
+        teacher={"name": teacher, "imported": name, "weights": UNKNOWN},
+        source={
+            "fingerprint": survey.source.fingerprint,
+            "num_rows": len(rows),
+            "supervised": survey.source.supervised,
+            "content": content_of(path),
+            "datasets": [path],
+        },
+        terms=dataclasses.asdict(terms),
+    )
+    writer = StoreWriter.create_or_resume(output, manifest)
+    if writer.manifest.complete:
+        writer.abandon()
+        say(f"{output} is complete: {size(writer.manifest)}. Nothing to do.")
+        return numbers(output, writer.manifest)
+    shard_records = given.shard_records if given else DEFAULTS["shard_records"]
+    with writer:
+        records = ImportedSource(survey.k, temperatures, vocab_size=vocab_size)
+        report = capture(
+            rows, records, writer, shard_records, tokenizer.decode, survey.source.lengths
+        )
+    say(f"{output}: {size(writer.manifest)}")
+    say(
+        f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
+        f"log-probabilities, or were longer than {cfg.sequence_len} tokens"
+    )
+    return numbers(output, writer.manifest, **dataclasses.asdict(report))
+
+
+def _vocabulary(
+    cfg: Any, tokenizer: Any, rows: ImportedRows, teacher: str
+) -> tuple[int, dict[str, Any]]:
+    """(ids that teacher and student share, what the manifest says of the tokenizer).
+
+    The teacher is taken to have the base model's tokenizer, without what the config adds to it.
+    """
+    base = str(cfg.tokenizer_config)
+    plain = AutoTokenizer.from_pretrained(base, trust_remote_code=bool(cfg.trust_remote_code))
+    shared = share(tokenizer, compare_tokenizers(base, plain, tokenizer))
+    used = shared.check_text(rows, teacher)
+    return shared.size, describe_tokenizer(tokenizer, shared.size, used)
+
+
+def _tell(survey: Survey, path: str, layout: str) -> None:
+    say(
+        f"{path}: {layout}, {survey.source.supervised:,} tokens with up to {survey.k} "
+        f"log-probabilities; the token that came is among them in {survey.own:.1%}"
+    )
+    if survey.other_prompt:
+        warn(
+            f"the teacher of {survey.other_prompt} rows saw a prompt of another length than the "
+            "config's chat template makes, so it answered to something else than the student will "
+            "be asked."
+        )

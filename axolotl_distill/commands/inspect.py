@@ -1,0 +1,104 @@
+"""`axolotl distill inspect`."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from axolotl_distill.commands.say import say
+from axolotl_distill.show import printable
+from axolotl_distill.store import TeacherStore, open_store
+from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
+
+SAMPLE = 65_536
+SHOWN_ENTRIES = 8
+IGNORE = -100
+
+
+def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
+    """Numbers of a store, which are returned too, then a few of its records as text."""
+    store = open_store(path, allow_incomplete=True)
+    numbers = statistics(store)
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            value = "  ".join(f"{key} {part:.4g}" for key, part in value.items())
+        elif isinstance(value, list):
+            value = "  ".join(value)
+        say(f"{name:<24}{value}")
+    if records and store.num_records:
+        for line in shown_records(store, records, tokenizer or store.manifest.tokenizer["name"]):
+            say(line)
+    return numbers
+
+
+def statistics(store: TeacherStore) -> dict[str, Any]:
+    """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
+    manifest = store.manifest
+    records, rows = (
+        sum(shard.files[name(shard)]["bytes"] for shard in manifest.shards)
+        for name in (lambda shard: shard.records_file, lambda shard: shard.rows_file)
+    )
+    method = dict(manifest.method)
+    numbers: dict[str, Any] = {
+        "teacher": printable(manifest.teacher["name"]),
+        "its weights": printable(manifest.teacher.get("weights", "not known")),
+        "method": f"{method.pop('kind')} {method}",
+        "complete": manifest.complete,
+        "shards": len(manifest.shards),
+        "rows": manifest.num_rows,
+        "records": manifest.num_records,
+        "vocabulary": manifest.vocab_size,
+        "bytes a record": round(records / max(1, manifest.num_records), 2),
+        "MB of records": round(records / 1e6, 2),
+        "MB of rows": round(rows / 1e6, 2),
+    }
+    if manifest.tail_estimated:
+        numbers["tail estimated at T"] = [f"{T:g}" for T in manifest.tail_estimated]
+    if not manifest.num_records:
+        return numbers
+    step = max(1, manifest.num_records // SAMPLE)
+    found = store.read(np.arange(0, manifest.num_records, step))
+    ids, _ = decode_counts(found.entries, manifest.vocab_size)
+    lengths = (ids >= 0).sum(1)
+    numbers["entries a record"] = {
+        "min": float(lengths.min()),
+        "mean": float(lengths.mean()),
+        "max": float(lengths.max()),
+    }
+    held = 1.0 - np.exp(decode_tail(found.tail)).mean(0)
+    numbers["mass held at T"] = {
+        f"{temperature:g}": float(mass)
+        for temperature, mass in zip(manifest.temperatures, held, strict=True)
+    }
+    return numbers
+
+
+def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[str]:
+    """Text lines for `count` records of the first row: context, true token, likeliest entries."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    except OSError:
+        return [f"(no text: tokenizer {tokenizer_name!r} cannot be loaded; give --tokenizer)"]
+    first = pq.ParquetFile(store.parquet_files[0])
+    row = next(first.iter_batches(1)).to_pylist()[0]
+    positions = np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)[:count]
+    found = store.read(np.arange(positions.size))
+    sampled = store.manifest.method["kind"] == "sampled"
+    decode = decode_counts if sampled else decode_logprobs
+    ids, values = decode(found.entries, store.manifest.vocab_size)
+    if not sampled:
+        values = np.exp(values)
+    lines = []
+    for place, row_ids, row_values in zip(positions, ids, values, strict=True):
+        context = tokenizer.decode(row["input_ids"][max(0, place - 11) : place + 1])
+        likeliest = np.argsort(-row_values, kind="stable")[:SHOWN_ENTRIES]
+        entries = "  ".join(
+            f"{tokenizer.decode([row_ids[at]])!r} {row_values[at]:.3g}"
+            for at in likeliest
+            if row_ids[at] >= 0
+        )
+        truth = tokenizer.decode([row["input_ids"][place + 1]])
+        lines.append(f"\n…{context!r} -> {truth!r}\n    {entries}")
+    return lines

@@ -1,0 +1,1 @@
+"""Every YAML block of ours as pydantic models. Imports nothing heavy."""

@@ -1,0 +1,55 @@
+"""Reads a recipe's file."""
+
+from pathlib import Path
+
+from axolotl_distill.config.block import Block, parse_block
+from axolotl_distill.config.filter import FilterArgs
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.yaml_file import read_yaml
+from axolotl_distill.errors import ConfigError
+
+
+class Recipe(Block):
+    """Who writes, what is generated, what is kept. One file for both commands; each needs only
+    the blocks that it reads."""
+
+    teacher: RecipeTeacher | None = None
+    generate: GenerateArgs | None = None
+    filter: FilterArgs | None = None
+
+    @property
+    def rows(self) -> str | None:
+        """Where the filter's rows are, if that is said."""
+        if self.filter is not None and self.filter.input is not None:
+            return self.filter.input
+        return None if self.generate is None else self.generate.output
+
+
+def load_recipe(path: str | Path, *needed: str) -> Recipe:
+    """The recipe in a file; `needed` are the blocks that must be there.
+
+    Raises ConfigError: no file, no YAML mapping, a block that is not there, or one line for every
+    wrong key.
+    """
+    values = read_yaml(path)
+    if ("distill" in values or "base_model" in values) and not values.keys() & {
+        *Recipe.model_fields
+    }:
+        raise ConfigError(
+            f"{path} is an Axolotl config and not a recipe, which has `teacher:`, `generate:` and "
+            "`filter:`. Commands for a config are `capture` and `verify`."
+        )
+    try:
+        recipe = parse_block(Recipe, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:\n{error}") from None
+    for name in needed or ("generate", "filter"):
+        if getattr(recipe, name) is None and (needed or not (recipe.generate or recipe.filter)):
+            raise ConfigError(f"{path} has no `{name}:` block, or an empty one. Add it.")
+    if "filter" in needed and recipe.rows is None:
+        raise ConfigError(
+            f"{path}: nothing says which rows to filter. Set `filter.input` to a file or folder of "
+            "rows."
+        )
+    return recipe

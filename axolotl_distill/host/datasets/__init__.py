@@ -1,0 +1,1 @@
+"""The dataset types that a YAML names."""

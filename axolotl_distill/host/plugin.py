@@ -1,0 +1,118 @@
+"""DistillPlugin: which part of axolotl-distill answers which of Axolotl's hooks. Wiring only."""
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.logging import get_logger
+
+from axolotl_distill.config.distill import DistillArgs, parse_distill
+
+LOG = get_logger(__name__)
+
+
+class DistillPlugin(BasePlugin):
+    """Distillation for Axolotl. Does nothing unless the YAML has a `distill:` block."""
+
+    def register(self, cfg: Any) -> None:
+        """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
+        from axolotl_distill.host.checks import check_config, check_without_block
+        from axolotl_distill.host.datasets.types import resolve_types
+
+        if cfg.get("distill") is None:
+            check_without_block(cfg)
+            LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
+            return
+        from axolotl_distill.host.compat import settle_precision
+
+        args = parse_distill(_plain(cfg["distill"]))
+        check_config(cfg, args)
+        settle_precision(cfg)
+        for key in ("datasets", "test_datasets"):
+            resolve_types(cfg.get(key))
+
+    def get_input_args(self) -> str:
+        return "axolotl_distill.config.distill.DistillConfig"
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Check the stores against tokenizer and student, before any row or weight is read."""
+        if not _is_on(cfg):
+            return
+        from axolotl_distill.host.checks import check_other_plugins, check_stores
+        from axolotl_distill.host.compat import prepare_cpu_launch
+        from axolotl_distill.host.datasets.types import follow_content
+        from axolotl_distill.host.parallelism import check_parallelism
+
+        check_parallelism(cfg)
+        check_other_plugins(cfg, DistillPlugin)
+        check_stores(cfg, _args(cfg))
+        follow_content(cfg.datasets)
+        follow_content(cfg.test_datasets)
+        prepare_cpu_launch(cfg)
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
+        if not _is_on(cfg):
+            return None
+        from axolotl_distill.host.compat import has_accelerator
+
+        training_args = {"average_tokens_across_devices": True}
+        if not has_accelerator():
+            training_args["use_cpu"] = True
+        return training_args
+
+    def get_collator_cls_and_kwargs(
+        self, cfg: Any, is_eval: bool = False
+    ) -> tuple[type, dict[str, Any]] | None:
+        if not _is_on(cfg):
+            return None
+        from axolotl_distill.host.collator import TeacherCollator
+        from axolotl_distill.host.compat import base_collator
+        from axolotl_distill.host.datasets.types import all_stores, weighs_thinking
+
+        base_cls, packed = base_collator(cfg, is_eval)
+        return TeacherCollator, {
+            "base_cls": base_cls,
+            "packed": packed,
+            "stores": all_stores(cfg),
+            "temperature": _args(cfg).temperature,
+            "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
+        }
+
+    def post_model_load(self, cfg: Any, model: Any) -> None:
+        if not _is_on(cfg):
+            return
+        from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
+
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        attach_distill_forward(causal_lm, loss_settings(_args(cfg), all_stores(cfg)))
+
+    def get_trainer_cls(self, cfg: Any) -> type | None:
+        if not _is_on(cfg):
+            return None
+        from axolotl_distill.host.trainer import AxolotlDistillTrainer
+
+        return AxolotlDistillTrainer
+
+    def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[Any]:
+        """Look at what is in force: now, for evaluation too, and when training begins."""
+        if not _is_on(cfg):
+            return []
+        from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.in_force import InForce, check_trainer
+
+        stores = all_stores(cfg)
+        check_trainer(trainer, stores)
+        return [InForce(trainer, stores)]
+
+
+def _is_on(cfg: Any) -> bool:
+    return cfg.distill is not None
+
+
+def _args(cfg: Any) -> DistillArgs:
+    return parse_distill(_plain(cfg.distill))
+
+
+def _plain(block: Any) -> Any:
+    """Axolotl's DictDefault answers every missing key with None; pydantic needs plain mappings."""
+    return block.to_dict() if hasattr(block, "to_dict") else block

@@ -1,0 +1,138 @@
+"""AxolotlTrainer with the distillation loss: weighted by tokens, measured, evaluated."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from axolotl.core.trainers.base import AxolotlTrainer
+from axolotl.utils.logging import get_logger
+from transformers import Trainer
+
+from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.guard import StepGuard
+from axolotl_distill.host.supervision import check_supervision
+from axolotl_distill.objectives.metrics import MetricSums
+from axolotl_distill.signal.batch import LOSS_WEIGHT, TEACHER_POS
+
+LOG = get_logger(__name__)
+
+
+class DistillMixin:
+    """Put before a Trainer class whose model went through `attach_distill_forward`.
+
+    The loss of an optimizer step is a sum over supervised tokens divided by their number in the
+    whole step, over micro-batches and ranks; with weights, the weighted sum by the weights' sum.
+    The Trainer counts (`num_items_in_batch`) for models that declare they use the count, which
+    the patched forward does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = True
+        self._loss_shifts_labels = True
+        self._distill_sums = {True: MetricSums(), False: MetricSums()}
+        self._guard = StepGuard(self.accelerator, self.processing_class)
+        self.add_callback(self._guard)
+        check_supervision(self._named_datasets(), self.processing_class)
+        LOG.info(
+            f"axolotl-distill: {self.accelerator.num_processes} process(es), "
+            f"{self.accelerator.distributed_type}; the loss is averaged over the supervised "
+            "tokens of each optimizer step"
+        )
+
+    def _named_datasets(self) -> dict[str, Any]:
+        evaluated = self.eval_dataset
+        if not isinstance(evaluated, dict):
+            return {"training set": self.train_dataset, "evaluation set": evaluated}
+        named = {f"evaluation set {name}": dataset for name, dataset in evaluated.items()}
+        return {"training set": self.train_dataset, **named}
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        ours = [name for name in (TEACHER_POS, LOSS_WEIGHT) if name not in self._signature_columns]
+        self._signature_columns = [*self._signature_columns, *ours]
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
+        """As the Trainer's count of supervised tokens, or the sum of their weights where a batch
+        carries them (then every batch does, on every rank: the collator sees to that)."""
+        if not batch_samples or LOSS_WEIGHT not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        total = sum(batch[LOSS_WEIGHT].sum() for batch in batch_samples).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            total = self.accelerator.gather(total).sum()
+        parallelism = getattr(self.accelerator, "parallelism_config", None)
+        return total / parallelism.non_data_parallel_size if parallelism else total
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        loss, outputs = super().compute_loss(
+            model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+        )
+        if not (isinstance(outputs, Mapping) and "sums" in outputs):
+            raise ConfigError(
+                f"The student's forward gave a {type(outputs).__name__} without the distillation "
+                "loss: something patched it after axolotl-distill had. Remove that plugin, or the "
+                "`distill:` block."
+            )
+        self._distill_sums[model.training].add(outputs["sums"])
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._guard.saw(inputs, loss, num_items_in_batch)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self._guard.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self._guard.gradient_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            means = self._distill_sums[True].means(self.accelerator)
+            means.pop("loss", None)
+            logs = {**logs, **{f"distill/{name}": value for name, value in means.items()}}
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's, with the loss and the metrics averaged over tokens, not batches."""
+        self._distill_sums[False] = MetricSums()
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        means = self._distill_sums[False].means(self.accelerator)
+        if "loss" in means:
+            output.metrics[f"{prefix}_loss"] = means.pop("loss")
+        elif output.metrics.pop(f"{prefix}_loss", None) is not None:
+            LOG.warning(
+                "axolotl-distill: no token of the evaluation set is supervised, so there is no "
+                f"`{prefix}_loss`. Check its masks and `eval_sequence_len`."
+            )
+        output.metrics.update({f"{prefix}_distill/{name}": means[name] for name in means})
+        return output
+
+
+class PerplexityOfCE(Trainer):
+    """Makes `ppl` the perplexity of the cross-entropy.
+
+    AxolotlTrainer logs exp(loss), which means nothing for a mixture of divergences. It does so
+    in `log` on its way up, so this class stands above it in the method resolution order. Without
+    a supervised token there is none.
+    """
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        for key, ce in (("ppl", "distill/ce"), ("eval_ppl", "eval_distill/ce")):
+            if key in logs:
+                del logs[key]
+                if ce in logs:
+                    logs[key] = math.exp(min(logs[ce], 700.0))
+        super().log(logs, start_time)
+
+
+class AxolotlDistillTrainer(DistillMixin, AxolotlTrainer, PerplexityOfCE):
+    """The trainer that the plugin gives Axolotl."""

@@ -1,0 +1,241 @@
+"""Whether a model's output head can be fused with the loss, and how its logits are made.
+
+The fused loss needs hidden states, a weight and the exact function from one to the logits. Heads
+come with biases, scales, soft-caps, adapters and quantised weights, and a model family may do
+something nobody listed; so what the config says is tried against the model itself before it is
+trusted, and a head that does not match is left to the model's own forward.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from distill_kernels import LogitTransform, LowRank
+from distill_kernels.matmul import Weight
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from axolotl_distill.objectives.quantized import tiled_weight
+from axolotl_distill.objectives.router import REQUEST, first_line, router_loss
+
+PROBE_TOKENS = 8
+"""Of one row; a row may be shorter."""
+PROBE_LOGIT = 64.0
+
+
+@dataclass(frozen=True)
+class FusedHead:
+    """logits = transform(module(cast(hidden))), with `module` a Linear, quantised or not, or its
+    LoRA, and `cast` the change of type, if any, that the model makes between backbone and head.
+    """
+
+    module: nn.Module
+    transform: LogitTransform
+    dtype: torch.dtype | None = None
+
+    def cast(self, hidden: Tensor) -> Tensor:
+        return hidden if self.dtype is None else hidden.to(self.dtype)
+
+    @property
+    def base(self) -> nn.Module:
+        """The Linear below the adapter."""
+        return self.module.base_layer if isinstance(self.module, LoraLayer) else self.module
+
+    def weight(self) -> Weight:
+        quantized = tiled_weight(self.base)
+        return self.base.weight if quantized is None else quantized
+
+    def low_rank(self, hidden_ND: Tensor) -> LowRank | None:
+        """What the active adapters add, as one term; None when there is none."""
+        layer = self.module
+        if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
+            return None
+        lefts, rights = [], []
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                down, up = layer.lora_A[name], layer.lora_B[name]
+                x = layer.lora_dropout[name](hidden_ND.to(down.weight.dtype))
+                lefts.append(down(x) * layer.scaling[name])
+                rights.append(up.weight)
+        return LowRank(torch.cat(lefts, -1), torch.cat(rights, -1)) if lefts else None
+
+    def in_window(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+        """function(hidden), run where a forward of the head would run.
+
+        FSDP2 and ZeRO-3 gather a module's weights around its forward and reduce their gradients
+        after it. When the head's weight is not whole here, the function takes the place of that
+        forward, and their hooks stand around it.
+        """
+        if not _is_partitioned(self.base.weight):
+            return function(hidden)
+        own = self.module.__dict__.get("forward")
+        self.module.forward = function
+        try:
+            return self.module(hidden)
+        finally:
+            del self.module.forward
+            if own is not None:
+                self.module.forward = own
+
+
+def find_head(causal_lm: nn.Module) -> nn.Module:
+    """The output head that forward calls; PEFT's `modules_to_save` copy where there is one."""
+    head = causal_lm.get_output_embeddings()
+    copies = getattr(head, "modules_to_save", None)
+    active = getattr(head, "active_adapter", None)
+    if copies is not None and isinstance(active, str) and active in copies:
+        return copies[active]
+    return head
+
+
+def transform_from_config(config: Any) -> LogitTransform:
+    """Scale and soft-cap that the Hugging Face config names (Cohere, Granite, Gemma families)."""
+    config = config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return LogitTransform(
+        scale=float(scale), softcap=getattr(config, "final_logit_softcapping", None)
+    )
+
+
+def plan_head(
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
+) -> tuple[FusedHead | None, str]:
+    """(the head to fuse, "") or (None, why it cannot be fused).
+
+    input_ids: int64 [1, PROBE_TOKENS] of any real batch; they are run through `forward`, the
+    model's own, to see that head and routers do what is expected of them.
+    request: what `router_request` returned
+
+    Whatever goes wrong in the attempt is a reason, but for a lack of memory, which is raised.
+    """
+    try:
+        return _plan(causal_lm, forward, input_ids, request)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        return None, f"the output head was tried and raised {first_line(error)}"
+
+
+def _plan(
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    input_ids: Tensor | None,
+    request: dict[str, bool],
+) -> tuple[FusedHead | None, str]:
+    if input_ids is None:
+        return None, "the batch has no input_ids to try the output head with"
+    if causal_lm.base_model is causal_lm:
+        return None, f"{type(causal_lm).__name__} does not name its backbone"
+    head = FusedHead(find_head(causal_lm), transform_from_config(causal_lm.config))
+    if isinstance(head.module, LoraLayer) and _is_exotic(head.module):
+        return None, "the output head's adapter is more than a product of two matrices"
+    if not isinstance(head.base, nn.Linear):
+        return None, f"the output head is a {type(head.base).__name__}, not a Linear"
+    stored = f"the output head's weight is stored as {head.base.weight.dtype}"
+    if not _is_readable(head.base):
+        return None, stored
+    fused, why = _probe(causal_lm, forward, head, input_ids, request)
+    # On a CPU, bitsandbytes packs a 4-bit weight anew when it is first used for inference.
+    return (fused, why) if _is_readable(head.base) else (None, stored)
+
+
+def _is_readable(base: nn.Module) -> bool:
+    return base.weight.is_floating_point() or tiled_weight(base) is not None
+
+
+def _is_exotic(layer: LoraLayer) -> bool:
+    """DoRA and other variants, a trained bias, or a kind of adapter without A and B."""
+    names = layer.active_adapters
+    return (
+        any(name in layer.lora_variant for name in names)
+        or any(name in layer.lora_B and layer.lora_B[name].bias is not None for name in names)
+        or not layer.lora_A
+    )
+
+
+def _is_partitioned(weight: Tensor) -> bool:
+    return hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
+
+
+@torch.no_grad()
+def _probe(
+    causal_lm: nn.Module,
+    forward: Callable[..., Any],
+    head: FusedHead,
+    input_ids: Tensor,
+    request: dict[str, bool],
+) -> tuple[FusedHead | None, str]:
+    seen: dict[str, Any] = {}
+
+    def keep_outputs(module: nn.Module, args: Any, output: Any) -> None:
+        seen["backbone"] = output
+
+    def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # A soft-cap is invisible on small logits, so the head is fed a longer hidden state.
+        seen["input"] = args[0]
+        size = _logits(head, args[0], LogitTransform()).abs().amax().clamp_min(1e-6)
+        amplified = args[0] * (PROBE_LOGIT / size)
+        seen["ours"] = _logits(head, amplified, head.transform)
+        return (amplified, *args[1:])
+
+    handles = [
+        causal_lm.base_model.register_forward_hook(keep_outputs),
+        head.module.register_forward_pre_hook(amplify),
+    ]
+    # An adapter's dropout would draw anew for each of the two products.
+    dropout = getattr(head.module, "lora_dropout", nn.Identity())
+    training = dropout.training
+    dropout.eval()
+    try:
+        theirs = forward(input_ids=input_ids, use_cache=False, **request)
+    finally:
+        dropout.train(training)
+        for handle in handles:
+            handle.remove()
+
+    if "input" not in seen or "backbone" not in seen:
+        return None, "the model does not run its backbone and its head one after the other"
+    head_input, hidden, logits = seen["input"], seen["backbone"][0], theirs.logits
+    if head_input.shape != hidden.shape:
+        return None, "the model does not feed its head the backbone's last hidden state"
+    # Some models lower the hidden state to the head's type, which is no change but this one.
+    if not torch.allclose(head_input.float(), hidden.to(head_input.dtype).float()):
+        return None, "the model changes the hidden state between backbone and head"
+    error = (seen["ours"].float() - logits.float()).abs().amax() / logits.float().abs().amax()
+    if not error <= _tolerance(head, logits.dtype):
+        return None, (
+            "the model's logits are not the scale and soft-cap of its config "
+            f"(relative error {error.item():.2g} on a probe)"
+        )
+    if request.get(REQUEST):
+        ours = router_loss(causal_lm, seen["backbone"], None)
+        if not torch.allclose(ours.float(), theirs.aux_loss.float(), rtol=1e-3):
+            return None, "the loss of the model's routers is not computed as other models do"
+    dtype = None if head_input.dtype == hidden.dtype else head_input.dtype
+    return replace(head, dtype=dtype), ""
+
+
+def _tolerance(head: FusedHead, dtype: torch.dtype) -> float:
+    """Of a probe's logits, relative to the largest: what rounding explains and a fault does not."""
+    if type(head.base).__name__ == "Linear8bitLt":
+        return 0.05
+    if torch.finfo(dtype).eps > 1e-5 or tiled_weight(head.base) is not None:
+        return 4 * torch.finfo(torch.bfloat16).eps
+    return 1e-4
+
+
+def _logits(head: FusedHead, hidden: Tensor, transform: LogitTransform) -> Tensor:
+    weight = head.weight()
+    if not isinstance(weight, Tensor):
+        weight = weight.tile(slice(0, weight.shape[0])).to(hidden.dtype)
+    logits = F.linear(hidden, weight, head.base.bias)
+    low_rank = head.low_rank(hidden)
+    if low_rank is not None:
+        logits = logits + (low_rank.left @ low_rank.right.t()).to(logits.dtype)
+    return transform(logits)

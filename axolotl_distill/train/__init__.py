@@ -1,1 +1,0 @@
-"""The student's side: its forward pass with the distillation loss, and the trainer around it."""
