@@ -12,8 +12,8 @@ memory from taking its caller down, and leave no process behind. They do not kee
 harm from reading files or using the network. NEITHER IS A SECURITY BOUNDARY like a machine of its
 own: the kernel is shared.
 
-This package uses the standard library only and imports itself relatively: the supervisor loads it
-by its folder, without axolotl_distill and whatever that imports.
+This package uses the standard library only and imports itself relatively: the supervisor starts
+without site-packages and whatever a .pth file there imports.
 """
 
 from .processes import MARK, hide_memory

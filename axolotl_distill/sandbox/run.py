@@ -17,7 +17,11 @@ from .remove import remove
 
 GRACE = 10.0  # seconds that the supervisor may take to start and to clear up
 CUT = "\n[…]\n"  # stands for the middle of a stream that was too long
-SUPERVISE = "import sys; sys.path[:0] = sys.argv[1:]; from sandbox.supervisor import main; main()"
+# Last on the path: what lies beside this package must not stand before the standard library.
+SUPERVISE = (
+    "import sys; sys.path += sys.argv[1:]; "
+    "from axolotl_distill.sandbox.supervisor import main; main()"
+)
 # The code's parent: what is in its environment, the code may come to read.
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8"}
 
@@ -67,7 +71,7 @@ def run_python(
         (folder / "work" / "main.py").write_text(code, errors="surrogatepass")
         (folder / "stdin").write_text(stdin, errors="surrogatepass")
         supervisor = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", SUPERVISE, str(Path(__file__).parents[1])],
+            [sys.executable, "-I", "-S", "-c", SUPERVISE, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

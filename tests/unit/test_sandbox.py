@@ -54,7 +54,7 @@ HOSTILE = {
 }
 
 
-LOAD = "import sys; sys.path[:0] = [sys.argv[1]]\nfrom sandbox import *\n"
+LOAD = "import sys; sys.path += [sys.argv[1]]\nfrom axolotl_distill.sandbox import *\n"
 WALLS = pytest.param(
     True, id="walls", marks=pytest.mark.skipif(bool(missing_walls()), reason=missing_walls())
 )
@@ -232,7 +232,7 @@ def without_root(script, folder, *, walls, **environment):
         [
             *("setpriv", "--reuid=60123", "--regid=60123", "--clear-groups"),
             *(() if walls else reads_all),
-            *(python, "-c", LOAD + script, str(Path(sandbox.__file__).parents[1])),
+            *(python, "-c", LOAD + script, str(Path(sandbox.__file__).parents[2])),
         ],
         capture_output=True,
         text=True,
@@ -361,7 +361,7 @@ def test_a_bubblewrap_that_cannot_run_is_said(tmp_path):
     (tmp_path / "bwrap").chmod(0o755)
     script = LOAD + "print(missing_walls()); print(run_python('print(1)').stdout)"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(Path(sandbox.__file__).parents[1])],
+        [sys.executable, "-c", script, str(Path(sandbox.__file__).parents[2])],
         capture_output=True,
         text=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
