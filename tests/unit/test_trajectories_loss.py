@@ -130,7 +130,7 @@ def test_loss_and_gradients(tiny_model, tokenizer, store, alpha, model_type):
     batch = weighted_batch(store, tokenizer)
     expected, gradients = by_the_formula(tiny_model(model_type), batch, alpha)
     text = {k: v for k, v in batch.items() if alpha or not k.startswith("teacher")}
-    how = loss_settings(parse_distill({"teacher": {"type": "text"}}), [])
+    how = loss_settings(parse_distill({"teacher": "text"}), [])
     model = tiny_model(model_type)
     attach_distill_forward(model, settings(tokenizer, alpha=alpha) if alpha else how)
     out = model(**text)
