@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.signal.entries import decode_entries
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / ".cache/smollm2", ROOT / ".cache/smollm2-cut5"
@@ -102,7 +103,7 @@ def sparse_gradient(student, weight, teacher_logits, temperature, values, suppor
     inside = torch.arange(entries.shape[1]) < lengths[:, None]
     entries[inside] = torch.from_numpy(batch.entries.view("int32"))
     sampled = support == "sampled"
-    teacher = SparseTeacher.from_entries(
+    teacher = decode_entries(
         entries,
         vocab_size=teacher_logits.shape[-1],
         sampled=sampled,

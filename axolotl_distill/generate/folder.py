@@ -9,7 +9,6 @@ aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written;
 
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from axolotl_distill.config.recipe import Recipe
+from axolotl_distill.disk.atomic import atomically, write_atomically
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.show import without_secrets
-from axolotl_distill.store.files import publish, write_atomically
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
@@ -152,12 +151,8 @@ class GenerationFolder:
             )
         for file in {damage.file for damage in self.damaged}:
             gone = {damage.number for damage in self.damaged if damage.file == file}
-            left = file.with_name(file.name + ".tmp")
-            with file.open("rb") as lines, left.open("wb") as mended:
+            with file.open("rb") as lines, atomically(file) as mended:
                 mended.writelines(line for n, line in enumerate(lines, 1) if n not in gone)
-                mended.flush()
-                os.fsync(mended.fileno())
-            publish(left, file)
 
     @property
     def next_part(self) -> int:

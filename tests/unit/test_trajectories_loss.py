@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
-from distill_kernels import DistillSpec, SparseTeacher, distill_loss
+from distill_kernels import DistillSpec, distill_loss
 from support.kernel_cases import relative_error
 from support.losses import batch_of, settings
 from support.stores import capture_rows, random_rows
@@ -19,6 +19,7 @@ from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
 from axolotl_distill.objectives.metrics import NAMES, MetricSums
 from axolotl_distill.signal.batch import LOSS_WEIGHT
+from axolotl_distill.signal.entries import decode_entries
 
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], LOSS_WEIGHT: [0.5, 0.25, 0.5, 1.0]},
@@ -109,7 +110,7 @@ def by_the_formula(model, batch, alpha):
     if alpha == 0:
         rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     else:
-        teacher = SparseTeacher.from_entries(
+        teacher = decode_entries(
             batch["teacher_entries"][:, :-1].flatten(0, 1),
             vocab_size=logits.shape[1],
             sampled=False,
