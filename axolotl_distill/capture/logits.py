@@ -8,7 +8,7 @@ import torch
 
 from axolotl_distill.capture.records import RecordBatch, join_records, make_records
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
 

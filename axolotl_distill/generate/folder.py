@@ -9,7 +9,6 @@ aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written;
 
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from axolotl_distill.config.recipe import Recipe
+from axolotl_distill.disk.atomic import atomically, write_atomically
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.show import without_secrets
-from axolotl_distill.store.files import publish, write_atomically
-from axolotl_distill.teachers.fingerprint import weights_of
+from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
 FILE = "generation.json"
@@ -38,11 +37,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         *("thinking_tags", "thinking_opened"),
     )
     chosen = without_secrets(recipe.generate.model_dump(mode="json"))
-    teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
-    if recipe.teacher.type == "model":
-        teacher["dtype"] = recipe.teacher.dtype
-        teacher["weights"] = weights_of(recipe.teacher.name)
-    return {"teacher": teacher, **{key: chosen[key] for key in keys}}
+    teacher = recipe.teacher
+    who = {"name": teacher.model} if teacher.server is not None else identity(teacher)
+    return {"teacher": who, **{key: chosen[key] for key in keys}}
 
 
 class GenerationFolder:
@@ -154,12 +151,8 @@ class GenerationFolder:
             )
         for file in {damage.file for damage in self.damaged}:
             gone = {damage.number for damage in self.damaged if damage.file == file}
-            left = file.with_name(file.name + ".tmp")
-            with file.open("rb") as lines, left.open("wb") as mended:
+            with file.open("rb") as lines, atomically(file) as mended:
                 mended.writelines(line for n, line in enumerate(lines, 1) if n not in gone)
-                mended.flush()
-                os.fsync(mended.fileno())
-            publish(left, file)
 
     @property
     def next_part(self) -> int:

@@ -26,6 +26,7 @@ from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.objectives.head import PROBE_TOKENS, FusedHead, plan_head
 from axolotl_distill.objectives.router import REQUEST, router_loss, router_request, router_weight
 from axolotl_distill.signal.batch import ENTRIES, ENTROPY, IGNORE, TAIL, TARGETS, WEIGHTS
+from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.signal.stored import resolve_support
 from axolotl_distill.store import TeacherStore
 
@@ -226,7 +227,7 @@ def _teacher_of_rows(
         entries_MK = torch.full((rows.numel(), 1), -1, dtype=torch.int32, device=device)
     else:
         entries_MK = entries_BSK.flatten(0, 1)[rows]
-    return SparseTeacher.from_entries(
+    return decode_entries(
         entries_MK,
         vocab_size=settings.vocab_size,
         sampled=settings.sampled,

@@ -167,7 +167,7 @@ def test_13_only_divergences_with_a_definition_are_accepted():
     assert parse_distill({"divergence": "jsd", "beta": 0.0}).beta == 0.0
     for block, message in (
         ({"divergence": "kl"}, r"distill\.divergence.*forward_kl"),
-        ({"beta": 0.1}, "`beta: 0.1` is read by divergence jsd only"),
+        ({"beta": 0.1}, "`beta: 0.1` is read by `divergence: jsd` only"),
         ({"divergence": "tvd", "support": "sampled"}, "tvd.*not defined.*sampled"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
-from distill_kernels import DistillSpec, SparseTeacher, distill_loss
+from distill_kernels import DistillSpec, distill_loss
 from support.kernel_cases import relative_error
 from support.losses import batch_of, settings
 from support.stores import capture_rows, random_rows
@@ -18,6 +18,7 @@ from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
 from axolotl_distill.objectives.metrics import NAMES, MetricSums
+from axolotl_distill.signal.entries import decode_entries
 
 LOSS_WEIGHT, TARGET_WEIGHT = "loss_weight", "target_weight"
 ROWS = [
@@ -109,7 +110,7 @@ def by_the_formula(model, batch, alpha):
     if alpha == 0:
         rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     else:
-        teacher = SparseTeacher.from_entries(
+        teacher = decode_entries(
             batch["teacher_entries"][:, :-1].flatten(0, 1),
             vocab_size=logits.shape[1],
             sampled=False,
@@ -130,7 +131,7 @@ def test_loss_and_gradients(tiny_model, tokenizer, store, alpha, model_type):
     batch = weighted_batch(store, tokenizer)
     expected, gradients = by_the_formula(tiny_model(model_type), batch, alpha)
     text = {k: v for k, v in batch.items() if alpha or not k.startswith("teacher")}
-    how = loss_settings(parse_distill({"teacher": {"type": "text"}}), [])
+    how = loss_settings(parse_distill({"teacher": "text"}), [])
     model = tiny_model(model_type)
     attach_distill_forward(model, settings(tokenizer, alpha=alpha) if alpha else how)
     out = model(**text)
