@@ -18,7 +18,7 @@ from axolotl_distill.host.datasets.types import (
     open_stores,
 )
 from axolotl_distill.host.parallelism import check_parallelism
-from axolotl_distill.signal.stored import resolve_support
+from axolotl_distill.signal.source import resolve_support
 from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
 
 LOG = get_logger(__name__)

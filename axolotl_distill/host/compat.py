@@ -1,5 +1,6 @@
 """What depends on Axolotl's version or leaves a gap in it, in one place (tested: 0.19)."""
 
+import logging
 import os
 from typing import Any
 
@@ -10,6 +11,7 @@ from axolotl.utils.collators import (
     DataCollatorForSeq2Seq,
     V2BatchSamplerDataCollatorForSeq2Seq,
 )
+from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 
 from axolotl_distill.errors import ConfigError
@@ -25,6 +27,13 @@ def has_accelerator() -> bool:
 def world_size() -> int:
     """Processes of this launch, before torch.distributed is initialised."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def quiet_other_ranks(name: str) -> None:
+    """What the logger `name` and those below it warn of is said by the main process alone, as
+    Axolotl's own loggers do."""
+    if not is_main_process():
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def base_collator(cfg: Any, is_eval: bool) -> tuple[type, bool]:

@@ -8,7 +8,7 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.prompt_strategies import load as load_type
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from axolotl.utils.dict import DictDefault
-from support.losses import settings
+from support.losses import attach, settings
 from torch import nn
 
 from axolotl_distill import DistillPlugin
@@ -17,7 +17,6 @@ from axolotl_distill.host.checks import check_other_plugins
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
-from axolotl_distill.objectives.forward import attach_distill_forward
 
 ROWS = SimpleNamespace(column_names=["input_ids", "labels", "teacher_pos"])
 PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.trajectories"]
@@ -27,7 +26,7 @@ PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.traj
 def trainer(tiny_model, tokenizer):
     """Our trainer as a run builds it, without the many seconds that building it takes."""
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     found = AxolotlDistillTrainer.__new__(AxolotlDistillTrainer)
     collator = TeacherCollator(
         tokenizer, base_cls=DataCollatorForSeq2Seq, packed=False, stores=[], temperature=2.0
