@@ -12,7 +12,7 @@ from common import alternate, keep
 from transformers import AutoTokenizer
 
 from axolotl_distill.capture import capture
-from axolotl_distill.capture.logits import LogitsSource, length_batches
+from axolotl_distill.capture.graded import GradedSource, length_batches
 from axolotl_distill.capture.source import summarise
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -42,7 +42,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in length_batches(by_index, list(by_index), BATCH_TOKENS):
+        for batch in length_batches(by_index, BATCH_TOKENS):
             longest = max(len(rows[i]["input_ids"]) for i in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -72,7 +72,7 @@ def main() -> None:
                     },
                 )
                 with StoreWriter.create_or_resume(folder, manifest) as writer:
-                    source = LogitsSource(teacher, args)
+                    source = GradedSource(teacher, args)
                     capture(rows, source, writer, args.shard_records, tokenizer.decode)
 
         return run

@@ -96,10 +96,10 @@ def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict
     if finished is not None:
         return finished.vocab_size, finished.tokenizer
     if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
+        from axolotl_distill.teachers.server import ServerTeacher
 
-        with ServerSource(args, vocab_size=len(tokenizer)) as source:
-            shared = source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+        with ServerTeacher(args.teacher, vocab_size=len(tokenizer)) as teacher:
+            shared = teacher.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
     else:
         from axolotl_distill.teachers.tokenizer import local_vocabulary
 
@@ -124,17 +124,18 @@ def _finished(output: str) -> Manifest | None:
 @contextmanager
 def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
     """The teacher, loaded into this process, or reached."""
-    if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
+    from axolotl_distill.capture.graded import GradedSource
 
-        with ServerSource(args, vocab_size=vocab_size) as source:
-            yield source
+    if args.teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
+
+        with ServerTeacher(args.teacher, vocab_size=vocab_size) as teacher:
+            yield GradedSource(teacher, args)
         return
-    from axolotl_distill.capture.logits import LogitsSource
     from axolotl_distill.teachers.hf import HFTeacher
 
     model = HFTeacher(args.teacher, vocab_size=vocab_size)
-    yield LogitsSource(model, args, on_cpu=model.device == "cpu")
+    yield GradedSource(model, args, on_cpu=model.device == "cpu")
 
 
 def _method(args: CaptureArgs) -> dict[str, object]:
