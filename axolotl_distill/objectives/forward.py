@@ -48,13 +48,15 @@ def attach_distill_forward(
 
     source  asked once a batch, where an objective wants a signal
     """
-    wanted = any(objective.wants is not None for objective in objectives)
-    assert not wanted or source is not None, "an objective wants a signal, and there is no source"
+    wanted = any(objective.wants for objective in objectives)
+    assert source is not None or not wanted, "an objective wants a signal, and there is no source"
+    asked = source if wanted else None
     student = Student(causal_lm)
     parts = nn.ModuleList(objectives)
     causal_lm.add_module(OBJECTIVES, parts)
-    unsaved = {f"{OBJECTIVES}.{name}" for name in parts.state_dict()}
-    causal_lm._keys_to_ignore_on_save = {*(causal_lm._keys_to_ignore_on_save or ()), *unsaved}
+    unsaved = [f"{OBJECTIVES}.{name}" for name in parts.state_dict()]
+    before = getattr(causal_lm, "_keys_to_ignore_on_save", None) or ()
+    causal_lm._keys_to_ignore_on_save = {*before, *unsaved}
 
     @functools.wraps(student.forward)
     def forward(*args: Any, num_items_in_batch: Tensor | int | None = None, **kwargs: Any) -> Any:
@@ -62,7 +64,7 @@ def attach_distill_forward(
         if TARGETS.name not in columns:
             return student.forward(*args, **kwargs)
         rows, targets, weights = _supervised(columns)
-        signal = source.signal(columns, rows) if wanted else None
+        signal = None if asked is None else asked.signal(columns, rows)
         output = student.run(args, kwargs, rows)
         terms = [
             objective(output, signal if objective.wants else None, targets, weights)

@@ -1,5 +1,6 @@
 """What trains is what the config says, or the run stops with what did it."""
 
+import logging
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from axolotl_distill import DistillPlugin
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host import compat
 from axolotl_distill.host.checks import check_other_plugins
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
@@ -134,6 +136,18 @@ def test_fsdp1_and_data_parallel_and_a_spread_model(trainer):
     trainer.args.n_gpu = 2
     with pytest.raises(ConfigError, match="One process sees 2 GPUs"):
         check_processes(trainer)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_says_what_objectives_warn_of(monkeypatch, caplog, main):
+    monkeypatch.setattr(compat, "is_main_process", lambda: main)
+    name = "axolotl_distill.objectives"
+    try:
+        compat.quiet_other_ranks(name)
+        logging.getLogger(f"{name}.student").warning("slower")
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    assert ("slower" in caplog.text) == main
 
 
 class OtherTrainer(BasePlugin):
