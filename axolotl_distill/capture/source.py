@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.store import RecordBatch
 
 IGNORE = -100
 # What a teacher needs at once to make full batches, or to keep a server busy.

@@ -14,6 +14,7 @@ from axolotl_distill.config.distill import CaptureArgs, CaptureTeacherArgs, capt
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.store import Manifest, StoreWriter, describe_tokenizer, new_manifest
+from axolotl_distill.store.payloads import payload_of
 from axolotl_distill.teachers.fingerprint import UNKNOWN, weights_of
 from axolotl_distill.terms import check_terms
 
@@ -54,7 +55,7 @@ def run(
         vocab_size, about_tokenizer = _vocabulary(args, rows, tokenizer)
         manifest = new_manifest(
             vocab_size=vocab_size,
-            method=_method(args),
+            method=payload_of(args),
             temperatures=args.temperatures,
             tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
             sequence_len=int(cfg.sequence_len),
@@ -145,19 +146,6 @@ def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
         return {**about, "weights": UNKNOWN}
     weights = weights_of(teacher.model_name)
     return {"name": teacher.model_name, "dtype": teacher.dtype, "weights": weights}
-
-
-def _method(args: CaptureArgs) -> dict[str, object]:
-    if args.method == "topk":
-        return {"kind": "topk", "k": args.k}
-    if args.method == "nucleus":
-        return {"kind": "nucleus", "p": args.p, "max_k": args.max_k}
-    return {
-        "kind": "sampled",
-        "draws": args.draws,
-        "temperature": args.sampling_temperature,
-        "seed": args.seed,
-    }
 
 
 def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:

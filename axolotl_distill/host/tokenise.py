@@ -24,7 +24,7 @@ from axolotl_distill.host.datasets.types import (
     weighs_thinking,
 )
 from axolotl_distill.host.rows import check_rows, find_fault
-from axolotl_distill.store.writer import TOKENISED
+from axolotl_distill.store.folder import TOKENISED
 
 
 def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
