@@ -22,6 +22,7 @@ from axolotl_distill.disk.atomic import atomically, sync_folder, write_atomicall
 from axolotl_distill.disk.lock import lock_folder
 from axolotl_distill.disk.refused import refusals
 from axolotl_distill.errors import StoreError
+from axolotl_distill.signal.batch import IGNORE, supervised_positions
 from axolotl_distill.store import journal
 from axolotl_distill.store.card import dataset_card
 from axolotl_distill.store.folder import (
@@ -33,7 +34,7 @@ from axolotl_distill.store.folder import (
 )
 from axolotl_distill.store.manifest import FILE, Manifest
 from axolotl_distill.store.payloads import RecordBatch, Shape, join_batches
-from axolotl_distill.store.rows import IGNORE, ROW_SCHEMA
+from axolotl_distill.store.rows import ROW_SCHEMA
 from axolotl_distill.store.schema import LONGEST_SHARD, MAX_SHARDS, File, Shard, shard_name
 
 KEY = "`distill.capture.output`, or `--output`"
@@ -220,7 +221,7 @@ class StoreWriter:
     ) -> None:
         ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels_given, np.int64)
         size = self.manifest.vocab_size
-        supervised = int((labels[1:] != IGNORE).sum())
+        supervised = supervised_positions(labels).size
         if ids.shape != labels.shape or supervised != num_records:
             raise StoreError(
                 f"row {row_id} has {ids.size} tokens, {labels.size} labels, {supervised} of them "
