@@ -46,7 +46,7 @@ def _block_needs_its_plugin(module):
 
     def prepare_plugins_of_the_block(cfg):
         if "distill" in cfg:
-            from axolotl_distill.config.distill import check_plugin_listed
+            from axolotl_distill.config.reading import check_plugin_listed
 
             check_plugin_listed(cfg, cfg.get("axolotl_config_path"))
         return prepare_plugins(cfg)
