@@ -7,13 +7,15 @@ import numpy as np
 import torch
 from distill_kernels import DenseLogits, SparseTeacher
 
-from axolotl_distill.capture.records import RecordBatch, join_records, make_records
+from axolotl_distill.capture.records import make_records
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.store import RecordBatch
+from axolotl_distill.store.payloads import join_batches
 from axolotl_distill.teachers.base import Teacher
 from axolotl_distill.teachers.top import TopLogprobs
 
@@ -50,7 +52,7 @@ class GradedSource:
             for index, part, signal in self.teacher.grade(ids, positions, self.want):
                 parts[index].append(self._records(index, part.start, signal))
                 if part.stop == positions[index].size:
-                    yield index, join_records(parts.pop(index))
+                    yield index, join_batches(parts.pop(index))
 
     def _records(self, index: int, start: int, signal: Signal) -> RecordBatch:
         said = signal.distribution

@@ -74,5 +74,4 @@ def signal_source(args: DistillArgs, stores: Sequence[TeacherStore]) -> SignalSo
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> Support:
     """The support asked for, or the one that the store's records are made for."""
-    sampled = store.manifest.method["kind"] == "sampled"
-    return args.support or ("sampled" if sampled else "tail_bucket")
+    return args.support or store.manifest.method.supports[0]

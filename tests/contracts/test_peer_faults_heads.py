@@ -9,6 +9,8 @@ from distill_kernels import matmul, sweep
 from peft import LoraConfig, get_peft_model
 from support.losses import agree, attach, batch_of, losses_and_gradients, settings
 
+pytestmark = pytest.mark.axolotl
+
 
 @pytest.mark.parametrize(
     "family, extra",

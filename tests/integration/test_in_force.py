@@ -20,6 +20,8 @@ from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
 
+pytestmark = pytest.mark.axolotl
+
 ROWS = SimpleNamespace(column_names=["input_ids", "labels", "teacher_pos"])
 PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.trajectories"]
 

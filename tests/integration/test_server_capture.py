@@ -23,7 +23,8 @@ from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.server import ServerTeacher
 
 K = 12
-LOCAL = {"k": K, "output": "-", "temperatures": [1.0, 2.0]}
+COMMON = {"output": "-", "temperatures": [1.0, 2.0]}
+LOCAL = {"k": K, **COMMON}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,10 @@ def fill(path, rows, source, model, method=None):
 
 def server_args(url, engine="vllm", **changes):
     server = {"base_url": url, "engine": engine, "retries": 4, "timeout": 20.0}
-    return CaptureArgs(teacher={"model": "teacher", "server": server}, **{**LOCAL, **changes})
+    return CaptureArgs(
+        teacher={"model": "teacher", "server": server},
+        **{**(COMMON if "method" in changes else LOCAL), **changes},
+    )
 
 
 def from_server(path, rows, model, engine="vllm", faults=lambda *_: None, method=None, **behaviour):
@@ -202,7 +206,7 @@ def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
-    args = CaptureArgs(teacher="-", **{**LOCAL, "method": "nucleus", "p": 0.4, "max_k": 30})
+    args = CaptureArgs(teacher="-", **COMMON, method="nucleus", p=0.4, max_k=30)
     expected = fill(tmp_path / "local", rows, GradedSource(teacher, args), model, method)
     index = np.arange(expected.num_records)
     found, truth = seen.read(index), expected.read(index)
