@@ -23,12 +23,13 @@ from axolotl_distill.disk.atomic import TEMPORARY, atomically, sync_folder, writ
 from axolotl_distill.disk.lock import LOCK, lock_folder
 from axolotl_distill.disk.refused import refusals
 from axolotl_distill.errors import StoreError
+from axolotl_distill.signal.batch import IGNORE, supervised_positions
 from axolotl_distill.store import journal
 from axolotl_distill.store.card import dataset_card
 from axolotl_distill.store.checked import check_sizes
 from axolotl_distill.store.encoding import are_entries
 from axolotl_distill.store.manifest import FILE, Manifest
-from axolotl_distill.store.rows import IGNORE, ROW_SCHEMA
+from axolotl_distill.store.rows import ROW_SCHEMA
 from axolotl_distill.store.schema import MAX_SHARDS, Shard, shard_name
 
 # Rows that are in no shard yet (capture/journal.py), and folders of tokenised text: what a capture
@@ -224,7 +225,7 @@ class StoreWriter:
     ) -> None:
         ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels, np.int64)
         size = self.manifest.vocab_size
-        supervised = int((labels[1:] != IGNORE).sum())
+        supervised = supervised_positions(labels).size
         if ids.shape != labels.shape or supervised != num_records:
             raise StoreError(
                 f"row {row_id} has {ids.size} tokens, {labels.size} labels, {supervised} of them "
