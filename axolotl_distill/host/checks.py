@@ -16,6 +16,7 @@ from axolotl_distill.host.parallelism import parallelism
 from axolotl_distill.host.store_checks import loss_findings, store_findings
 from axolotl_distill.host.tokenise import load_config
 from axolotl_distill.store import TeacherStore
+from axolotl_distill.store.payloads import payload_of
 
 REMOVE = "Remove one."
 ANOTHER_LOSS = {
@@ -149,22 +150,19 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "and the student would see text its teacher did not.",
             "Set `attn_implementation: flash_attention_2` on a GPU, or `sdpa`.",
         )
-    if args.capture and args.support != "renormalize":
+    if args.capture:
         yield from _capture_findings(args)
 
 
 def _capture_findings(args: DistillArgs) -> Iterator[Finding]:
     """A store that this very config would capture must be one that it can train on."""
-    capture = args.capture
-    if capture.method == "sampled":
-        key, stored = "distill.capture.sampling_temperature", [capture.sampling_temperature]
-    else:
-        key, stored = "distill.capture.temperatures", capture.temperatures
-    if args.temperature not in stored:
+    payload = payload_of(args.capture)
+    served = payload.serves(args.support or payload.supports[0], args.capture.temperatures)
+    if served is not None and args.temperature not in served:
         yield Finding(
             "distill.temperature",
-            f"`distill.temperature: {args.temperature:g}` is not what `{key}` provides for "
-            f"({stored}):",
+            f"`distill.temperature: {args.temperature:g}` is not what "
+            f"`distill.capture.{payload.temperature_key}` provides for ({served}):",
             "the teacher at another temperature cannot be had from the store.",
             "Make them agree before capturing.",
         )

@@ -26,6 +26,8 @@ from axolotl_distill.host.plugin import DistillPlugin
 from axolotl_distill.host.store_checks import stores_findings
 from axolotl_distill.terms import check_terms
 
+pytestmark = pytest.mark.axolotl
+
 ALL_EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/**/*.yml"))
 RECIPES = [path for path in ALL_EXAMPLES if path.name == "recipe.yml"]
 EXAMPLES = [path for path in ALL_EXAMPLES if path not in RECIPES]
