@@ -3,6 +3,7 @@
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
+from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from axolotl_distill.config.distill import DistillArgs, parse_distill
@@ -31,7 +32,8 @@ class DistillPlugin(BasePlugin):
 
         block = _plain(cfg["distill"])
         if cfg.get("axolotl_config_path"):
-            block = cfg["distill"] = as_written(cfg["axolotl_config_path"], block)
+            block = as_written(cfg["axolotl_config_path"], block)
+            cfg["distill"] = DictDefault(block) if isinstance(block, dict) else block
         args = parse_distill(block, cfg.get("datasets"))
         enforce(config_findings(cfg, args))
         settle_precision(cfg)

@@ -215,12 +215,12 @@ def test_all_that_is_wrong_is_found_at_once(cfg, store):
 
 
 def test_verify_says_all_of_it(tmp_path, config, store):
-    config |= {"use_dft": True, "tensor_parallel_size": 2}
+    config = {**BASE, **config, "use_dft": True, "tensor_parallel_size": 2}
     config["distill"] = {"alpha": 0.5, "temperature": 3.0}
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(config))
     done = distill_here("verify", store, "--config", path, "--json", check=False)
-    assert done.returncode == 1
+    assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)["findings"]
     keys = ["use_dft", "tensor_parallel_size", "distill.temperature"]
     assert [finding["key"] for finding in found] == keys
