@@ -55,6 +55,7 @@ class ModelBackend:
     def __init__(self, teacher: RecipeTeacher, args: GenerateArgs):
         if args.max_tokens is None:
             raise ConfigError("`generate.max_tokens` is needed for a teacher of `type: model`.")
+        self.teacher = teacher.name
         self._args = args
         extra = dict(args.extra)
         self._template = extra.pop("chat_template_kwargs", {})
@@ -189,14 +190,14 @@ class ModelBackend:
         )
 
     def _text(self, ids: list[int]) -> str:
-        """Without special tokens, unless they are the tags that stand around the thinking."""
+        """Without special tokens, unless they are tags around the thinking or the answer."""
         text, whole = (
             self._tokenizer.decode(
                 ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
             )
             for skip in (True, False)
         )
-        tags = {tag for pair in self._tags for tag in (pair.open, pair.close)}
+        tags = {tag for pair in self._tags for tag in (*pair[:2], *(pair.answer or ()))}
         return whole if any(tag in whole and tag not in text for tag in tags) else text
 
     def _stopped(self, ids_BS: Tensor) -> Tensor:
