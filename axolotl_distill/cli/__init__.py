@@ -38,7 +38,7 @@ def generate(recipe: str, limit: int | None, executor: str) -> dict[str, Any] | 
 
     Can be stopped at any moment; the same command goes on and asks for nothing twice.
     """
-    from axolotl_distill.config.recipe import load_recipe
+    from axolotl_distill.commands.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "teacher", "generate")
     from axolotl_distill.commands.generate import run
@@ -55,7 +55,7 @@ def filter_(recipe: str, executor: str) -> dict[str, Any]:
 
     Says what each step dropped and why, and keeps what was dropped beside the dataset.
     """
-    from axolotl_distill.config.recipe import load_recipe
+    from axolotl_distill.commands.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "filter")
     from axolotl_distill.commands.filter import run

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.show import foreign
 from axolotl_distill.trajectories import Damage, read_trajectories
-from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import text_of
 from axolotl_distill.trajectories.plain import plain, without_nulls
+from axolotl_distill.trajectories.row import Row
 
 LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KNOWN = (*LINES, ".parquet")

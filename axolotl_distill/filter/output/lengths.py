@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from axolotl_distill.config.filter import FilterArgs
-from axolotl_distill.filter.output.formats import conversation
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.conversation import conversation
 from axolotl_distill.filter.packages import require
-from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.parts import part
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer, render
 from axolotl_distill.show import printable
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.row import Row
 
 PARTS = ("total", "prompt", "thinking", "answer")
 BATCH = 256

@@ -4,12 +4,12 @@ import json
 from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from axolotl_distill.config.filter import FilterArgs
+from axolotl_distill.filter.args import FilterArgs
 from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.shards import Shards
@@ -25,6 +25,15 @@ REJECTED = pa.schema(
 )
 
 
+class Written(TypedDict):
+    """uid: a hash of the rows kept. rows: of each split, and "rejected". tokens: as
+    Lengths.summary, or None where none were counted."""
+
+    uid: str
+    rows: dict[str, int]
+    tokens: dict[str, Any] | None
+
+
 def write_dataset(
     pipeline: Pipeline,
     args: FilterArgs,
@@ -33,7 +42,7 @@ def write_dataset(
     used: Collection[str] = (),
     lengths: Lengths | None = None,
     seen: Callable[[], Any] = lambda: None,
-) -> dict[str, Any]:
+) -> Written:
     """data/ and rejected/ in `folder`, and tokens.png where tokens are counted.
 
     is_eval  bool, one a row of the source
@@ -41,7 +50,6 @@ def write_dataset(
     lengths  counts the tokens of what is kept
     seen     is called after every row
 
-    Returns "uid", a hash of the rows kept; "rows" of each split; "tokens", as Lengths.summary.
     The uid is part of the data files' names: `datasets` keys its cache by the folder's name and
     the card's patterns (seen with 4.8), and would give the rows of another dataset, or of an
     earlier filter, for this one.
@@ -76,8 +84,8 @@ def write_dataset(
         shards.close(f"{name}-{uid}")
     rejected.close("rejected")
     rows = {name: shards.rows for name, shards in splits.items()}
-    found: dict[str, Any] = {"uid": uid, "rows": {**rows, "rejected": rejected.rows}}
+    tokens = None
     if lengths is not None and rejected.rows < pipeline.count:
-        found["tokens"] = lengths.summary()
+        tokens = lengths.summary()
         lengths.plot(folder / "tokens.png")
-    return found
+    return {"uid": uid, "rows": {**rows, "rejected": rejected.rows}, "tokens": tokens}
