@@ -7,8 +7,6 @@ from typing import Any
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.extras import pip_install
 
-Row = dict[str, Any]
-
 
 def connect() -> int:
     """Join the cluster of RAY_ADDRESS, or start one on this machine; returns its number of CPUs.
@@ -39,7 +37,7 @@ def has_gpus() -> bool:
 
 
 def stream(
-    items: list[Row],
+    items: list[dict[str, Any]],
     worker: type,
     arguments: tuple[Any, ...],
     *,
@@ -47,7 +45,7 @@ def stream(
     batch_size: int,
     gpus: float = 0.0,
     **remote_args: Any,
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
     """The rows that `worker(*arguments)(batch)` makes of `items`, in their order.
 
     `worker` is built once in each of up to `workers` processes of the cluster and called with

@@ -16,10 +16,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from axolotl_distill.config.recipe import Recipe
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import RecipeTeacher
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
-from axolotl_distill.generate.tally import Tally
+from axolotl_distill.generate.tally import Tally, counted
 from axolotl_distill.show import without_secrets
 from axolotl_distill.store.files import publish, write_atomically
 from axolotl_distill.teachers.fingerprint import weights_of
@@ -30,19 +31,19 @@ FORMAT = "axolotl-distill generation"
 VERSION = 1
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
+def settings_of(teacher: RecipeTeacher, args: GenerateArgs) -> dict[str, Any]:
     """What decides how a completion reads. Where a server is, how many prompts, budgets are not.
     Which weights a server has it does not tell."""
     keys = (
         *("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra"),
         *("thinking_tags", "thinking_opened"),
     )
-    chosen = without_secrets(recipe.generate.model_dump(mode="json"))
-    teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
-    if recipe.teacher.type == "model":
-        teacher["dtype"] = recipe.teacher.dtype
-        teacher["weights"] = weights_of(recipe.teacher.name)
-    return {"teacher": teacher, **{key: chosen[key] for key in keys}}
+    chosen = without_secrets(args.model_dump(mode="json"))
+    about = {"name": teacher.name, "type": teacher.type}
+    if teacher.type == "model":
+        about["dtype"] = teacher.dtype
+        about["weights"] = weights_of(teacher.name)
+    return {"teacher": about, **{key: chosen[key] for key in keys}}
 
 
 class GenerationFolder:
@@ -69,7 +70,7 @@ class GenerationFolder:
                         f"wrote: {row!r:.200}. Take it out, or use another `generate.output`."
                     )
                 self.done[row["id"]] = (row["prompt_id"], row["sample"])
-                self.earlier.add(row)
+                self.earlier.add(counted(row))
 
     @classmethod
     def open(
@@ -181,10 +182,19 @@ class GenerationFolder:
         self._lock.close()
 
 
-def journals(path: Path, part: int = 0) -> tuple[Journal, Journal]:
-    """Where the worker `part` keeps trajectories, and what was refused; one writer each."""
-    name = f"part-{part:05d}.jsonl"
-    return Journal(path / name), Journal(path / "failed" / name)
+class Part:
+    """Where one worker keeps what comes: trajectories, and what was refused. A context."""
+
+    def __init__(self, folder: Path, number: int = 0):
+        name = f"part-{number:05d}.jsonl"
+        self.answers, self.refusals = Journal(folder / name), Journal(folder / "failed" / name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.answers.close()
+        self.refusals.close()
 
 
 def _shown(value: Any) -> Any:

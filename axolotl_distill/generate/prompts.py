@@ -18,7 +18,8 @@ from axolotl_distill.trajectories.messages import (
     message_fault,
     text_of,
 )
-from axolotl_distill.trajectories.plain import Row, plain, whole, without_nulls
+from axolotl_distill.trajectories.plain import plain, whole, without_nulls
+from axolotl_distill.trajectories.row import Row
 
 Messages = list[Row]
 COLUMNS = ("messages", "prompt", "question", "instruction")

@@ -20,6 +20,8 @@ class ServerBackend:
     """One chat completion a request, so that a kill loses little and every seed is its own."""
 
     def __init__(self, teacher: RecipeTeacher, args: GenerateArgs, uid: str):
+        assert teacher.server is not None
+        self.teacher = teacher.name
         self._client = ServerClient(teacher.server)
         self._logprobs = args.logprobs
         self._seed = args.seed

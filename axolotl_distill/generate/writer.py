@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from threading import Lock
 
 from axolotl_distill.errors import GenerateError
-from axolotl_distill.trajectories.journal import Journal, Row
+from axolotl_distill.trajectories.journal import Journal
+from axolotl_distill.trajectories.row import Row
 
 
 @dataclass

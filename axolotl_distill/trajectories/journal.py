@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.trajectories.plain import Row, is_damaged, whole
+from axolotl_distill.trajectories.plain import is_damaged, whole
+from axolotl_distill.trajectories.row import Row
 
 
 class Damage(NamedTuple):
