@@ -45,6 +45,10 @@ class TrajectoryError(DistillError, ValueError):
     """A trajectory file, or a row of it, cannot serve what is asked of it."""
 
 
+class UnreadableError(DistillError, ValueError):
+    """A file of rows, or a row of it, cannot be read."""
+
+
 class GenerateError(DistillError, RuntimeError):
     """Generating trajectories cannot go on."""
 

@@ -24,8 +24,9 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.disk.atomic import atomically
+from axolotl_distill.disk.journal import Journal
 from axolotl_distill.errors import StoreError
-from axolotl_distill.store.files import TEMPORARY, publish
 from axolotl_distill.store.writer import JOURNAL
 
 SYNC_SECONDS = 10.0
@@ -40,76 +41,72 @@ class RecordJournal:
     """
 
     def __init__(self, store: Path, uid: str):
-        self.path = store / JOURNAL
         self.uid = uid.encode()
-        self._file = self.path.open("a+b", buffering=0)
+        self._file = Journal(store / JOURNAL, is_whole=None)
         self._synced = time.monotonic()
-        self._file.seek(0)
-        seen = self._file.read(UID_CHARACTERS)
+        self._file.file.seek(0)
+        seen = self._file.file.read(UID_CHARACTERS)
         if len(seen) < UID_CHARACTERS:
-            self._file.truncate(0)
+            self._file.cut(0)
         elif seen != self.uid:
             self._file.close()
             raise StoreError(
-                f"{self.path} holds rows of the store {seen.decode(errors='replace')}, and this "
-                f"one is {uid}. Delete that file, or put back the {self.path.parent.name} that it "
+                f"{self._file.path} holds rows of the store {seen.decode(errors='replace')}, and "
+                f"this one is {uid}. Delete that file, or put back the {store.name} that it "
                 "belongs to."
             )
 
     def read(self, first: int) -> dict[int, RecordBatch]:
         """What earlier runs left of the rows from number `first` on. To be called before the first
         `append`: what was torn off is cut away."""
-        found, whole = {}, self._file.seek(0, os.SEEK_END) and UID_CHARACTERS
-        self._file.seek(whole)
-        for row, records in _frames(self._file):
+        found = {}
+        whole = min(UID_CHARACTERS, self._file.size)
+        self._file.file.seek(whole)
+        for row, records in _frames(self._file.file):
             if row >= first:
                 found[row] = records
-            whole = self._file.tell()
-        self._file.truncate(whole)
+            whole = self._file.file.tell()
+        self._file.cut(whole)
         return found
 
     def append(self, row: int, records: RecordBatch) -> None:
         """Returns when the records would survive a kill of this process."""
-        empty = not self._file.seek(0, os.SEEK_END)
-        _write(self._file, (self.uid if empty else b"") + _frame(row, records))
+        uid = b"" if self._file.size else self.uid
+        self._file.append(uid + _frame(row, records), sync=False)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
     def sync(self) -> None:
         """Returns when everything that was appended would survive a power cut."""
-        os.fsync(self._file.fileno())
+        self._file.sync()
         self._synced = time.monotonic()
 
     def keep_only(self, waiting: Mapping[int, RecordBatch]) -> None:
         """Forget every row but these: a shard holds the others now."""
         if not waiting:
-            self._file.truncate(0)
+            self._file.cut(0)
             return
-        temporary = self.path.with_name(self.path.name + TEMPORARY)
-        file = temporary.open("w+b", buffering=0)
-        _write(file, b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
-        os.fsync(file.fileno())
-        publish(temporary, self.path)
+        with atomically(self._file.path) as file:
+            file.write(b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
         self._file.close()
-        self._file = file
+        self._file = Journal(self._file.path, is_whole=None)
 
     def remove(self) -> None:
         """A shard holds every row."""
         self._file.close()
-        self.path.unlink()
-        self.path.with_name(self.path.name + TEMPORARY).unlink(missing_ok=True)
+        self._file.path.unlink()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file.closed:
+        if self._file.file.closed:
             return
         self.sync()
-        empty = not self._file.seek(0, os.SEEK_END)
+        empty = not self._file.size
         self._file.close()
         if empty:
-            self.path.unlink()
+            self._file.path.unlink()
 
 
 def journalled_rows(store: Path, first: int) -> int:
@@ -120,12 +117,6 @@ def journalled_rows(store: Path, first: int) -> int:
             return len({row for row, _ in _frames(file) if row >= first})
     except FileNotFoundError:
         return 0
-
-
-def _write(file: BinaryIO, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[file.write(left) :]
 
 
 def _frame(row: int, records: RecordBatch) -> bytes:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from axolotl_distill.capture.records import RecordBatch, join_records, make_records
-from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.capture.source import WINDOW_ROWS, Row
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import supervised_positions
 
 
 class LogitsTeacher(Protocol):
@@ -44,7 +45,7 @@ class LogitsSource:
         indices = list(rows)
         for place, part, logits_RV in self.teacher.logits(
             [row["input_ids"] for row in rows.values()],
-            [torch.from_numpy(supervised_positions(row)) for row in rows.values()],
+            [torch.from_numpy(supervised_positions(row["labels"])) for row in rows.values()],
         ):
             index = indices[place]
             if not bool(torch.isfinite(logits_RV).all()):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store import encoding
 
 

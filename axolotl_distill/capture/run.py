@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from axolotl_distill.capture.journal import RecordJournal
 from axolotl_distill.capture.progress import CaptureReport, Progress
 from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.source import Row, Source, supervised_positions
+from axolotl_distill.capture.source import Row, Source
 from axolotl_distill.errors import CaptureError, DistillError
+from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import StoreWriter
 
 
@@ -82,7 +83,7 @@ class _Line:
         """Everything of one window: what the journal has is not asked for again."""
         wanted = {}
         for index, row in rows.items():
-            if not supervised_positions(row).size:
+            if not supervised_positions(row["labels"]).size:
                 self.progress.skip(row)
             elif index in self.ready:
                 self.progress.find(row)
@@ -108,7 +109,7 @@ class _Line:
             row = rows[index]
             if index in self.ready:
                 self._append(index, row, self.ready.pop(index))
-            elif not supervised_positions(row).size:
+            elif not supervised_positions(row["labels"]).size:
                 self.writer.skip(index)
             else:
                 return

@@ -4,7 +4,7 @@ import os
 
 from axolotl_distill.commands.recipe import Recipe
 from axolotl_distill.commands.say import say, warn
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.executor import ask_here
 from axolotl_distill.generate.ray_executor import ask_on_ray
@@ -19,8 +19,8 @@ def run(recipe: Recipe, *, limit: int | None, executor: str) -> Report:
     Returns what --json prints: what is in the folder, and what this run did.
     """
     teacher, args = recipe.teacher, recipe.generate
-    assert teacher is not None and args is not None
-    terms = check_terms(teacher.name, teacher.terms)
+    assert teacher is not None and teacher.model is not None and args is not None
+    terms = check_terms(teacher.model, teacher.terms)
     say(terms.summary())
     _check_key(teacher)
     generation = Generation(
@@ -39,7 +39,7 @@ def run(recipe: Recipe, *, limit: int | None, executor: str) -> Report:
     return report
 
 
-def _check_key(teacher: RecipeTeacher) -> None:
+def _check_key(teacher: TeacherArgs) -> None:
     """A vendor's API without a key fails on its first request; this says so before."""
     server = teacher.server
     if server is None or not server.base_url.startswith("https://"):

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 
 from axolotl_distill.commands.say import say
 from axolotl_distill.show import printable
+from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import TeacherStore, open_store
 from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
 
 SAMPLE = 65_536
 SHOWN_ENTRIES = 8
-IGNORE = -100
 
 
 def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[
         return [f"(no text: tokenizer {tokenizer_name!r} cannot be loaded; give --tokenizer)"]
     first = pq.ParquetFile(store.parquet_files[0])
     row = next(first.iter_batches(1)).to_pylist()[0]
-    positions = np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)[:count]
+    positions = supervised_positions(row["labels"])[:count]
     found = store.read(np.arange(positions.size))
     sampled = store.manifest.method["kind"] == "sampled"
     decode = decode_counts if sampled else decode_logprobs

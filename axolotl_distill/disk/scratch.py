@@ -1,11 +1,14 @@
 """A folder for what a run needs only while it runs, beside what it makes."""
 
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import Timeout
+
+from axolotl_distill.disk.lock import file_lock
 
 LOCK = "in-use"
 
@@ -20,8 +23,7 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     for left in parent.glob(f"{prefix}*"):
         _remove_unless_used(left)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with (folder / LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(folder / LOCK):
         try:
             yield folder
         finally:
@@ -33,9 +35,5 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 def _remove_unless_used(folder: Path) -> None:
     # Without its lock it is a moment old, or was left by a kill at that moment.
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
+    with suppress(Timeout), file_lock(folder / LOCK).acquire(timeout=0):
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.generate.backend import make_backend
 from axolotl_distill.generate.folder import GenerationFolder, Part
 from axolotl_distill.generate.loop import Loop
@@ -18,7 +18,7 @@ from axolotl_distill.generate.request import Request
 class Work:
     """What is to be asked of whom, and what a run is counted and kept by."""
 
-    teacher: RecipeTeacher
+    teacher: TeacherArgs
     args: GenerateArgs
     todo: list[Request]
     folder: GenerationFolder

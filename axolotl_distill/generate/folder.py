@@ -9,7 +9,6 @@ aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written;
 
 import fcntl
 import json
-import os
 import secrets
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.disk.atomic import atomically, write_atomically
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally, counted
 from axolotl_distill.show import without_secrets
-from axolotl_distill.store.files import publish, write_atomically
-from axolotl_distill.teachers.fingerprint import weights_of
+from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
 FILE = "generation.json"
@@ -31,7 +30,7 @@ FORMAT = "axolotl-distill generation"
 VERSION = 1
 
 
-def settings_of(teacher: RecipeTeacher, args: GenerateArgs) -> dict[str, Any]:
+def settings_of(teacher: TeacherArgs, args: GenerateArgs) -> dict[str, Any]:
     """What decides how a completion reads. Where a server is, how many prompts, budgets are not.
     Which weights a server has it does not tell."""
     keys = (
@@ -39,11 +38,8 @@ def settings_of(teacher: RecipeTeacher, args: GenerateArgs) -> dict[str, Any]:
         *("thinking_tags", "thinking_opened"),
     )
     chosen = without_secrets(args.model_dump(mode="json"))
-    about = {"name": teacher.name, "type": teacher.type}
-    if teacher.type == "model":
-        about["dtype"] = teacher.dtype
-        about["weights"] = weights_of(teacher.name)
-    return {"teacher": about, **{key: chosen[key] for key in keys}}
+    who = {"name": teacher.model} if teacher.server is not None else identity(teacher)
+    return {"teacher": who, **{key: chosen[key] for key in keys}}
 
 
 class GenerationFolder:
@@ -155,12 +151,8 @@ class GenerationFolder:
             )
         for file in {damage.file for damage in self.damaged}:
             gone = {damage.number for damage in self.damaged if damage.file == file}
-            left = file.with_name(file.name + ".tmp")
-            with file.open("rb") as lines, left.open("wb") as mended:
+            with file.open("rb") as lines, atomically(file) as mended:
                 mended.writelines(line for n, line in enumerate(lines, 1) if n not in gone)
-                mended.flush()
-                os.fsync(mended.fileno())
-            publish(left, file)
 
     @property
     def next_part(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from axolotl_distill import cluster
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import DistillError, GenerateError
 from axolotl_distill.generate.backend import make_backend
 from axolotl_distill.generate.executor import Work
@@ -147,7 +147,7 @@ class _Worker:
 
     def __init__(
         self,
-        teacher: RecipeTeacher,
+        teacher: TeacherArgs,
         args: GenerateArgs,
         uid: str,
         folder: Path,

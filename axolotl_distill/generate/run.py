@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TypedDict
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError
 from axolotl_distill.generate.executor import Executor, Work, ask_here
 from axolotl_distill.generate.folder import GenerationFolder, settings_of
@@ -53,7 +53,7 @@ class Generation:
 
     def __init__(
         self,
-        teacher: RecipeTeacher,
+        teacher: TeacherArgs,
         args: GenerateArgs,
         terms: Terms,
         *,

@@ -9,14 +9,12 @@ from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
 from transformers import AutoConfig, AutoTokenizer
 
-from axolotl_distill.config.distill import DistillArgs
+from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store
 from axolotl_distill.errors import ConfigError, StoreError, TokenizerMismatchError
 from axolotl_distill.host.datasets.types import (
     CHAT_TYPE,
-    STORE_TYPE,
     all_stores,
     is_ours,
-    is_store,
     open_stores,
 )
 from axolotl_distill.host.parallelism import check_parallelism
@@ -158,12 +156,12 @@ def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
     though it is; StoreError and its children for a store that is missing, damaged, empty, from
     another tokenizer or captured for other settings.
     """
-    if args.teacher.type == "text":
+    if args.teacher == "text":
         for dataset in [*(cfg.datasets or []), *(cfg.test_datasets or [])]:
             if is_store(dataset):
                 raise ConfigError(
-                    "`distill.teacher.type: text` learns from text alone, but the dataset "
-                    f"{dataset['path']} is a store. Set `distill.teacher.type: store` or remove it."
+                    "`distill.teacher: text` learns from text alone, but the dataset "
+                    f"{dataset['path']} is a store. Set `distill.teacher: store` or remove it."
                 )
         return []
     if not open_stores(cfg.datasets):
@@ -171,7 +169,7 @@ def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
             f"`distill:` is set but no entry of `datasets` has `type: {STORE_TYPE}`. Capture one "
             "with `axolotl distill capture CONFIG.yml` and add it; for text without a teacher, "
             f"beside a store, use `type: {CHAT_TYPE}`; to learn from a teacher's text alone, set "
-            "`distill.teacher: {type: text}`."
+            "`distill.teacher: text`."
         )
     stores = all_stores(cfg)
     _check_labels(cfg, stores)
@@ -199,8 +197,8 @@ def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
         LOG.warning(
             f"axolotl-distill: {store.path} came from a server, which gives the teacher at T=1; "
             f"how much its tail holds at `distill.temperature: {args.temperature:g}` is estimated. "
-            "With 64 entries a record and up to T=2 that does little harm; a teacher of `type: "
-            "model` gives it exactly."
+            "With 64 entries a record and up to T=2 that does little harm; a teacher without "
+            "`server` gives it exactly."
         )
 
 

@@ -24,7 +24,7 @@ class DistillPlugin(BasePlugin):
             return
         from axolotl_distill.host.compat import settle_precision
 
-        args = parse_distill(_plain(cfg["distill"]))
+        args = parse_distill(_plain(cfg["distill"]), cfg.get("datasets"))
         check_config(cfg, args)
         settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
@@ -110,7 +110,7 @@ def _is_on(cfg: Any) -> bool:
 
 
 def _args(cfg: Any) -> DistillArgs:
-    return parse_distill(_plain(cfg.distill))
+    return parse_distill(_plain(cfg.distill), cfg.datasets)
 
 
 def _plain(block: Any) -> Any:

@@ -13,13 +13,12 @@ from axolotl.utils.dict import DictDefault
 from datasets import Dataset
 from pydantic import ValidationError
 
-from axolotl_distill.config.distill import CaptureArgs, DistillArgs, parse_distill
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store, parse_distill
 from axolotl_distill.disk.scratch import scratch_folder
 from axolotl_distill.errors import ConfigError, DistillError
 from axolotl_distill.host.datasets.types import (
-    STORE_TYPE,
     follow_content,
-    is_store,
     resolve_types,
     weighs_thinking,
 )
@@ -43,7 +42,7 @@ def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
         raise ConfigError(
             f"{path} has no `distill:` block, or does not list axolotl_distill under `plugins:`."
         )
-    return cfg, parse_distill(cfg.distill.to_dict())
+    return cfg, parse_distill(cfg.distill.to_dict(), cfg.datasets)
 
 
 def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:

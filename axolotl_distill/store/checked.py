@@ -6,7 +6,6 @@ process checks; others that open the store meanwhile wait for it. Where nothing 
 every process checks for itself.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import Timeout
 from tqdm import tqdm
 
+from axolotl_distill.disk.atomic import write_atomically
+from axolotl_distill.disk.lock import file_lock
 from axolotl_distill.errors import StoreCorruptError, StoreMissingError
-from axolotl_distill.store.files import write_atomically
 from axolotl_distill.store.manifest import AGAIN, Manifest
 from axolotl_distill.store.rows import open_rows
 from axolotl_distill.store.schema import Shard
@@ -173,17 +174,16 @@ class _Memory:
     @contextmanager
     def locked(self, store: Path) -> Iterator[None]:
         """One process at a time; everybody at once where there is no place for a lock."""
+        lock = file_lock(self.path.with_suffix(".lock"))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            lock = self.path.with_suffix(".lock").open("w")
-        except OSError:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                tqdm.write(f"{store} is being checked by another process; waiting", sys.stderr)
+                lock.acquire()
+        except (OSError, NotImplementedError):
             yield
             return
         with lock:
-            with suppress(OSError):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    tqdm.write(f"{store} is being checked by another process; waiting", sys.stderr)
-                    fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -6,12 +6,13 @@ moved, repeated or taken out of the middle unseen.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.disk.atomic import sync_folder
+from axolotl_distill.disk.journal import Journal
+from axolotl_distill.disk.rows import json_lines
 from axolotl_distill.errors import StoreCorruptError
-from axolotl_distill.store.files import sync_folder
 from axolotl_distill.store.sealed import SEAL, seal_of, strict_json
 
 FILE = "shards.jsonl"
@@ -23,26 +24,16 @@ class ShardJournal:
 
     def __init__(self, store: Path, seal: str):
         """`seal` is the manifest's. Raises StoreCorruptError as `read_journal` does."""
-        lines, whole, self._seal = _read(store / FILE, seal)
-        self.shards = lines
-        self._file = (store / FILE).open("a+b", buffering=0)
-        if self._file.seek(0, os.SEEK_END) != whole:
-            self._file.truncate(whole)
+        _, whole, self._seal = _read(store / FILE, seal)
+        self._file = Journal(store / FILE, is_whole=None)
+        self._file.cut(whole)
         sync_folder(store)
 
     def append(self, shard: dict[str, Any]) -> None:
         """Returns when the line is on the disk. Raises OSError; then it is not in the file."""
         seal = seal_of(shard, self._seal)
         line = json.dumps({**shard, SEAL: seal}, separators=(",", ":")).encode() + b"\n"
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            left = memoryview(line)
-            while left:
-                left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            raise
+        self._file.append(line)
         self._seal = seal
 
     def close(self) -> None:
@@ -50,7 +41,7 @@ class ShardJournal:
 
 
 def read_journal(store: Path, seal: str) -> list[dict[str, Any]]:
-    """The shards in it, seals held and taken off. None where there is no journal.
+    """The shards in it, seals held and taken off; none where there is no journal.
 
     A last line without its line break was being written when its writer was killed, and is not
     there. Raises StoreCorruptError for any other line that is not as it was written.
@@ -70,21 +61,18 @@ def _read(path: Path, seal: str) -> tuple[list[dict[str, Any]], int, str]:
     shards: list[dict[str, Any]] = []
     whole = 0
     with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith(b"\n"):
+        for line in json_lines(lines, strict_json):
+            if not line.data.endswith(b"\n"):
                 break
-            try:
-                shard = strict_json(line)
-                if not isinstance(shard, dict):
-                    raise ValueError(f"it is a {type(shard).__name__}, not an object")
-                if shard.pop(SEAL, None) != (seal := seal_of(shard, seal)):
-                    raise ValueError("it was changed after it was written, or belongs elsewhere")
-            except ValueError as error:
+            fault, shard = line.fault, line.row
+            if shard is not None and shard.pop(SEAL, None) != (seal := seal_of(shard, seal)):
+                fault = "it was changed after it was written, or belongs elsewhere"
+            if shard is None or fault:
                 raise StoreCorruptError(
-                    f"{path}, line {number} is not as it was written: {error}. To keep the shards "
-                    f"before it, delete this line and all below it, and run the same `axolotl "
-                    "distill capture` again; or delete the store."
-                ) from error
+                    f"{path}, line {line.number} is not as it was written: {fault}. To keep the "
+                    "shards before it, delete this line and all below it, and run the same "
+                    "`axolotl distill capture` again; or delete the store."
+                )
             shards.append(shard)
-            whole += len(line)
+            whole = line.start + len(line.data)
     return shards, whole, seal

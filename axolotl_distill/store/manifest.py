@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from pydantic import PrivateAttr, ValidationError
 
+from axolotl_distill.disk.atomic import write_atomically
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
 from axolotl_distill.show import without_secrets
 from axolotl_distill.store import journal
 from axolotl_distill.store.encoding import id_bits
-from axolotl_distill.store.files import write_atomically
 from axolotl_distill.store.schema import RECORD_BITS, Contents
 from axolotl_distill.store.sealed import SEAL, seal_of, strict_json
 

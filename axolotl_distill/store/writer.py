@@ -6,7 +6,6 @@ neither names does not exist.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,30 +16,27 @@ from typing import IO, Any, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from safetensors.numpy import save
 
+from axolotl_distill.disk.atomic import TEMPORARY, atomically, sync_folder, write_atomically
+from axolotl_distill.disk.lock import LOCK, lock_folder
+from axolotl_distill.disk.refused import refusals
 from axolotl_distill.errors import StoreError
+from axolotl_distill.signal.batch import IGNORE, supervised_positions
 from axolotl_distill.store import journal
 from axolotl_distill.store.card import dataset_card
 from axolotl_distill.store.checked import check_sizes
 from axolotl_distill.store.encoding import are_entries
-from axolotl_distill.store.files import (
-    LOCK,
-    TEMPORARY,
-    lock_folder,
-    publish,
-    sync_folder,
-    write_atomically,
-    written,
-)
 from axolotl_distill.store.manifest import FILE, Manifest
-from axolotl_distill.store.rows import IGNORE, ROW_SCHEMA
+from axolotl_distill.store.rows import ROW_SCHEMA
 from axolotl_distill.store.schema import MAX_SHARDS, Shard, shard_name
 
 # Rows that are in no shard yet (capture/journal.py), and folders of tokenised text: what a capture
 # keeps beside the store while it runs.
 JOURNAL = "open-rows.journal"
 TOKENISED = ".tokenised-"
+KEY = "`distill.capture.output`, or `--output`"
 FOLDERS = {"data": "parquet", "teacher": "safetensors"}
 
 
@@ -55,7 +51,7 @@ class StoreWriter:
     what was committed stays, and a later writer goes on with it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: IO[str]):
+    def __init__(self, path: Path, manifest: Manifest, lock: FileLock):
         self.path = path
         self.manifest = manifest
         self._lock = lock
@@ -73,12 +69,12 @@ class StoreWriter:
         so far; StoreMissingError and StoreCorruptError when a shard of it is missing or cut.
         """
         path = Path(path)
-        with written(path):
+        with refusals(path, StoreError, KEY):
             refuse_strangers(path)
             for folder in (path, *(path / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
-            lock = lock_folder(path)
+            lock = lock_folder(path, StoreError)
             try:
                 if (path / FILE).exists():
                     manifest = _resume(path, manifest)
@@ -87,7 +83,7 @@ class StoreWriter:
                 _remove_uncommitted(path, manifest)
                 return cls(path, manifest, lock)
             except BaseException:
-                lock.close()
+                lock.release()
                 raise
 
     @property
@@ -169,7 +165,7 @@ class StoreWriter:
             raise StoreError(f"{self.path}: {fault}; {key} `distill.capture.shard_records`.")
         table = pa.Table.from_pylist(self._rows, ROW_SCHEMA)
         tensors = save(self._tensors())
-        with written(self.path):
+        with refusals(self.path, StoreError, KEY):
             shard.files[shard.rows_file] = self._write(
                 shard.rows_file, lambda file: pq.write_table(table, file, compression="zstd")
             )
@@ -193,7 +189,7 @@ class StoreWriter:
             if self.manifest.shards:
                 self.manifest.shards[-1].source_stop = self.next_source_row
             self.manifest.complete = True
-            with written(self.path):
+            with refusals(self.path, StoreError, KEY):
                 write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
                 self.manifest.save(self.path)
                 (self.path / journal.FILE).unlink(missing_ok=True)
@@ -212,7 +208,7 @@ class StoreWriter:
                 _remove_uncommitted(self.path, self.manifest)
                 for name in (FILE, journal.FILE):
                     (self.path / name).unlink(missing_ok=True)
-        self._lock.close()
+        self._lock.release()
 
     def _check_complete(self) -> None:
         source, records = self.manifest.source, self.manifest.num_records
@@ -229,7 +225,7 @@ class StoreWriter:
     ) -> None:
         ids, labels = np.asarray(input_ids, np.int64), np.asarray(labels, np.int64)
         size = self.manifest.vocab_size
-        supervised = int((labels[1:] != IGNORE).sum())
+        supervised = supervised_positions(labels).size
         if ids.shape != labels.shape or supervised != num_records:
             raise StoreError(
                 f"row {row_id} has {ids.size} tokens, {labels.size} labels, {supervised} of them "
@@ -259,16 +255,12 @@ class StoreWriter:
         return arrays
 
     def _write(self, name: str, write: Callable[[IO[bytes]], object]) -> dict[str, Any]:
-        path = self.path / name
-        temporary = path.with_name(path.name + TEMPORARY)
-        with temporary.open("wb") as file:
+        with atomically(self.path / name) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with temporary.open("rb") as file:
+            size = file.tell()
+            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        publish(temporary, path)
-        return {"bytes": path.stat().st_size, "sha256": digest}
+        return {"bytes": size, "sha256": digest}
 
     def _start_shard(self) -> None:
         self._rows: list[dict[str, Any]] = []

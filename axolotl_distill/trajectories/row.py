@@ -1,9 +1,10 @@
 """The row of text."""
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
-Row = dict[str, Any]
-"""A JSON object: a line of a file, a trajectory, a message."""
+from axolotl_distill.disk.rows import Row
+
+__all__ = ["Row", "Usage"]
 
 
 class Usage(TypedDict):

@@ -27,7 +27,7 @@ def of_trajectories(folder, tiny_llama_dir, *answers):
     dataset = {"path": str(path), "ds_type": "json", "type": "axolotl_distill.trajectories"}
     return {
         "base_model": str(tiny_llama_dir),
-        "distill": {"teacher": {"type": "text"}},
+        "distill": {"teacher": "text"},
         "datasets": [dataset],
         "chat_template": "chatml",
         "micro_batch_size": 1,

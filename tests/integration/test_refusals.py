@@ -216,7 +216,7 @@ def test_example_recipes_are_valid(path):
     assert {"verify", "thinking"} <= {step.kind for step in recipe.filter.steps}
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Hardware" in line for line in header) and any("Command" in line for line in header)
-    assert check_terms(recipe.teacher.name, recipe.teacher.terms).verdict == "permitted"
+    assert check_terms(recipe.teacher.model, recipe.teacher.terms).verdict == "permitted"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=example_name)

@@ -38,7 +38,7 @@ def text_config(tiny_llama_dir, dataset):
         "base_model": str(tiny_llama_dir),
         "special_tokens": {"eos_token": "<|im_end|>"},
         "chat_template": "chatml",
-        "distill": {"teacher": {"type": "text"}},
+        "distill": {"teacher": "text"},
         "datasets": [
             {"path": str(dataset), "split": "train", "type": "axolotl_distill.trajectories"}
         ],

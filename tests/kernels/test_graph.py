@@ -99,5 +99,5 @@ def test_the_documented_training_loop_learns(capsys):
     assert len(code.splitlines()) <= 40
     torch.manual_seed(0)
     exec(compile(code, "docs/pytorch-loop.md", "exec"), {"__name__": "loop"})
-    losses = [float(x) for x in re.findall(r"kl (\d+\.\d+)", capsys.readouterr().out)]
+    losses = [float(x) for x in re.findall(r"kd (\d+\.\d+)", capsys.readouterr().out)]
     assert losses[-1] < 0.5 * losses[0]

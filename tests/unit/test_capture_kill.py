@@ -18,7 +18,7 @@ from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.run import capture
 from axolotl_distill.cli.frame import ends_well
 from axolotl_distill.commands.kept import stored_rows
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.store import StoreWriter, verify_store
 from axolotl_distill.store.writer import JOURNAL

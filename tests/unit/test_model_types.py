@@ -4,12 +4,14 @@ import contextlib
 
 import pytest
 import torch
-from distill_kernels import DistillSpec, SparseTeacher, distill_loss
+from distill_kernels import DistillSpec, distill_loss
 from peft import LoraConfig, get_peft_model
+from support.losses import shifted
 from support.model_types import VOCAB, tiny
 from transformers import MixtralForCausalLM
 
 from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
+from axolotl_distill.signal.entries import decode_entries
 
 FUSED = """
 afmoe apertus arcee aria_text bamba bert-generation biogpt bitnet bloom codegen cohere cohere2
@@ -70,14 +72,14 @@ def batch():
     entries[0, 5] = -1
     tail = torch.randint(-2000, 2000, (2, 9), generator=g, dtype=torch.int16)
     made = {"input_ids": tokens, "labels": labels, "attention_mask": mask}
-    return {**made, "teacher_entries": entries, "teacher_tail": tail}
+    return shifted({**made, "teacher_entries": entries, "teacher_tail": tail})
 
 
 def from_own_logits(model, request, router_weight):
     b = batch()
     text = {k: b[k] for k in ("input_ids", "attention_mask")}
     out = model(**text, use_cache=False, **request)
-    teacher = SparseTeacher.from_entries(
+    teacher = decode_entries(
         b["teacher_entries"][:, :-1].flatten(0, 1),
         vocab_size=VOCAB,
         sampled=False,

@@ -6,7 +6,7 @@ import torch
 
 from axolotl_distill.capture.logits import length_batches
 from axolotl_distill.capture.records import make_records
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store.encoding import (
     decode_counts,
     decode_entropy,

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from axolotl_distill.commands.recipe import load_recipe
-from axolotl_distill.config.distill import check_config_file
+from axolotl_distill.config.reading import check_config_file
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
 

@@ -2,15 +2,9 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from distill_kernels.transform import LogitTransform
-
-PAD_ENTRY = -1
-LOGPROB_RANGE = 32.0
-FIXED_POINT = 1024.0
-NO_TAIL = -32768
 
 
 @dataclass(frozen=True)
@@ -57,58 +51,6 @@ class SparseTeacher:
             self.logprobs[rows],
             None if self.tail_logprob is None else self.tail_logprob[rows],
             None if self.entropy is None else self.entropy[rows],
-        )
-
-    @classmethod
-    def from_entries(
-        cls,
-        entries: Tensor,
-        *,
-        vocab_size: int,
-        sampled: bool,
-        temperature: float,
-        tail: Tensor | None = None,
-        entropy: Tensor | None = None,
-    ) -> "SparseTeacher":
-        """Decode the records of a teacher store on the device (docs/store-format.md).
-
-        entries  int32 [N, K]: the bits of uint32 entries; the id in the high bits, a quantised
-                 log-probability at T=1 or a draw count in the rest; all ones = no entry
-        tail     int16 [N]: 1024 * ln(tail mass / head mass) at `temperature`; -32768 = no tail.
-                 None: the entries are taken for the whole distribution.
-        entropy  int16 [N]: 1024 * nats, sampled records only
-
-        The entries are tempered and made to sum to the head's mass, so that head and tail are a
-        distribution to fp32 rounding at every temperature:
-            log p_k = log softmax_k(logprob / T) + log(1 - tail_T)
-        """
-        value_bits = 32 - max(1, (vocab_size - 1).bit_length())
-        mask = entries != PAD_ENTRY
-        bits = entries.to(torch.int64) & 0xFFFFFFFF
-        ids = torch.where(mask, bits >> value_bits, -1)
-        code = (bits & ((1 << value_bits) - 1)).to(torch.float32)
-        if sampled:
-            value = code.log()
-        else:
-            value = code * (-LOGPROB_RANGE / ((1 << value_bits) - 2) / temperature)
-        value = value.masked_fill(~mask, -torch.inf)
-        # A row of pads only would be -inf - (-inf); its logprobs stay -inf.
-        total = value.logsumexp(-1, keepdim=True).nan_to_num(neginf=0.0)
-        logprobs = value - total
-
-        tail_logprob = None
-        if tail is not None:
-            log_odds = (tail.to(torch.float32) / FIXED_POINT).masked_fill(
-                tail == NO_TAIL, -torch.inf
-            )
-            tail_logprob = torch.nn.functional.logsigmoid(log_odds)
-            if not sampled:
-                logprobs = logprobs + torch.nn.functional.logsigmoid(-log_odds)[:, None]
-        return cls(
-            ids=ids,
-            logprobs=logprobs,
-            tail_logprob=tail_logprob,
-            entropy=None if entropy is None else entropy.to(torch.float32) / FIXED_POINT,
         )
 
 

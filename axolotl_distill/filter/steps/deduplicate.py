@@ -4,11 +4,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
-from axolotl_distill.config.block import Block
+from axolotl_distill.config.block import Block, ReadBy
 from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.parts import calls_text, part, plain, tools_text
 from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, Where, registered
@@ -35,12 +35,14 @@ class DeduplicateArgs(Block):
         description="exact: up to white space. near: Jaccard similarity of word 5-grams, by "
         "MinHash.",
     )
-    threshold: float = Field(0.8, gt=0.0, lt=1.0, description="near: similarity of a duplicate.")
+    threshold: Annotated[float, ReadBy("method", "near")] = Field(
+        0.8, gt=0.0, lt=1.0, description="near: similarity of a duplicate."
+    )
     of: Literal["all", "thinking", "answer", "prompt"] = Field(
         "all",
         description="prompt: all rows of a prompt go when an earlier prompt says the same.",
     )
-    within: Literal["prompt", "dataset"] = Field(
+    within: Annotated[Literal["prompt", "dataset"], ReadBy("of", unless=("prompt",))] = Field(
         "prompt",
         description="Compare with rows of the same prompt, or with all; prompts always with all.",
     )

@@ -4,12 +4,13 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from axolotl_distill.config.block import Block, PathText
+from axolotl_distill.config.block import PathText, ReadBy
 from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.config.teacher import ModelArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.ask import Question, ask
 from axolotl_distill.filter.conversation import conversation
@@ -20,14 +21,12 @@ from axolotl_distill.trajectories.row import Row
 TOO_LONG = "too long for the reward model"
 
 
-class RewardArgs(Block):
+class RewardArgs(ModelArgs):
     """A reward model: a sequence classifier in this process, or behind vLLM or SGLang.
 
     With one output the score is that output. With more, it is the probability of `label`.
     """
 
-    model: PathText = Field(description="Local folder or hub name; with a server: as it is served.")
-    server: ServerArgs | None = None
     tokenizer: PathText | None = Field(
         None, description="Its tokenizer, whose chat template is applied; default: `model`."
     )
@@ -37,10 +36,12 @@ class RewardArgs(Block):
     label: int | None = Field(None, ge=0, description="Which output, where there are several.")
     min_score: float | None = Field(None, description="Drop below it; default: only score.")
     max_tokens: int = Field(8192, ge=1, description="Longer rows are dropped, not cut.")
-    batch_size: int = Field(8, ge=1, description="Rows in one forward pass.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, …")
-    trust_remote_code: bool = False
+    batch_size: Annotated[int, ReadBy("server", None)] = Field(
+        8, ge=1, description="Rows in one forward pass."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that the checkpoint or its tokenizer brings."
+    )
 
     @field_validator("server")
     @classmethod
@@ -137,9 +138,7 @@ class _Here:
 
         self.args, self.reader = args, reader
         try:
-            config = AutoConfig.from_pretrained(
-                args.model, trust_remote_code=args.trust_remote_code
-            )
+            config = AutoConfig.from_pretrained(args.model, **args.origin)
         except (OSError, ValueError) as error:
             raise ConfigError(f"`reward.model: {args.model}` cannot be loaded: {error}") from error
         score_of([0.0] * config.num_labels, args)
@@ -161,24 +160,22 @@ class _Here:
     def _outputs(self, batch: list[list[int]]) -> list[list[float]]:
         import torch
 
+        from axolotl_distill.teachers.load import input_device
+
         padded = self.reader.tokenizer.pad(
             {"input_ids": batch}, padding_side="right", return_tensors="pt"
-        ).to(self._model.device)
+        ).to(input_device(self._model))
         with torch.inference_mode():
             return self._model(**padded).logits.float().tolist()
 
     def _load(self) -> Any:
-        import torch
         from transformers import AutoModelForSequenceClassification
 
-        from axolotl_distill.teachers.load import resolve_device
+        from axolotl_distill.teachers.load import loading_options
 
         args = self.args
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            args.model,
-            dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
-            trust_remote_code=args.trust_remote_code,
-            output_loading_info=True,
+            args.model, **loading_options(args), output_loading_info=True
         )
         if loading["missing_keys"]:
             raise ConfigError(
@@ -191,7 +188,7 @@ class _Here:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return model.to(resolve_device(args.device)).eval()
+        return model.eval()
 
 
 class _Served:

@@ -10,15 +10,15 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.config.distill import STORE_MODULE, STORE_TYPE, is_store
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.datasets.thinking import DROP, parse_thinking
 from axolotl_distill.store import TeacherStore, open_store
 
-STORE_TYPE = "axolotl_distill.store"
 CHAT_TYPE = "axolotl_distill.chat"
 TRAJECTORIES_TYPE = "axolotl_distill.trajectories"
 MODULES = {
-    STORE_TYPE: "axolotl_distill.host.datasets.store",
+    STORE_TYPE: STORE_MODULE,
     CHAT_TYPE: "axolotl_distill.host.datasets.chat",
     TRAJECTORIES_TYPE: "axolotl_distill.host.datasets.trajectories",
 }
@@ -35,11 +35,6 @@ THINKING = "thinking"
 CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
 """Axolotl's schema drops the keys of a dataset that it does not know. This one it knows, reads
 nowhere, and counts into the key of its prepared-dataset cache."""
-
-
-def is_store(dataset: Any) -> bool:
-    """Whether a `datasets` entry is a teacher store, under its public or its module name."""
-    return dataset.get("type") in (STORE_TYPE, MODULES[STORE_TYPE])
 
 
 def is_ours(dataset: Any) -> bool:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from distill_kernels import SparseTeacher
 from support.stores import topk_records
 
+from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.store import encoding
 
 
@@ -15,7 +15,7 @@ def test_logprobs(vocab, temperature):
     logits = torch.randn(6, vocab, dtype=torch.float64) * 4
     k = min(16, vocab)
     entries, tail = topk_records(logits, k, [temperature])
-    teacher = SparseTeacher.from_entries(
+    teacher = decode_entries(
         torch.from_numpy(entries.view(np.int32).reshape(6, k)),
         vocab_size=vocab,
         sampled=False,
@@ -37,7 +37,7 @@ def test_counts_and_padding():
     ids = np.array([[3, 9, 4], [7, 0, 0]])
     entries = encoding.encode_counts(ids, np.array([[5, 2, 1], [8, 1, 1]]), 1000)
     entries[1, 1:] = encoding.PAD
-    teacher = SparseTeacher.from_entries(
+    teacher = decode_entries(
         torch.from_numpy(entries.view(np.int32)),
         vocab_size=1000,
         sampled=True,
@@ -55,7 +55,7 @@ def test_no_tail_and_no_entries():
     entries = torch.full((2, 2), -1, dtype=torch.int32)
     first = encoding.encode_logprobs(np.array([1, 2]), np.log([0.25, 0.75]), 10)
     entries[0] = torch.from_numpy(first.view(np.int32))
-    teacher = SparseTeacher.from_entries(
+    teacher = decode_entries(
         entries,
         vocab_size=10,
         sampled=False,

@@ -1,0 +1,43 @@
+"""One process at a time."""
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from axolotl_distill.errors import DistillError
+
+LOCK = ".lock"
+
+
+def file_lock(path: Path) -> FileLock:
+    """The kernel's lock on a file, which ends with the process that holds it, however that ends.
+
+    The library would put a marker file in its place where a file system has no locks; that of a
+    killed process would keep everybody out, so there `acquire` raises OSError instead. The file
+    stays when the lock is released: others may be waiting at it.
+    """
+    return FileLock(path, thread_local=False, fallback_to_soft=False)
+
+
+def lock_folder(path: Path, error: type[DistillError]) -> FileLock:
+    """The lock of a folder's one writer, held until it is released or the process ends.
+
+    Raises `error` when another process holds it, and where the file system has no locks; OSError
+    for a folder that cannot be written.
+    """
+    # Where the file cannot be made, the folder is at fault and not its locks.
+    (path / LOCK).open("a").close()
+    lock = file_lock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise error(
+            f"{path} is being written by another process. Wait for it, or stop it."
+        ) from None
+    except (OSError, NotImplementedError) as fault:
+        raise error(
+            f"{path} cannot be locked ({getattr(fault, 'strerror', None) or fault}): its file "
+            "system has no locks, and a second writer could not be kept out. Write to a local "
+            "folder, and copy it afterwards."
+        ) from fault
+    return lock
