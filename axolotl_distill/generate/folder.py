@@ -7,7 +7,6 @@ aside/prompts.jsonl  rows of the prompts that could not be asked in the last run
 aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written; asked for again
 """
 
-import fcntl
 import json
 import secrets
 from collections.abc import Collection, Iterable
@@ -15,9 +14,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock
+
 from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.config.teacher import TeacherArgs
-from axolotl_distill.disk.atomic import atomically, write_atomically
+from axolotl_distill.disk.atomic import TEMPORARY, atomically, write_atomically
+from axolotl_distill.disk.lock import LOCK, lock_folder
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally, counted
@@ -51,7 +53,7 @@ class GenerationFolder:
     damaged  lines that were put aside when it was opened
     """
 
-    def __init__(self, path: Path, lock: Any):
+    def __init__(self, path: Path, lock: FileLock):
         self.path = path
         self.uid = ""
         self._lock = lock
@@ -88,9 +90,8 @@ class GenerationFolder:
         path = Path(path)
         _refuse_strangers(path)
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = lock_folder(path, GenerateError)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _header(path, settings)
             folder = cls(path, lock)
             folder._refuse_other_prompts(prompt_ids)
@@ -101,13 +102,8 @@ class GenerationFolder:
             for old in [*(path / "failed").glob("*.jsonl"), path / "aside" / "prompts.jsonl"]:
                 old.unlink(missing_ok=True)
             return folder
-        except BlockingIOError:
-            lock.close()
-            raise GenerateError(
-                f"{path} is being written by another process. Wait for it, or stop it."
-            ) from None
         except BaseException:
-            lock.close()
+            lock.release()
             raise
 
     def strays(self, prompt_ids: Collection[str], n: int) -> tuple[int, int]:
@@ -171,7 +167,7 @@ class GenerationFolder:
                     file.unlink()
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        self._lock.close()
+        self._lock.release()
 
 
 class Part:
@@ -236,7 +232,7 @@ def _refuse_strangers(path: Path) -> None:
     if not path.exists() or (path / FILE).exists():
         return
     strangers = (
-        [entry.name for entry in path.iterdir() if entry.name not in (".lock", FILE + ".tmp")]
+        [entry.name for entry in path.iterdir() if entry.name not in (LOCK, FILE + TEMPORARY)]
         if path.is_dir()
         else [path.name]
     )

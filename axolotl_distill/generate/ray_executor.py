@@ -42,7 +42,7 @@ def ask_on_ray(work: Work) -> None:
     if each.server is not None:
         each.server.concurrency = max(1, concurrency // workers)
         batch_size = ROUNDS * each.server.concurrency
-    bank = (
+    bank: Any = (
         ray.remote(_Bank)
         .options(max_concurrency=1000)
         .remote(args, folder.earlier, folder.next_part)

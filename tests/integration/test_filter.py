@@ -70,7 +70,7 @@ def source(tmp_path):
 
 def cli(tmp_path, source, code=0, command=FILTER, **values):
     recipe = {
-        "teacher": {"name": "big-one", "type": "model"},
+        "teacher": {"model": "big-one"},
         "generate": {"prompts": [{"path": "prompts.jsonl"}], "output": str(source)},
         "filter": {"output": str(tmp_path / "dataset"), **values},
     }
