@@ -8,11 +8,11 @@ import numpy as np
 from jinja2 import TemplateError
 
 from axolotl_distill.capture.layouts import Context, Example, Layout
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import Row, SourceSummary, summarise
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import IGNORE
+from axolotl_distill.store import RecordBatch
 from axolotl_distill.teachers.top import top_logprobs
 
 # By how much a neighbour must fit better before the rows are taken to be shifted.

@@ -9,11 +9,10 @@ from safetensors import SafetensorError
 
 from axolotl_distill.capture.journal import RecordJournal
 from axolotl_distill.capture.progress import CaptureReport, Progress
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import Row, Source
 from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.signal.batch import supervised_positions
-from axolotl_distill.store import StoreWriter
+from axolotl_distill.store import RecordBatch, StoreWriter
 
 
 def capture(
@@ -94,7 +93,7 @@ class _Line:
         for index, records in source.records(wanted) if wanted else ():
             self.journal.append(index, records)
             self.ready[index] = records
-            self.progress.add(rows[index], len(records.lengths))
+            self.progress.add(rows[index], len(records))
             self._move(rows, waiting)
         assert not waiting, "a source must give the records of every row"
 
@@ -122,10 +121,7 @@ class _Line:
             input_ids=row["input_ids"],
             labels=row["labels"],
             text=self.decode(row["input_ids"]),
-            entries=records.entries,
-            lengths=records.lengths,
-            tail=records.tail,
-            entropy=records.entropy,
+            records=records,
         )
         if self.writer.open_records >= self.shard_records:
             self.commit()

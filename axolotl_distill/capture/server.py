@@ -5,12 +5,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, Self
 
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import DistillError
 from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch
 from axolotl_distill.teachers.server import ServerTeacher
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 

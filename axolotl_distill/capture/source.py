@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch
 
 # What a teacher needs at once to make full batches, or to keep a server busy.
 WINDOW_ROWS = 256

@@ -57,7 +57,7 @@ class TeacherCollator:
             for tag, store in self.stores.items()
             if temperature in store.manifest.temperatures
         }
-        self.sampled = any(s.manifest.method["kind"] == "sampled" for s in stores)
+        self.sampled = any("entropy" in s.manifest.method.columns for s in stores)
 
     def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:
         nested = isinstance(features[0], list)

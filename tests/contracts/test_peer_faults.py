@@ -36,6 +36,8 @@ from axolotl_distill.objectives.forward import attach_distill_forward
 from axolotl_distill.signal.batch import pointers
 from axolotl_distill.store import open_store
 
+pytestmark = pytest.mark.axolotl
+
 
 def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
     torch.distributed.init_process_group("gloo", "tcp://127.0.0.1:0", world_size=1, rank=0)
