@@ -1,5 +1,6 @@
 """Ray, where `--executor ray` asks for it: the cluster, and rows streamed through its workers."""
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -22,8 +23,8 @@ def connect() -> int:
         ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -46,8 +46,11 @@ class Processes:
             (folder / "work").mkdir()
             (folder / "work" / "main.py").write_text(code, errors="surrogatepass")
             (folder / "stdin").write_text(stdin, errors="surrogatepass")
-            order = {"folder": str(folder), "mark": mark, "python": sys.executable}
-            order |= {**asdict(limits), "bwrap": self._bwrap, "path": sys.path}
+            order = {
+                **{"folder": str(folder), "mark": mark, "python": sys.executable},
+                **{"bwrap": self._bwrap, "path": sys.path},
+                **asdict(limits),
+            }
             status = _supervised(json.dumps(order).encode() + b"\n", limits.seconds + GRACE)
             if status == "lost" or sys.platform != "linux":
                 kill_marked(mark, 3 * GRACE)

@@ -137,6 +137,8 @@ class _Process:
         return reply["answer"]
 
     def _receive(self, timeout: float) -> Any:
+        if self._pipe is None:
+            return Failed("crashed")
         try:
             if not self._pipe.poll(timeout):
                 return Failed("timed out", f"after {timeout:g} s")

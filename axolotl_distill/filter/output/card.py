@@ -152,7 +152,7 @@ def _settings(values: dict[str, Any], skip: tuple[str, ...]) -> str:
 
 
 def _tokens(report: Report) -> str:
-    tokens = report["tokens"]
+    tokens = report["tokens"] or {}
     past = ""
     if "past" in tokens:
         limit = tokens["sequence_len"]

@@ -49,7 +49,9 @@ def columns(args: FilterArgs, used: Collection[str] = ()) -> dict[str, Any]:
     if args.format == "prompt_completion":
         return dict.fromkeys(["prompt", "completion"], pa.string())
     texts = {"role", "content"} | ({"reasoning_content"} if args.reasoning == "field" else set())
-    fields = [(key, pa.string()) for key in KEPT if key in texts | ({*used} - {"tool_calls"})]
+    fields: list[tuple[str, Any]] = [
+        (key, pa.string()) for key in KEPT if key in texts | ({*used} - {"tool_calls"})
+    ]
     if "tool_calls" in used:
         function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
         call = pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)])

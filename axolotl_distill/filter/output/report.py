@@ -109,6 +109,6 @@ def token_table(report: Report) -> list[list[str]]:
     """Header and a line for the whole, the prompt, the thinking and the answer."""
     keys = ("min", "p50", "p90", "p99", "max", "sum")
     lines = [["tokens", "rows", *keys]]
-    for name, found in report["tokens"]["parts"].items():
+    for name, found in (report["tokens"] or {"parts": {}})["parts"].items():
         lines.append([name, str(found["rows"]), *(f"{found[key]:.0f}" for key in keys)])
     return lines

@@ -16,12 +16,10 @@ from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.pipeline import Pipeline
 from axolotl_distill.filter.rows import as_written
 
+TEXTS = ("id", "prompt_id", "step", "reason", "detail")
 REJECTED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "prompt_id", "step", "reason", "detail")),
-        ("score", pa.float64()),
-        ("row", pa.string()),
-    ]
+    [pa.field(name, pa.string()) for name in TEXTS]
+    + [pa.field("score", pa.float64()), pa.field("row", pa.string())]
 )
 
 

@@ -36,7 +36,7 @@ def question(args: VerifyArgs, row: Row) -> Question | Verdict:
 
 def _text(args: VerifyArgs, answer: str, meta: Row) -> Question | Verdict:
     options = args.model_dump(include={"tolerance", "absolute_tolerance", "ignore", "pattern"})
-    if args.method == "regex" and "{answer}" not in args.pattern:
+    if args.method == "regex" and "{answer}" not in (args.pattern or ""):
         references = []
     else:
         values = _columns(meta, args.columns)
