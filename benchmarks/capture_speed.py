@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.logits import LogitsSource, length_batches
 from axolotl_distill.capture.source import summarise
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.store import StoreWriter, new_manifest
 from axolotl_distill.teachers.hf import HFTeacher
 
@@ -34,7 +35,7 @@ def chats(tokenizer) -> list[dict]:
 
 def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(ROOT / ".cache/smollm2")
-    teacher = HFTeacher(str(ROOT / ".cache/smollm2"), vocab_size=len(tokenizer))
+    teacher = HFTeacher(TeacherArgs(model=str(ROOT / ".cache/smollm2")), vocab_size=len(tokenizer))
     rows = chats(tokenizer)
     by_index = dict(enumerate(rows))
     read = summarise(rows, len(rows))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.capture.records import make_records
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,7 +94,9 @@ def full_gradient(student, weight, teacher_logits, temperature) -> torch.Tensor:
 def sparse_gradient(student, weight, teacher_logits, temperature, values, support):
     """(gradient, bytes a token)"""
     values = {**values, "temperatures": [1.0, temperature]}
-    args = CaptureArgs(teacher="-", output="-", sampling_temperature=temperature, **values)
+    if values.get("method") == "sampled":
+        values["sampling_temperature"] = temperature
+    args = CaptureArgs(teacher="-", output="-", **values)
     batch = make_records(teacher_logits, args, seed=1)
     lengths = torch.from_numpy(batch.lengths)
     entries = torch.full((TOKENS, int(lengths.max())), -1, dtype=torch.int32)

@@ -76,7 +76,7 @@ def capture(
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
-    from axolotl_distill.config.distill import capture_args, check_config_file
+    from axolotl_distill.config.reading import capture_args, check_config_file
 
     capture_args(check_config_file(_file(config)).capture, teacher, output)
     from axolotl_distill.commands.capture import run
@@ -92,7 +92,7 @@ def capture(
 @framed(KEPT_ROWS)
 def import_(config: str, source: str, layout: str | None, output: str) -> dict[str, Any]:
     """Turn log-probabilities collected elsewhere (SOURCE) into a teacher store for CONFIG."""
-    from axolotl_distill.config.distill import check_config_file
+    from axolotl_distill.config.reading import check_config_file
 
     check_config_file(_file(config))
     from axolotl_distill.commands.import_ import run
@@ -123,7 +123,7 @@ def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
 def verify(store: str, config: str | None) -> dict[str, Any]:
     """Check STORE against its hashes and, with --config, tokenizer, student and loss."""
     if config is not None:
-        from axolotl_distill.config.distill import check_config_file
+        from axolotl_distill.config.reading import check_config_file
 
         check_config_file(_file(config))
     from axolotl_distill.commands.verify import run

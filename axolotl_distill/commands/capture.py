@@ -10,11 +10,13 @@ from axolotl_distill.capture import capture
 from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.commands.kept import keeps_what_is_written, stored_rows
 from axolotl_distill.commands.say import say
-from axolotl_distill.config.distill import CaptureArgs, CaptureTeacherArgs, capture_args
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.store import Manifest, StoreWriter, describe_tokenizer, new_manifest
-from axolotl_distill.teachers.fingerprint import UNKNOWN, weights_of
+from axolotl_distill.store.payloads import payload_of
+from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
 
 
@@ -27,7 +29,7 @@ def run(
     """
     cfg, distill = load_config(config)
     args = capture_args(distill.capture, teacher, output)
-    terms = check_terms(args.teacher.model_name, args.teacher.terms)
+    terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
     with (
@@ -50,16 +52,21 @@ def run(
             "datasets": [str(entry.path) for entry in entries],
             "train_on_inputs": bool(cfg.train_on_inputs),
         }
-        from_server = args.teacher.type == "server"
+        from_server = args.teacher.server is not None
+        if from_server:
+            say(
+                f"Which weights a server has it does not tell: that `{args.teacher.model}` stays "
+                "the same model until the store is complete is for you to see to."
+            )
         vocab_size, about_tokenizer = _vocabulary(args, rows, tokenizer)
         manifest = new_manifest(
             vocab_size=vocab_size,
-            method=_method(args),
+            method=payload_of(args),
             temperatures=args.temperatures,
             tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
             sequence_len=int(cfg.sequence_len),
             tokenizer=about_tokenizer,
-            teacher=_about_teacher(args.teacher),
+            teacher=identity(args.teacher),
             source=about,
             terms=dataclasses.asdict(terms),
         )
@@ -89,7 +96,7 @@ def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict
     finished = _finished(args.output)
     if finished is not None:
         return finished.vocab_size, finished.tokenizer
-    if args.teacher.type == "server":
+    if args.teacher.server is not None:
         from axolotl_distill.capture.server import ServerSource
 
         with ServerSource(args, vocab_size=len(tokenizer)) as source:
@@ -97,11 +104,13 @@ def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict
     else:
         from axolotl_distill.teachers.tokenizer import local_vocabulary
 
-        path, trusted = args.teacher.path, args.teacher.trust_remote_code
-        shared, compared = local_vocabulary(path, tokenizer, trust_remote_code=trusted)
+        shared, compared = local_vocabulary(args.teacher, tokenizer)
         if not compared:
-            say(f"{path} has no tokenizer: whether it reads text as the student is unknown.")
-    used = shared.check_text(rows, args.teacher.model_name)
+            say(
+                f"{args.teacher.model} has no tokenizer: whether it reads text as the student is "
+                "unknown."
+            )
+    used = shared.check_text(rows, args.teacher.model)
     return shared.size, describe_tokenizer(tokenizer, shared.size, used)
 
 
@@ -116,7 +125,7 @@ def _finished(output: str) -> Manifest | None:
 @contextmanager
 def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
     """The teacher, loaded into this process, or reached."""
-    if args.teacher.type == "server":
+    if args.teacher.server is not None:
         from axolotl_distill.capture.server import ServerSource
 
         with ServerSource(args, vocab_size=vocab_size) as source:
@@ -125,39 +134,8 @@ def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
     from axolotl_distill.capture.logits import LogitsSource
     from axolotl_distill.teachers.hf import HFTeacher
 
-    model = HFTeacher(
-        args.teacher.path,
-        vocab_size=vocab_size,
-        dtype=args.teacher.dtype,
-        device=args.teacher.device,
-        trust_remote_code=args.teacher.trust_remote_code,
-    )
+    model = HFTeacher(args.teacher, vocab_size=vocab_size)
     yield LogitsSource(model, args, on_cpu=model.device == "cpu")
-
-
-def _about_teacher(teacher: CaptureTeacherArgs) -> dict[str, str]:
-    if teacher.server is not None:
-        say(
-            f"Which weights a server has it does not tell: that `{teacher.model_name}` stays the "
-            "same model until the store is complete is for you to see to."
-        )
-        about = {"name": teacher.model_name, "server": teacher.server.engine}
-        return {**about, "weights": UNKNOWN}
-    weights = weights_of(teacher.model_name)
-    return {"name": teacher.model_name, "dtype": teacher.dtype, "weights": weights}
-
-
-def _method(args: CaptureArgs) -> dict[str, object]:
-    if args.method == "topk":
-        return {"kind": "topk", "k": args.k}
-    if args.method == "nucleus":
-        return {"kind": "nucleus", "p": args.p, "max_k": args.max_k}
-    return {
-        "kind": "sampled",
-        "draws": args.draws,
-        "temperature": args.sampling_temperature,
-        "seed": args.seed,
-    }
 
 
 def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:

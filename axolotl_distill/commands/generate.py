@@ -29,7 +29,7 @@ def run(recipe: Recipe, *, limit: int | None, executor: str) -> dict[str, Any]:
     Returns what --json prints: what is in the folder, and what this run did.
     """
     args = recipe.generate
-    terms = check_terms(recipe.teacher.name, recipe.teacher.terms)
+    terms = check_terms(recipe.teacher.model, recipe.teacher.terms)
     say(terms.summary())
     _check_key(recipe)
     prompts, asides = _read_prompts(args, limit)
@@ -56,7 +56,7 @@ def run(recipe: Recipe, *, limit: int | None, executor: str) -> dict[str, Any]:
                 ray_executor.run(recipe, folder, todo, meter, progress)
             else:
                 backend = make_backend(recipe.teacher, args, folder.uid)
-                _ask(backend, recipe.teacher.name, folder, todo, meter, progress)
+                _ask(backend, recipe.teacher.model, folder, todo, meter, progress)
         except (ServerError, GenerateError) as error:
             raise GenerateError(f"{error}\n{_kept(args.output, total, todo, progress)}") from error
         except KeyboardInterrupt as stop:

@@ -12,7 +12,8 @@ from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.commands.capture import numbers, size
 from axolotl_distill.commands.kept import keeps_what_is_written
 from axolotl_distill.commands.say import say, warn
-from axolotl_distill.config.distill import CaptureArgs, DistillArgs
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.chat import chat_context, load_tokenizer
 from axolotl_distill.host.tokenise import load_config
@@ -45,7 +46,7 @@ def _import(
     tokenizer = load_tokenizer(cfg)
     context = chat_context(cfg, given, tokenizer)
     rows = ImportedRows(source, found, context, path, longest=int(cfg.sequence_len))
-    teacher = rows.example(0).teacher or (given.teacher.model_name if given else "unknown")
+    teacher = rows.example(0).teacher or (given.teacher.model if given else "unknown")
     terms = check_terms(teacher, given.teacher.terms if given else None)
     say(terms.summary())
     survey = rows.survey()

@@ -7,9 +7,11 @@ Imports nothing heavy: a block is checked before torch, transformers or a model 
 import math
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -22,7 +24,10 @@ LARGEST = 2**63 - 1
 EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 # What pydantic puts into a fault's place for a branch of a union.
-BRANCHES = {"str", "int", "float", "bool", "list[str]", "list[float]", "dict[str,any]"}
+BRANCHES = {
+    *("str", "int", "float", "bool", "list[str]", "list[float]", "dict[str,any]"),
+    *("dict[str,union[int,str]]", "(a word)", "(a block)"),
+}
 WANTED = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
@@ -36,13 +41,61 @@ WANTED = {
 }
 
 
+@dataclass(frozen=True, init=False)
+class ReadBy:
+    """Stands on a key that only some combinations read: `Annotated[float, ReadBy("divergence",
+    "jsd")]`. Where it is there and nothing reads it, the block is refused, whatever its value.
+
+    key     another key, of the same block or of the one around it; `teacher.server` goes deeper
+    values  with one of these it is read; None stands for a key that is not set
+    unless  with one of these it is not
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    unless: tuple[Any, ...]
+
+    def __init__(self, key: str, *values: Any, unless: tuple[Any, ...] = ()):
+        object.__setattr__(self, "key", key)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "unless", unless)
+
+    def fault(self, name: str, seen: Any, other: Any) -> str | None:
+        """Why the key `name`, set to `seen`, is not read where `key` is `other`."""
+        if other not in self.unless and (not self.values or other in self.values):
+            return None
+        at = f"{name}: {_shown(seen)}" if isinstance(seen, str | int | float) else name
+        now = "is not set" if other is None else f"is {_shown(other)}"
+        if self.unless:
+            return f"`{at}` is not read with `{self.key}: {_shown(other)}`. Remove it."
+        if self.values == (None,):
+            return f"`{at}` is read without `{self.key}` only, and `{self.key}` {now}. Remove it."
+        readers = " and ".join(f"`{self.key}: {_shown(value)}`" for value in self.values)
+        return (
+            f"`{at}` is read by {readers} only, and `{self.key}` {now}. Remove it, or change "
+            f"`{self.key}`."
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, BaseModel | dict):
+        return "set"
+    return foreign(f"{value:g}" if isinstance(value, float) else value, 80)
+
+
 class Block(BaseModel):
-    """A YAML mapping that refuses unknown keys and names the nearest right one.
+    """A YAML mapping that refuses unknown keys and names the nearest right one, and refuses keys
+    that nothing reads (`ReadBy`).
 
     Strict: no text for a number or a boolean, no fraction for an integer, no infinity, no NaN.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    MEANT: ClassVar[dict[str, str]] = {}
+    """What a key that others use here is called by us."""
 
     @model_validator(mode="before")
     @classmethod
@@ -51,7 +104,8 @@ class Block(BaseModel):
             return values
         for key in values:
             if key not in cls.model_fields:
-                near = get_close_matches(str(key), cls.model_fields, n=1)
+                near = [cls.MEANT[key]] if key in cls.MEANT else None
+                near = near or get_close_matches(str(key), cls.model_fields, n=1)
                 hint = f"did you mean `{near[0]}`?" if near else "remove it."
                 known = ", ".join(f"`{name}`" for name in cls.model_fields)
                 raise ValueError(f"unknown key `{foreign(key)}`; {hint} Known keys here: {known}")
@@ -59,6 +113,37 @@ class Block(BaseModel):
             key: _with_exponent(value) if _is_number(cls.model_fields[key].annotation) else value
             for key, value in values.items()
         }
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> "Block":
+        for fault in _unread(self):
+            raise ValueError(fault)
+        return self
+
+
+def _unread(block: Block, around: Block | None = None, at: str = "") -> Iterator[str]:
+    """What is wrong with the keys of `block` whose readers are told by a key of `around` (default:
+    of itself), then with those of the blocks in it that `block` tells of."""
+    teller = around or block
+    for name in block.model_fields_set:
+        value = getattr(block, name)
+        for mark in type(block).model_fields[name].metadata:
+            if not isinstance(mark, ReadBy):
+                continue
+            head = mark.key.partition(".")[0]
+            is_own = head in type(block).model_fields
+            if head in type(teller).model_fields and is_own is (around is None):
+                fault = mark.fault(f"{at}{name}", value, _looked_up(teller, mark.key))
+                if fault is not None:
+                    yield fault
+        if around is None and isinstance(value, Block):
+            yield from _unread(value, block, f"{name}.")
+
+
+def _looked_up(block: Any, key: str) -> Any:
+    for part in key.split("."):
+        block = getattr(block, part, None)
+    return block
 
 
 def _is_number(annotation: Any) -> bool:

@@ -1,11 +1,11 @@
 """`generate:` of a recipe."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_distill.config.block import Block, PathText
+from axolotl_distill.config.block import Block, PathText, ReadBy
 
 # What `extra` may not set: it has its own key, or would change what an answer is.
 OWN_KEYS = {
@@ -91,7 +91,9 @@ class GenerateArgs(Block):
     )
     budget: BudgetArgs | None = None
     price: PriceArgs | None = None
-    batch_size: int = Field(16, ge=1, description="`type: model` only: completions at once.")
+    batch_size: Annotated[int, ReadBy("teacher.server", None)] = Field(
+        16, ge=1, description="A model that is loaded here: completions at once."
+    )
     extra: dict[str, Any] = Field(
         {},
         description="server: merged into every request, for example {top_k: 20, "

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+from pydantic import field_validator, model_validator
+
 from axolotl_distill.config.block import Block, parse_block
 from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs, refuse_self
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
 
@@ -14,9 +16,24 @@ class Recipe(Block):
     """Who writes, what is generated, what is kept. One file for both commands; each needs only
     the blocks that it reads."""
 
-    teacher: RecipeTeacher | None = None
+    teacher: TeacherArgs | None = None
     generate: GenerateArgs | None = None
     filter: FilterArgs | None = None
+
+    @field_validator("teacher")
+    @classmethod
+    def _writes(cls, teacher: TeacherArgs | None) -> TeacherArgs | None:
+        return None if teacher is None else refuse_self(teacher)
+
+    @model_validator(mode="after")
+    def _ends(self) -> "Recipe":
+        local = self.teacher is not None and self.teacher.server is None
+        if local and self.generate is not None and self.generate.max_tokens is None:
+            raise ValueError(
+                "`generate.max_tokens` is needed for a teacher without `server`: null leaves the "
+                "limit to the server."
+            )
+        return self
 
     @property
     def rows(self) -> str | None:

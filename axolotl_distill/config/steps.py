@@ -2,7 +2,7 @@
 
 import re
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -12,8 +12,9 @@ from pydantic import (
     model_validator,
 )
 
-from axolotl_distill.config.block import Block, PathText
+from axolotl_distill.config.block import Block, PathText, ReadBy
 from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.config.teacher import ModelArgs
 from axolotl_distill.config.verify import VerifyArgs
 
 Of = Literal["all", "thinking", "answer"]
@@ -96,12 +97,14 @@ class DeduplicateArgs(Block):
         description="exact: up to white space. near: Jaccard similarity of word 5-grams, by "
         "MinHash.",
     )
-    threshold: float = Field(0.8, gt=0.0, lt=1.0, description="near: similarity of a duplicate.")
+    threshold: Annotated[float, ReadBy("method", "near")] = Field(
+        0.8, gt=0.0, lt=1.0, description="near: similarity of a duplicate."
+    )
     of: Literal["all", "thinking", "answer", "prompt"] = Field(
         "all",
         description="prompt: all rows of a prompt go when an earlier prompt says the same.",
     )
-    within: Literal["prompt", "dataset"] = Field(
+    within: Annotated[Literal["prompt", "dataset"], ReadBy("of", unless=("prompt",))] = Field(
         "prompt",
         description="Compare with rows of the same prompt, or with all; prompts always with all.",
     )
@@ -135,14 +138,12 @@ class JudgeArgs(Block):
         return self
 
 
-class RewardArgs(Block):
+class RewardArgs(ModelArgs):
     """A reward model: a sequence classifier in this process, or behind vLLM or SGLang.
 
     With one output the score is that output. With more, it is the probability of `label`.
     """
 
-    model: PathText = Field(description="Local folder or hub name; with a server: as it is served.")
-    server: ServerArgs | None = None
     tokenizer: PathText | None = Field(
         None, description="Its tokenizer, whose chat template is applied; default: `model`."
     )
@@ -152,10 +153,12 @@ class RewardArgs(Block):
     label: int | None = Field(None, ge=0, description="Which output, where there are several.")
     min_score: float | None = Field(None, description="Drop below it; default: only score.")
     max_tokens: int = Field(8192, ge=1, description="Longer rows are dropped, not cut.")
-    batch_size: int = Field(8, ge=1, description="Rows in one forward pass.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, …")
-    trust_remote_code: bool = False
+    batch_size: Annotated[int, ReadBy("server", None)] = Field(
+        8, ge=1, description="Rows in one forward pass."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that the checkpoint or its tokenizer brings."
+    )
 
     @field_validator("server")
     @classmethod

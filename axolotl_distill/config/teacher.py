@@ -1,46 +1,134 @@
-"""`teacher:` of a recipe: the model that writes."""
+"""`teacher:`, the model that is learned from; the same block wherever a YAML names one."""
 
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from axolotl_distill.config.block import Block, expanded
+from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
 from axolotl_distill.config.server import ServerArgs
 
+SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
+NOT_SELF = ReadBy("self", unless=(True,))
+LOCAL = (ReadBy("server", None), NOT_SELF)
+MODEL = "`{model: NAME}`, or `{model: NAME, server: {base_url: http://…/v1, engine: vllm}}`"
 
-class RecipeTeacher(Block):
-    """A model behind a server, or a Hugging Face model in this process."""
 
-    type: Literal["server", "model"] = "server"
-    name: str = Field(description="server: the model as served. model: local folder or hub name.")
-    server: ServerArgs | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="model only."
+class ModelArgs(Block):
+    """A model behind a server or, without one, a Hugging Face model that is loaded here."""
+
+    MEANT: ClassVar[dict[str, str]] = {
+        "name": "model",
+        "path": "model",
+        "name_or_path": "model",
+        "base_url": "server: {base_url: …}",
+        "load_in_4bit": "quantization: 4bit",
+        "load_in_8bit": "quantization: 8bit",
+        "torch_dtype": "dtype",
+        "lora": "adapter",
+        "peft": "adapter",
+    }
+
+    model: PathText = Field(description="Local folder or hub name; with a server: as it is served.")
+    server: Annotated[ServerArgs | None, NOT_SELF] = Field(
+        None, description="Where it runs; without one it is loaded here."
     )
-    device: str = Field("auto", description="model only: auto, cpu, cuda, cuda:1, mps, …")
-    trust_remote_code: bool = Field(False, description="model only.")
-    terms: str | None = Field(
+    revision: Annotated[str | None, *LOCAL] = Field(
+        None, description="Commit, tag or branch of a model on the hub."
+    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], *LOCAL] = Field(
+        "auto", description="Of the weights; auto: the checkpoint's."
+    )
+    device: Annotated[str, ReadBy("device_map", None), *LOCAL] = Field(
+        "auto", description="auto, cpu, cuda, cuda:1, mps, …: the one that holds all of it."
+    )
+    device_map: Annotated[str | dict[str, int | str] | None, *LOCAL] = Field(
+        None,
+        description=f"For a model larger than one device: {', '.join(SPREAD)}, or a mapping of "
+        "modules to devices, as transformers takes them.",
+    )
+    quantization: Annotated[Literal["4bit", "8bit"] | None, *LOCAL] = Field(
+        None, description="By bitsandbytes while it is loaded: 4bit is nf4, 8bit is LLM.int8()."
+    )
+    trust_remote_code: Annotated[bool, *LOCAL] = Field(
+        False, description="Run code that the checkpoint brings."
+    )
+
+    @field_validator("device_map")
+    @classmethod
+    def _spreads(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in SPREAD:
+            raise ValueError(
+                f"must be one of {', '.join(SPREAD)}, or a mapping of modules to devices; for one "
+                "device set `device`"
+            )
+        if value == {}:
+            raise ValueError("maps no module; `{'': 0}` maps all of them to the first GPU")
+        return value
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What `from_pretrained` takes beside the name, be it for weights, config or tokenizer."""
+        revision = {} if self.revision is None else {"revision": self.revision}
+        return {"trust_remote_code": self.trust_remote_code, **revision}
+
+
+class TeacherArgs(ModelArgs):
+    """The model that is learned from. A bare string is its name.
+
+    {model, adapter, revision, dtype, device, device_map, quantization, trust_remote_code, terms}
+    {model, server: {…}, terms}
+    {self: true, context}       the student itself
+    """
+
+    model: Annotated[str | None, NOT_SELF] = Field(
+        None, description="Local folder or hub name; with a server: as it is served."
+    )
+    adapter: Annotated[PathText | None, *LOCAL] = Field(
+        None, description="A PEFT adapter on top of `model`: local folder or hub name."
+    )
+    self: bool = Field(False, description="The student: its adapter off, or with `context`.")
+    context: Annotated[str | None, ReadBy("self", True)] = Field(
+        None, description="What only the teacher sees, before the text."
+    )
+    terms: Annotated[str | None, NOT_SELF] = Field(
         None,
         description="Your own words on why you may train on this model's output; needed where its "
-        "terms forbid it, or allow research only. They are kept in the dataset card.",
+        "terms forbid it, or allow research only. They are kept in the card of what is made.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _type_follows_server(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "type" not in values:
-            return {**values, "type": "server" if "server" in values else "model"}
-        return values
+    def _a_name_is_enough(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "type" in values:
+            raise ValueError(
+                "`type` is no key of a teacher: one with `server` is behind it, one without is "
+                f"loaded here. Remove it. A teacher is {MODEL}; `distill.teacher` may also be the "
+                "bare word `store` or `text`."
+            )
+        return {"model": values} if isinstance(values, str) else values
 
     @model_validator(mode="after")
-    def _goes_together(self) -> "RecipeTeacher":
-        if self.type == "server" and self.server is None:
-            raise ValueError(
-                "`type: server` needs `server: {base_url: http://…/v1}`; for a model in this "
-                "process set `type: model`."
-            )
-        if self.type == "model" and self.server is not None:
-            raise ValueError("`type: model` runs in this process; remove `server`.")
-        if self.type == "model":
-            self.name = expanded(self.name)
+    def _is_somebody(self) -> "TeacherArgs":
+        if self.self:
+            return self
+        if not (self.model or "").strip():
+            raise ValueError(f"no `model`: a teacher is {MODEL}.")
+        if self.server is None:
+            self.model = expanded(self.model)
+            if self.revision is not None and Path(self.model).exists():
+                raise ValueError(
+                    f"`revision: {self.revision}` is read for a model on the hub only, and "
+                    f"`model: {self.model}` lies here. Remove it."
+                )
         return self
+
+
+def refuse_self(teacher: TeacherArgs) -> TeacherArgs:
+    """The student is a teacher while it learns, and nowhere else: raises ValueError."""
+    if teacher.self:
+        raise ValueError(
+            f"`self: true` is the student while it is trained, and here is none. Name a model: "
+            f"{MODEL}."
+        )
+    return teacher

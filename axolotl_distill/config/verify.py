@@ -2,28 +2,15 @@
 
 import os
 import re
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from axolotl_distill.config.block import Block
+from axolotl_distill.config.block import Block, ReadBy
 
 Method = Literal["math", "exact", "numeric", "regex", "reasoning_gym", "code"]
-
-# Keys that only some methods read.
-READ_BY = {
-    "answer_extract": {"math", "exact", "numeric", "regex"},
-    "tolerance": {"numeric"},
-    "absolute_tolerance": {"numeric"},
-    "ignore": {"exact"},
-    "pattern": {"regex"},
-    "entry": {"reasoning_gym"},
-    "dataset": {"reasoning_gym"},
-    "allow": {"code"},
-    "entry_point": {"code"},
-    "extract": {"math", "exact", "numeric", "regex", "reasoning_gym"},
-    "answer": {"math", "exact", "numeric", "regex", "code"},
-}
+Indifferent = Literal["case", "space", "punctuation"]
+TEXTUAL = ("math", "exact", "numeric", "regex")
 WAYS = "auto, boxed, last_number, last_line, whole, after:TEXT or tag:NAME"
 
 
@@ -35,7 +22,7 @@ class VerifyArgs(Block):
         "same number. regex: `pattern` is found. reasoning_gym: that package's own scorer. code: "
         "runs the code against tests."
     )
-    answer: str | list[str] | None = Field(
+    answer: Annotated[str | list[str] | None, ReadBy("method", *TEXTUAL, "code")] = Field(
         None,
         description="Column of the prompt's row with the reference; code: with the tests. Several "
         "columns, or a list in one, are several parts of an answer, compared in order. Default: "
@@ -48,42 +35,46 @@ class VerifyArgs(Block):
         description="Rows at least this good are kept. The score is the share of parts that match, "
         "or of tests passed, or what reasoning_gym gives.",
     )
-    extract: str | None = Field(
+    extract: Annotated[str | None, ReadBy("method", *TEXTUAL, "reasoning_gym")] = Field(
         None,
         description=f"How the final answer is found after the thinking: {WAYS}. auto: the last "
         "<answer>…</answer>, else \\boxed{…}, else what follows `answer:` or `answer is`, else the "
         "last line (math: math-verify's own search). Default: auto; regex: whole. code takes the "
         "last fenced block.",
     )
-    answer_extract: str = Field(
+    answer_extract: Annotated[str, ReadBy("method", *TEXTUAL)] = Field(
         "whole",
         description="The same for the reference; `after:####` for GSM8K's.",
     )
-    tolerance: float = Field(1e-6, ge=0.0, description="numeric: relative to the reference.")
-    absolute_tolerance: float = Field(0.0, ge=0.0, description="numeric: in the answer's units.")
-    ignore: list[Literal["case", "space", "punctuation"]] = Field(
+    tolerance: Annotated[float, ReadBy("method", "numeric")] = Field(
+        1e-6, ge=0.0, description="numeric: relative to the reference."
+    )
+    absolute_tolerance: Annotated[float, ReadBy("method", "numeric")] = Field(
+        0.0, ge=0.0, description="numeric: in the answer's units."
+    )
+    ignore: Annotated[list[Indifferent], ReadBy("method", "exact")] = Field(
         ["case", "space", "punctuation"],
         description="exact: what makes no difference; punctuation and quotes at either end only.",
     )
-    pattern: str | None = Field(
+    pattern: Annotated[str | None, ReadBy("method", "regex")] = Field(
         None,
         description="regex: a Python pattern; `{answer}` in it stands for the reference, escaped. "
         "Without it no reference is read.",
     )
-    entry: str | None = Field(
+    entry: Annotated[str | None, ReadBy("method", "reasoning_gym")] = Field(
         None,
         description="reasoning_gym: column with the whole entry. Default: the row's own columns "
         "`question`, `answer`, `metadata`. Objects may be JSON text.",
     )
-    dataset: str | None = Field(
+    dataset: Annotated[str | None, ReadBy("method", "reasoning_gym")] = Field(
         None,
         description="reasoning_gym: whose scorer. Default: metadata's `source_dataset`.",
     )
-    allow: bool = Field(
+    allow: Annotated[bool, ReadBy("method", "code")] = Field(
         False,
         description="code: must be true, for it runs what a model wrote. No security boundary.",
     )
-    entry_point: str | None = Field(
+    entry_point: Annotated[str | None, ReadBy("method", "code")] = Field(
         None,
         description="code: column with a function's name, for tests that define "
         "`check(candidate)` (HumanEval), or with `testtype: functional` (LiveCodeBench).",
@@ -115,20 +106,6 @@ class VerifyArgs(Block):
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"it is no Python regular expression: {error}") from None
         return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_by_method(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            method = values.get("method")
-            for key in values:
-                readers = READ_BY.get(key)
-                if readers and isinstance(method, str) and method not in readers:
-                    raise ValueError(
-                        f"`{key}` is not read by `method: {method}`, only by "
-                        f"{', '.join(sorted(readers))}; remove it."
-                    )
-        return values
 
     @model_validator(mode="after")
     def _goes_together(self) -> "VerifyArgs":

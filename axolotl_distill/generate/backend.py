@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.generate.request import Completion, Refused, Request
 
 
@@ -27,12 +27,12 @@ class Backend(Protocol):
     async def close(self) -> None: ...
 
 
-def make_backend(teacher: RecipeTeacher, args: GenerateArgs, uid: str) -> Backend:
+def make_backend(teacher: TeacherArgs, args: GenerateArgs, uid: str) -> Backend:
     """`uid` names this generation: a server knows a repeated request by it and the request's id.
 
     Raises DistillError for a model that cannot be loaded, or that cannot do what `args` asks.
     """
-    if teacher.type == "server":
+    if teacher.server is not None:
         from axolotl_distill.generate.server_backend import ServerBackend
 
         return ServerBackend(teacher, args, uid)

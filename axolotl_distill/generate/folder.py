@@ -21,7 +21,7 @@ from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally
 from axolotl_distill.show import without_secrets
-from axolotl_distill.teachers.fingerprint import weights_of
+from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
 
 FILE = "generation.json"
@@ -37,11 +37,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
         *("thinking_tags", "thinking_opened"),
     )
     chosen = without_secrets(recipe.generate.model_dump(mode="json"))
-    teacher = {"name": recipe.teacher.name, "type": recipe.teacher.type}
-    if recipe.teacher.type == "model":
-        teacher["dtype"] = recipe.teacher.dtype
-        teacher["weights"] = weights_of(recipe.teacher.name)
-    return {"teacher": teacher, **{key: chosen[key] for key in keys}}
+    teacher = recipe.teacher
+    who = {"name": teacher.model} if teacher.server is not None else identity(teacher)
+    return {"teacher": who, **{key: chosen[key] for key in keys}}
 
 
 class GenerationFolder:

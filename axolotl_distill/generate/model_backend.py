@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig, GenerationMixin
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, GenerateError
 from axolotl_distill.generate.answer import tags_of
 from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
-from axolotl_distill.teachers.load import load_causal_lm
+from axolotl_distill.teachers.load import CANNOT_LOAD, explain, input_device, load_causal_lm
 from axolotl_distill.trajectories import split
 from axolotl_distill.trajectories.messages import for_template
 
@@ -52,31 +52,30 @@ class ModelBackend:
 
     concurrency = 1
 
-    def __init__(self, teacher: RecipeTeacher, args: GenerateArgs):
-        if args.max_tokens is None:
-            raise ConfigError("`generate.max_tokens` is needed for a teacher of `type: model`.")
+    def __init__(self, teacher: TeacherArgs, args: GenerateArgs):
+        assert args.max_tokens is not None  # Recipe sees to it
         self._args = args
         extra = dict(args.extra)
         self._template = extra.pop("chat_template_kwargs", {})
         self._tags = tags_of(args)
         _check_extra(extra)
-        trust = {"trust_remote_code": teacher.trust_remote_code}
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
-                teacher.name, padding_side="left", **trust
+                teacher.model, padding_side="left", **teacher.origin
             )
             if not self._tokenizer.chat_template:
                 raise GenerateError(
-                    f"The tokenizer of `{teacher.name}` has no chat template, so there is no "
+                    f"The tokenizer of `{teacher.model}` has no chat template, so there is no "
                     "telling how to ask it. Use an instruction-tuned model, or serve it with a "
                     "template."
                 )
-            self._model = load_causal_lm(
-                teacher.name, dtype=teacher.dtype, device=teacher.device, **trust
-            )
-        except (OSError, ValueError) as error:
+            self._model = load_causal_lm(teacher)
+        except GenerateError:
+            raise
+        except CANNOT_LOAD as error:
             raise GenerateError(
-                f"The teacher `{teacher.name}` (`teacher.name`) cannot be loaded: {error}"
+                f"The teacher `{teacher.model}` (`teacher.model`) cannot be loaded: "
+                f"{explain(error)}"
             ) from error
         text_config = self._model.config.get_text_config()
         self._positions = getattr(text_config, "max_position_embeddings", None)
@@ -158,7 +157,7 @@ class ModelBackend:
     @torch.inference_mode()
     def _generate(self, requests: list[Request], prompts: list[_Encoded]) -> list[Completion]:
         inputs = self._tokenizer.pad({"input_ids": [p.ids for p in prompts]}, return_tensors="pt")
-        inputs = inputs.to(self._model.device)
+        inputs = inputs.to(input_device(self._model))
         seeds = [request.seed(self._args.seed) for request in requests]
         draws = Draws(seeds, self._args.max_tokens, self._args.logprobs)
         ids_BS = self._model.generate(

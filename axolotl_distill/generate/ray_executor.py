@@ -41,7 +41,7 @@ def run(
     """As `run_requests`, on a cluster. After an error nothing new is asked anywhere, what is under
     way is kept, and the first error is raised."""
     cpus = cluster.connect()
-    local = recipe.teacher.type == "model"
+    local = recipe.teacher.server is None
     concurrency = recipe.generate.batch_size if local else recipe.teacher.server.concurrency
     workers = cpus if local else min(cpus, concurrency)
     each = recipe.model_copy(deep=True)
@@ -151,7 +151,7 @@ class _Worker:
         self._loop = asyncio.new_event_loop()
         self._earlier = earlier
         self._bank = bank
-        self._teacher = recipe.teacher.name
+        self._teacher = recipe.teacher.model
         self._error: str | None = None
         try:
             self._backend = make_backend(recipe.teacher, recipe.generate, uid)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import RecipeTeacher
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ServerError
 from axolotl_distill.generate.answer import read_answer, tags_of
 from axolotl_distill.generate.prompts import with_examples
@@ -19,7 +19,7 @@ MOST_GIVEN_UP = 20
 class ServerBackend:
     """One chat completion a request, so that a kill loses little and every seed is its own."""
 
-    def __init__(self, teacher: RecipeTeacher, args: GenerateArgs, uid: str):
+    def __init__(self, teacher: TeacherArgs, args: GenerateArgs, uid: str):
         self._client = ServerClient(teacher.server)
         self._logprobs = args.logprobs
         self._seed = args.seed
@@ -29,7 +29,7 @@ class ServerBackend:
         self._given_up = 0
         self.concurrency = teacher.server.concurrency
         wanted = {
-            "model": teacher.name,
+            "model": teacher.model,
             "temperature": args.temperature,
             "top_p": args.top_p,
             "max_tokens": args.max_tokens,

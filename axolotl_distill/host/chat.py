@@ -7,7 +7,7 @@ from axolotl.prompt_strategies.chat_template import load as load_chat_template
 
 from axolotl_distill.capture.layouts import Context
 from axolotl_distill.capture.layouts.tokens import TokenIds
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 
 __all__ = ["chat_context", "load_tokenizer"]
 

@@ -24,7 +24,7 @@ class DistillPlugin(BasePlugin):
             return
         from axolotl_distill.host.compat import settle_precision
 
-        args = parse_distill(_plain(cfg["distill"]))
+        args = parse_distill(_plain(cfg["distill"]), cfg.get("datasets"))
         check_config(cfg, args)
         settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
@@ -68,10 +68,8 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.compat import base_collator
         from axolotl_distill.host.datasets.types import all_stores, weighs_thinking
 
-        base_cls, packed = base_collator(cfg, is_eval)
         return TeacherCollator, {
-            "base_cls": base_cls,
-            "packed": packed,
+            **base_collator(cfg, is_eval),
             "stores": all_stores(cfg),
             "temperature": _args(cfg).temperature,
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
@@ -110,7 +108,7 @@ def _is_on(cfg: Any) -> bool:
 
 
 def _args(cfg: Any) -> DistillArgs:
-    return parse_distill(_plain(cfg.distill))
+    return parse_distill(_plain(cfg.distill), cfg.datasets)
 
 
 def _plain(block: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Which weights a teacher has: two models of one name are told apart. Needs no torch."""
+"""Who a teacher is, and which weights it has: two models of one name are told apart. Needs no
+torch."""
 
 import hashlib
 import json
@@ -6,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
 
 UNKNOWN = "not known"
@@ -20,6 +22,24 @@ ADAPTER = "adapter_config.json"
 WHOLE = 256 << 20
 BLOCKS, BLOCK = 2048, 4096
 MAX_BASES = 8
+
+
+def identity(teacher: TeacherArgs) -> dict[str, str]:
+    """What tells this teacher from every other: its name, its weights, and what is done to them.
+
+    Which weights a server has it does not tell. Raises what `weights_of` does.
+    """
+    about = {"name": teacher.model}
+    if teacher.server is not None:
+        return {**about, "server": teacher.server.engine, "weights": UNKNOWN}
+    weights = weights_of(teacher.model, teacher.revision)
+    if teacher.adapter is not None:
+        # Whatever base the adapter was made for: here it stands on `model`.
+        weights += "+" + _weights(teacher.adapter, None, bases=0)
+    for key in ("adapter", "quantization"):
+        if getattr(teacher, key) is not None:
+            about[key] = getattr(teacher, key)
+    return {**about, "dtype": teacher.dtype, "weights": weights}
 
 
 def weights_of(path: str, revision: str | None = None) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.teachers.load import load_causal_lm
+from axolotl_distill.teachers.load import CANNOT_LOAD, explain, input_device, load_causal_lm
 
 LOGIT_BYTES = 256 << 20
 
@@ -19,28 +20,20 @@ class HFTeacher:
     teacher and a student padded differently agree.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        vocab_size: int,
-        dtype: str = "auto",
-        device: str = "auto",
-        trust_remote_code: bool = False,
-    ):
+    def __init__(self, teacher: TeacherArgs, *, vocab_size: int):
+        name = teacher.model
         try:
-            model = load_causal_lm(
-                path, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-            )
-        except (OSError, ValueError) as error:
+            model = load_causal_lm(teacher)
+        except CANNOT_LOAD as error:
             raise CaptureError(
-                f"The teacher `{path}` (`distill.capture.teacher`) cannot be loaded: {error}"
+                f"The teacher `{name}` (`distill.capture.teacher`) cannot be loaded: "
+                f"{explain(error)}"
             ) from error
         self.model = model
         self.vocab_size = vocab_size
         if model.get_output_embeddings().weight.shape[0] < vocab_size:
             raise CaptureError(
-                f"The teacher `{path}` has logits for "
+                f"The teacher `{name}` has logits for "
                 f"{model.get_output_embeddings().weight.shape[0]} tokens, but the student's "
                 f"tokenizer has {vocab_size}: they do not share a vocabulary. Use a teacher with "
                 "the student's tokenizer."
@@ -49,12 +42,8 @@ class HFTeacher:
 
     @property
     def device(self) -> str:
-        """cpu, cuda, …"""
-        return self.model.device.type
-
-    @property
-    def dtype(self) -> str:
-        return str(self.model.dtype).removeprefix("torch.")
+        """cpu, cuda, …: where the logits are."""
+        return input_device(self.model).type
 
     @torch.inference_mode()
     def logits(
@@ -72,7 +61,7 @@ class HFTeacher:
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = torch.tensor(row)
             attention_mask[index, : len(row)] = 1
-        device = self.model.device
+        device = input_device(self.model)
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
         if not self._keeps:
@@ -83,7 +72,8 @@ class HFTeacher:
         kept = torch.unique(torch.cat(list(positions)))
         place = torch.full((longest,), -1, dtype=torch.int64)
         place[kept] = torch.arange(kept.numel())
-        logits_BKV = self.model(**inputs, use_cache=False, logits_to_keep=kept.to(device)).logits
+        # A tensor would be moved to the first device, and the last hidden states may be on another.
+        logits_BKV = self.model(**inputs, use_cache=False, logits_to_keep=kept.tolist()).logits
         for index, wanted in enumerate(positions):
             yield from self._pieces(index, logits_BKV[index], place[wanted])
 

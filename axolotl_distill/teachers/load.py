@@ -1,35 +1,57 @@
-"""Loads a causal language model from a folder or the hub; a trained adapter counts as one."""
+"""Loads the model that a YAML names, on one device or spread over several."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from axolotl_distill.config.teacher import ModelArgs, TeacherArgs
+
+CANNOT_LOAD = (OSError, ValueError, ImportError, RuntimeError)
+"""What transformers, accelerate, peft and bitsandbytes raise for a model that they cannot load."""
+ADAPTER_CONFIG = "adapter_config.json"
 
 
-def load_causal_lm(
-    path: str, *, dtype: str, device: str, trust_remote_code: bool
-) -> PreTrainedModel:
-    """The model in evaluation mode.
+def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
+    """The model in evaluation mode, with its adapter.
 
-    dtype     "auto" is the checkpoint's
-    device    "auto" is the accelerator where there is one
+    An adapter is merged into the weights; into quantised ones it is not, for they would be rounded
+    again: there it runs beside them.
 
-    The folder that Axolotl leaves after training with LoRA holds a config.json beside the adapter
-    and no weights, which transformers takes for a broken model: there the base is loaded and the
-    adapter merged into it. Raises what transformers and peft raise: OSError, ValueError.
+    `model` may itself be the folder that training with an adapter leaves; its base is loaded then.
+    Raises CANNOT_LOAD.
     """
-    options = {
-        "dtype": dtype if dtype == "auto" else getattr(torch, dtype),
-        "trust_remote_code": trust_remote_code,
-    }
-    folder = Path(path)
-    if (folder / "adapter_config.json").is_file() and not any(folder.glob("model*.safetensors")):
-        from peft import AutoPeftModelForCausalLM
+    name, adapter, options = teacher.model, teacher.adapter, loading_options(teacher)
+    if adapter is None and (base := _base_of(name)) is not None:
+        adapter, name = name, base["base_model_name_or_path"]
+        if base.get("revision"):
+            options["revision"] = base["revision"]
+    model = AutoModelForCausalLM.from_pretrained(name, **options)
+    if adapter is not None:
+        model = _with_adapter(model, adapter, merged=teacher.quantization is None)
+    return model.eval()
 
-        model = AutoPeftModelForCausalLM.from_pretrained(path, **options).merge_and_unload()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
-    return model.to(resolve_device(device)).eval()
+
+def loading_options(args: ModelArgs) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained`: where and as what a model's weights are loaded."""
+    dtype = args.dtype if args.dtype == "auto" else getattr(torch, args.dtype)
+    options = {
+        **args.origin,
+        "dtype": dtype,
+        "device_map": args.device_map or {"": resolve_device(args.device)},
+    }
+    if args.quantization == "8bit":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif args.quantization == "4bit":
+        # What is multiplied is in `dtype`; for "auto" bitsandbytes follows its input.
+        compute = {} if dtype == "auto" else {"bnb_4bit_compute_dtype": dtype}
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", **compute
+        )
+    return options
 
 
 def resolve_device(device: str) -> str:
@@ -38,3 +60,44 @@ def resolve_device(device: str) -> str:
         return device
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found.type if found is not None else "cpu"
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids are looked up, and where the logits come back.
+
+    A model that is spread has no device of its own, and of a part that waits on the CPU or on disk
+    until it is called only accelerate's hook knows where it will run.
+    """
+    embedding: nn.Module = model.get_input_embeddings()
+    hook = getattr(embedding, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    return embedding.weight.device if device is None else torch.device(device)
+
+
+def explain(error: Exception) -> str:
+    """The error of a load, and what helps where the model was too large."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{error} A model larger than one device takes `device_map: auto`, `quantization`."
+    return str(error)
+
+
+def _base_of(name: str) -> dict[str, Any] | None:
+    """What an adapter's folder says of its base. Axolotl leaves a config.json beside the adapter,
+    which transformers takes for a model whose weights are missing."""
+    folder = Path(name)
+    if not (folder / ADAPTER_CONFIG).is_file() or any(folder.glob("model*.safetensors")):
+        return None
+    return json.loads((folder / ADAPTER_CONFIG).read_bytes())
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, *, merged: bool) -> PreTrainedModel:
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, adapter)
+    if adapted.active_peft_config.is_prompt_learning:
+        raise ValueError(
+            f"{adapter} is a {adapted.active_peft_config.peft_type.value} adapter, which stands "
+            "before the text and is in no weight. Use one that changes weights, such as LoRA."
+        )
+    # Within the adapted model its base has the adapter's layers already.
+    return adapted.merge_and_unload() if merged else adapted.get_base_model()

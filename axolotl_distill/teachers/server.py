@@ -46,7 +46,7 @@ class ServerTeacher:
         if self.name not in served:
             raise CaptureError(
                 f"{self._client.server.base_url} does not serve a model `{self.name}` "
-                f"(`distill.capture.teacher.name`); it serves {', '.join(served) or 'none'}."
+                f"(`distill.capture.teacher.model`); it serves {', '.join(served) or 'none'}."
             )
         context = served[self.name]
         if context is not None and longest >= context:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer
 
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, TokenizerMismatchError
 from axolotl_distill.store.tokenizer import tokens_of
 
@@ -110,21 +111,19 @@ def compare_tokenizers(teacher: str, theirs: Any, tokenizer: Any) -> set[int]:
     return foreign
 
 
-def local_vocabulary(
-    path: str, tokenizer: Any, *, trust_remote_code: bool = False
-) -> tuple[SharedVocabulary, bool]:
+def local_vocabulary(teacher: TeacherArgs, tokenizer: Any) -> tuple[SharedVocabulary, bool]:
     """(what a Hugging Face model shares with the student's tokenizer, whether it has a tokenizer
     to be compared). Reads no weights.
 
     Raises TokenizerMismatchError, and CaptureError when its head lacks ordinary tokens.
     """
-    options = {"trust_remote_code": trust_remote_code}
+    path = teacher.model
     try:
-        head = AutoConfig.from_pretrained(path, **options).get_text_config().vocab_size
+        head = AutoConfig.from_pretrained(path, **teacher.origin).get_text_config().vocab_size
     except (OSError, ValueError, AttributeError):
         head = None
     try:
-        theirs = AutoTokenizer.from_pretrained(path, **options)
+        theirs = AutoTokenizer.from_pretrained(path, **teacher.origin)
     except (OSError, ValueError):
         theirs = None
     foreign = set() if theirs is None else compare_tokenizers(path, theirs, tokenizer)

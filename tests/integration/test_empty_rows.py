@@ -12,6 +12,8 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.host import compat
 from axolotl_distill.host.compat import settle_precision
 
+pytestmark = pytest.mark.axolotl
+
 WHOLE = "<think>\nHm.\n</think>\n\nAt nine, as on any other day."
 CUT_OFF = "<think>\nHm, I look at the table and"
 
@@ -27,7 +29,7 @@ def of_trajectories(folder, tiny_llama_dir, *answers):
     dataset = {"path": str(path), "ds_type": "json", "type": "axolotl_distill.trajectories"}
     return {
         "base_model": str(tiny_llama_dir),
-        "distill": {"teacher": {"type": "text"}},
+        "distill": {"teacher": "text"},
         "datasets": [dataset],
         "chat_template": "chatml",
         "micro_batch_size": 1,

@@ -320,7 +320,7 @@ def test_killed(tmp_path, source):
     with FaultyServer({"/v1/chat/completions": grade}, hang) as server:
         judge = {"model": "j", "server": {"base_url": server.url, "concurrency": 4}}
         recipe = {
-            "teacher": {"name": "t", "type": "model"},
+            "teacher": {"model": "t"},
             "generate": {"prompts": [{"path": "p.jsonl"}], "output": str(source)},
             "filter": {"output": str(tmp_path / "dataset"), "steps": ["format", {"judge": judge}]},
         }

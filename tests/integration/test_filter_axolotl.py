@@ -68,7 +68,7 @@ def found(tmp_path_factory, tiny_llama_dir, source):
     config = {
         **BASE,
         "plugins": ["axolotl_distill"],
-        "distill": {"teacher": {"type": "text"}},
+        "distill": {"teacher": "text"},
         "base_model": str(tiny_llama_dir),
         "output_dir": str(folder / "out"),
         "sequence_len": 512,

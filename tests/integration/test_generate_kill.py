@@ -45,7 +45,7 @@ def test_killed_at_random_moments(tmp_path):
     with FaultyServer({CHAT: chat}, faults) as server:
         values = {
             "teacher": {
-                "name": "Qwen/Qwen3-8B",
+                "model": "Qwen/Qwen3-8B",
                 "server": {"base_url": server.url, "concurrency": CONCURRENCY},
             },
             "generate": {"prompts": str(prompts), "output": str(output), "n": SAMPLES},

@@ -28,7 +28,7 @@ def generate(tmp_path):
         prompts = tmp_path / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"prompt": q}) + "\n" for q in questions))
         recipe = {
-            "teacher": {"type": "model", "name": str(model), "dtype": "float32", "device": "cpu"},
+            "teacher": {"model": str(model), "dtype": "float32", "device": "cpu"},
             "generate": {
                 "prompts": str(prompts),
                 "output": str(tmp_path / name),

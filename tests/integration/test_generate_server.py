@@ -252,7 +252,7 @@ def test_one_writer_a_folder(tmp_path):
 
 def test_terms_come_before_anything_is_asked(tmp_path):
     with FaultyServer({CHAT: say}) as server:
-        recipe = Recipe(tmp_path, server.url, 2, teacher={"name": "gpt-4o"})
+        recipe = Recipe(tmp_path, server.url, 2, teacher={"model": "gpt-4o"})
         done = recipe.run()
         assert done.exit_code == 1 and "teacher.terms" in done.output
         assert not server.requests and not recipe.output.exists()

@@ -4,7 +4,7 @@ import pytest
 from axolotl.utils.dict import DictDefault
 from jinja2 import TemplateError
 
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.host.chat import chat_context
 
 QUESTION = [{"role": "user", "content": "Say hello."}]

@@ -126,9 +126,9 @@ def kill_a_worker():
 def test_generate_says_what_a_worker_could_not_load(tmp_path):
     recipe = Recipe(tmp_path, "http://127.0.0.1:9/v1", 4)
     del recipe.values["teacher"]["server"]
-    recipe.values["teacher"] = {"type": "model", "name": str(tmp_path / "SmolLM2-nothing")}
+    recipe.values["teacher"] = {"model": str(tmp_path / "SmolLM2-nothing")}
     done = recipe.run("--executor", "ray")
-    assert done.exit_code == 1 and "(`teacher.name`) cannot be loaded" in done.output, done.output
+    assert done.exit_code == 1 and "(`teacher.model`) cannot be loaded" in done.output, done.output
     assert "Traceback" not in done.output
 
 
@@ -147,7 +147,7 @@ def test_filter_gives_the_same_rows(tmp_path):
     found = {}
     for name in ("local", "ray"):
         recipe = {
-            "teacher": {"name": "teacher"},
+            "teacher": {"model": "teacher"},
             "generate": {"prompts": ["unused.jsonl"], "output": str(tmp_path / "trajectories")},
             "filter": {
                 "output": str(tmp_path / name),
@@ -186,7 +186,7 @@ def test_filter_says_what_stops_a_worker(tmp_path, monkeypatch, kind, there, sai
     rows[30]["meta"] = {}
     settings = {"method": "exact"} if kind == "verify" else {}
     recipe = {
-        "teacher": {"name": "teacher"},
+        "teacher": {"model": "teacher"},
         "generate": {"prompts": ["unused.jsonl"], "output": str(tmp_path / "trajectories")},
         "filter": {"output": str(tmp_path / "dataset"), "steps": [{kind: settings}]},
     }

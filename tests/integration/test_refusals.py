@@ -23,6 +23,8 @@ from axolotl_distill.host.checks import check_config, check_stores
 from axolotl_distill.host.datasets.types import resolve_types
 from axolotl_distill.terms import check_terms
 
+pytestmark = pytest.mark.axolotl
+
 ALL_EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/**/*.yml"))
 RECIPES = [path for path in ALL_EXAMPLES if path.name == "recipe.yml"]
 EXAMPLES = [path for path in ALL_EXAMPLES if path not in RECIPES]
@@ -216,7 +218,7 @@ def test_example_recipes_are_valid(path):
     assert {"verify", "thinking"} <= {step.kind for step in recipe.filter.steps}
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any("Hardware" in line for line in header) and any("Command" in line for line in header)
-    assert check_terms(recipe.teacher.name, recipe.teacher.terms).verdict == "permitted"
+    assert check_terms(recipe.teacher.model, recipe.teacher.terms).verdict == "permitted"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=example_name)

@@ -15,7 +15,8 @@ from transformers import AutoTokenizer
 from axolotl_distill.capture import capture
 from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.server import ServerSource
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
 from axolotl_distill.store import StoreWriter, open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
@@ -38,7 +39,9 @@ def rows(model):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, tiny_llama_dir, model, rows):
     """The store of the model in this process, without a server."""
-    teacher = HFTeacher(str(tiny_llama_dir), vocab_size=len(model.tokenizer), dtype="float32")
+    teacher = HFTeacher(
+        TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
+    )
     args = CaptureArgs(teacher="-", **LOCAL)
     return fill(
         tmp_path_factory.mktemp("local") / "store", rows, LogitsSource(teacher, args), model
@@ -59,7 +62,7 @@ def fill(path, rows, source, model, method=None):
 
 def server_args(url, engine="vllm", **changes):
     server = {"base_url": url, "engine": engine, "retries": 4, "timeout": 20.0}
-    return CaptureArgs(teacher={"name": "teacher", "server": server}, **{**LOCAL, **changes})
+    return CaptureArgs(teacher={"model": "teacher", "server": server}, **{**LOCAL, **changes})
 
 
 def from_server(path, rows, model, engine="vllm", faults=lambda *_: None, method=None, **behaviour):
@@ -196,7 +199,9 @@ def test_a_refused_row_leaves_what_came(tmp_path, model, rows):
 def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
     method = {"kind": "nucleus", "p": 0.4, "max_k": 30}
     seen = from_server(tmp_path / "seen", rows, model, method=method)
-    teacher = HFTeacher(str(tiny_llama_dir), vocab_size=len(model.tokenizer), dtype="float32")
+    teacher = HFTeacher(
+        TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
+    )
     args = CaptureArgs(teacher="-", **{**LOCAL, "method": "nucleus", "p": 0.4, "max_k": 30})
     expected = fill(tmp_path / "local", rows, LogitsSource(teacher, args), model, method)
     index = np.arange(expected.num_records)
@@ -231,7 +236,7 @@ def test_probed_before_the_first_row(model):
     def check(serving, name="teacher", longest=100, **changes):
         with FaultyServer(serving.handlers) as server:
             args = server_args(server.url)
-            args.teacher.name = name
+            args.teacher.model = name
             with ServerSource(args, vocab_size=len(tokenizer)) as source:
                 source.check(tokenizer, longest)
             return [request.path for request in server.requests]

@@ -42,7 +42,7 @@ def test_killed_and_run_again(tmp_path, tiny_model, tiny_llama_dir):
 
     with FaultyServer({**serving.handlers, "/v1/completions": slowly}) as server:
         teacher = {
-            "name": "teacher",
+            "model": "teacher",
             "server": {"base_url": server.url, "engine": "vllm", "concurrency": 2},
         }
         config = capture_config(remote, tiny_llama_dir, teacher, k=8, shard_records=40)
@@ -126,7 +126,7 @@ def test_import_command(tmp_path, tiny_model, tiny_llama_dir):
                 "teacher": "a-tiny-teacher",
             }
             file.write(json.dumps(row) + "\n")
-    config = capture_config(tmp_path, tiny_llama_dir, {"name": "x", "server": SERVER})
+    config = capture_config(tmp_path, tiny_llama_dir, {"model": "x", "server": SERVER})
     done = distill_here("import", config, folder, "--output", tmp_path / "imported")
     assert "trajectories" in done.stdout and f"{written} tokens" in done.stdout
     store = verify_store(tmp_path / "imported")
@@ -150,24 +150,18 @@ def test_a_limit_of_nothing(command, limit):
 @pytest.mark.parametrize(
     ("teacher", "changes", "about"),
     [
-        ({"type": "server"}, {}, "needs `name`"),
-        ({"type": "server", "name": "x"}, {}, "needs `server`"),
-        ({"name": "x", "server": SERVER, "path": "y"}, {}, "`path` is for `type: model`"),
-        ({"path": "y", "name": "x"}, {}, "`name` is for `type: server`"),
-        ({}, {}, "needs `path`"),
-        ({"name": "x", "server": {**SERVER, "engine": "openai"}}, {}, "must be vllm or sglang"),
-        ({"name": "x", "server": SERVER}, {"method": "sampled"}, "likeliest tokens only"),
-        ({"name": "x", "server": {**SERVER, "bas_url": "?"}}, {}, "did you mean `base_url`"),
+        ({"type": "server", "model": "x", "server": SERVER}, {}, "`type` is no key of a teacher"),
+        ({"name": "x", "server": SERVER}, {}, "unknown key `name`; did you mean `model`?"),
+        ({"path": "y"}, {}, "unknown key `path`; did you mean `model`?"),
+        ({"server": SERVER}, {}, "no `model`"),
+        ({}, {}, "no `model`"),
+        ({"model": "x", "server": {**SERVER, "engine": "openai"}}, {}, "must be vllm or sglang"),
+        ({"model": "x", "server": SERVER}, {"batch_tokens": 8192}, "without `teacher.server` only"),
+        ({"model": "x", "server": SERVER}, {"method": "sampled"}, "likeliest tokens only"),
+        ({"model": "x", "server": {**SERVER, "bas_url": "?"}}, {}, "did you mean `base_url`"),
     ],
 )
 def test_refused_before_anything_is_loaded(teacher, changes, about):
     with pytest.raises(ConfigError) as refused:
         parse_distill({"capture": {"teacher": teacher, "output": "o", **changes}})
     assert about in str(refused.value) and "distill.capture" in str(refused.value)
-
-
-def test_a_server_is_a_server_without_saying_so():
-    capture = parse_distill(
-        {"capture": {"teacher": {"name": "x", "server": SERVER}, "output": "o"}}
-    ).capture
-    assert capture.teacher.type == "server" and capture.teacher.model_name == "x"

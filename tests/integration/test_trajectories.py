@@ -8,6 +8,8 @@ from support.axolotl_run import run_axolotl
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.axolotl
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
@@ -38,7 +40,7 @@ def text_config(tiny_llama_dir, dataset):
         "base_model": str(tiny_llama_dir),
         "special_tokens": {"eos_token": "<|im_end|>"},
         "chat_template": "chatml",
-        "distill": {"teacher": {"type": "text"}},
+        "distill": {"teacher": "text"},
         "datasets": [
             {"path": str(dataset), "split": "train", "type": "axolotl_distill.trajectories"}
         ],

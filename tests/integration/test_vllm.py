@@ -46,7 +46,7 @@ def vllm():
 def local(tmp_path_factory, smollm2_dir, student_dir):
     """What the model gives in this process, in fp32."""
     folder = tmp_path_factory.mktemp("local")
-    teacher = {"path": str(smollm2_dir), "dtype": "float32"}
+    teacher = {"model": str(smollm2_dir), "dtype": "float32"}
     distill("capture", capture_config(folder, student_dir, teacher, k=K), "--limit", ROWS)
     return verify_store(folder / "store")
 
@@ -54,7 +54,7 @@ def local(tmp_path_factory, smollm2_dir, student_dir):
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_same_store_as_in_this_process(tmp_path, vllm, smollm2_dir, student_dir, local, dtype):
     with vllm.serve(smollm2_dir, dtype=dtype) as base_url:
-        teacher = {"name": "teacher", "server": {"base_url": base_url, "engine": "vllm"}}
+        teacher = {"model": "teacher", "server": {"base_url": base_url, "engine": "vllm"}}
         config = capture_config(tmp_path, student_dir, teacher, k=K)
         distill("capture", config, "--limit", ROWS)
         if dtype == "float32":
@@ -112,7 +112,7 @@ def refused(folder, student, teacher):
     """What vLLM itself says no to, and a model that it does not serve."""
     for name, changes, about in (
         ("too-many", {"k": 65}, "--max-logprobs 65"),
-        ("another", {"teacher": {**teacher, "name": "another"}}, "it serves teacher"),
+        ("another", {"teacher": {**teacher, "model": "another"}}, "it serves teacher"),
     ):
         place = folder / name
         place.mkdir()

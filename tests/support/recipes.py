@@ -34,7 +34,7 @@ class Recipe:
         self.output = folder / "out"
         self.values = {
             "teacher": {
-                "name": "Qwen/Qwen3-8B",
+                "model": "Qwen/Qwen3-8B",
                 "server": {"base_url": url, "concurrency": 8, "timeout": 5.0, **(server or {})},
                 **(teacher or {}),
             },

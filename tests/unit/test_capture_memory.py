@@ -9,7 +9,7 @@ from support.synthetic import VOCAB, about_rows, manifest
 from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.capture.run import capture
 from axolotl_distill.capture.source import WINDOW_ROWS
-from axolotl_distill.config.distill import CaptureArgs
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store import StoreWriter, open_store
 
 ROWS = 2000

@@ -159,7 +159,7 @@ def test_a_store_is_not_gone_on_with_by_other_weights(model, tmp_path):
 def test_a_generation_knows_its_weights(model):
     recipe = Recipe.model_validate(
         {
-            "teacher": {"name": str(model), "type": "model"},
+            "teacher": {"model": str(model)},
             "generate": {"prompts": [{"path": "x.jsonl"}], "output": "out"},
         }
     )

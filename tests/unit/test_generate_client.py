@@ -225,7 +225,7 @@ def test_draws_follow_the_scores():
 def test_a_wrong_recipe_is_refused(tmp_path, changes, says):
     generate = {"prompts": "p.jsonl", "output": "out", **changes}
     path = tmp_path / "recipe.yml"
-    path.write_text(json.dumps({"teacher": {"name": "m"}, "generate": generate}))
+    path.write_text(json.dumps({"teacher": {"model": "m"}, "generate": generate}))
     with pytest.raises(ConfigError, match=says):
         load_recipe(path)
 
@@ -270,7 +270,7 @@ def test_a_halt_ends_the_wait_for_budget(budget):
 def test_a_recipe_may_be_short(tmp_path):
     path = tmp_path / "recipe.yml"
     generate = {"prompts": ["a.jsonl", {"path": "b", "split": "dev"}], "output": "out"}
-    path.write_text(json.dumps({"teacher": {"name": "m"}, "generate": generate}))
+    path.write_text(json.dumps({"teacher": {"model": "m"}, "generate": generate}))
     args = load_recipe(path).generate
     assert [(p.path, p.split) for p in args.prompts] == [("a.jsonl", "train"), ("b", "dev")]
     assert (args.n, args.temperature, args.seed) == (1, 0.6, 0)

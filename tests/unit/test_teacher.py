@@ -5,6 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.teachers.hf import HFTeacher
 
@@ -12,7 +13,9 @@ from axolotl_distill.teachers.hf import HFTeacher
 @pytest.mark.parametrize("keeps", [True, False])
 def test_logits_of_chosen_positions(tiny_llama_dir, tokenizer, keeps, monkeypatch):
     monkeypatch.setattr("axolotl_distill.teachers.hf.LOGIT_BYTES", 4 * len(tokenizer) * 3)
-    teacher = HFTeacher(str(tiny_llama_dir), vocab_size=len(tokenizer), dtype="float32")
+    teacher = HFTeacher(
+        TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(tokenizer)
+    )
     teacher._keeps = keeps
     rows = [torch.randint(5, 40_000, (n,)).tolist() for n in (9, 30, 17)]
     positions = [torch.tensor([2, 3, 7]), torch.arange(5, 29), torch.tensor([15])]
@@ -43,7 +46,9 @@ def test_an_adapter_as_axolotl_leaves_it(tiny_llama_dir, tokenizer, tmp_path):
         expected = tuned(input_ids=torch.tensor([row])).logits[0][wanted]
         with tuned.disable_adapter():
             without = tuned(input_ids=torch.tensor([row])).logits[0][wanted]
-    teacher = HFTeacher(str(tmp_path), vocab_size=len(tokenizer), dtype="float32")
+    teacher = HFTeacher(
+        TeacherArgs(model=str(tmp_path), dtype="float32"), vocab_size=len(tokenizer)
+    )
     ((_, _, seen),) = teacher.logits([row], [wanted])
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-3)
     assert (seen - without).abs().max() > 0.1
@@ -51,9 +56,9 @@ def test_an_adapter_as_axolotl_leaves_it(tiny_llama_dir, tokenizer, tmp_path):
 
 def test_a_teacher_without_the_vocabulary_is_refused(tiny_llama_dir, tokenizer):
     with pytest.raises(CaptureError, match="do not share a vocabulary"):
-        HFTeacher(str(tiny_llama_dir), vocab_size=len(tokenizer) + 1)
+        HFTeacher(TeacherArgs(model=str(tiny_llama_dir)), vocab_size=len(tokenizer) + 1)
 
 
 def test_a_teacher_that_is_not_there(tmp_path):
     with pytest.raises(CaptureError, match=r"distill\.capture\.teacher"):
-        HFTeacher(str(tmp_path / "nothing"), vocab_size=10)
+        HFTeacher(TeacherArgs(model=str(tmp_path / "nothing")), vocab_size=10)

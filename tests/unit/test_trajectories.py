@@ -15,7 +15,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from transformers import AutoTokenizer
 
-from axolotl_distill.config.distill import CaptureArgs, parse_distill
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError, TrajectoryError
 from axolotl_distill.host.datasets.thinking import parse_thinking
 from axolotl_distill.host.datasets.trajectories import load
@@ -345,7 +346,7 @@ def test_a_folder_filtered_again_is_read_again(tmp_path, monkeypatch):
 def test_a_store_cannot_keep_weights():
     def captured(thinking):
         entry = {"path": "x", "type": "axolotl_distill.trajectories", "thinking": thinking}
-        args = CaptureArgs(teacher={"path": "t"}, output="o", datasets=[entry])
+        args = CaptureArgs(teacher="t", output="o", datasets=[entry])
         return capture_datasets(DictDefault({}), args)
 
     assert captured("mask") and captured("train")
@@ -354,10 +355,10 @@ def test_a_store_cannot_keep_weights():
 
 
 def test_text_alone_has_no_divergence():
-    args = parse_distill({"teacher": {"type": "text"}, "label_smoothing": 0.1})
+    args = parse_distill({"teacher": "text", "label_smoothing": 0.1})
     assert args.alpha == 0.0
-    assert parse_distill(args.model_dump(exclude_none=True)) == args
-    with pytest.raises(ConfigError, match=r"`alpha: 0.7`.*cross-entropy"):
-        parse_distill({"teacher": {"type": "text"}, "alpha": 0.7})
-    with pytest.raises(ConfigError, match=r"`divergence: jsd`.*teacher store only"):
-        parse_distill({"teacher": {"type": "text"}, "divergence": "jsd"})
+    assert parse_distill(args.model_dump(exclude_unset=True)) == args
+    with pytest.raises(ConfigError, match=r"`alpha: 0.7` is not read with `teacher: text`"):
+        parse_distill({"teacher": "text", "alpha": 0.7})
+    with pytest.raises(ConfigError, match=r"`divergence: jsd` is not read with"):
+        parse_distill({"teacher": "text", "divergence": "jsd"})

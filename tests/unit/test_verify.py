@@ -272,7 +272,10 @@ def test_long_hostile_texts_take_no_time_to_search():
     ("values", "message"),
     [
         ({"method": "maths"}, "math"),
-        ({"method": "math", "tolerance": 0.1}, "`tolerance` is not read by `method: math`"),
+        (
+            {"method": "math", "tolerance": 0.1},
+            "`tolerance: 0.1` is read by `method: numeric` only, and `method` is math",
+        ),
         ({"method": "math", "extract": "bxed"}, "verify.extract.*auto, boxed"),
         ({"method": "math", "extract": "after:"}, "verify.extract"),
         ({"method": "regex"}, "needs `pattern`"),

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, StoreError, TokenizerMismatchError
 from axolotl_distill.store import check_compatible, describe_tokenizer
 from axolotl_distill.teachers.tokenizer import compare_tokenizers, local_vocabulary, share
@@ -53,7 +54,7 @@ def plain(smollm2_dir):
 
 
 def test_tokens_that_the_student_adds_are_its_own(smollm2_dir, extended):
-    shared, compared = local_vocabulary(str(smollm2_dir), extended)
+    shared, compared = local_vocabulary(TeacherArgs(model=str(smollm2_dir)), extended)
     assert compared and shared.size == SIZE
     assert shared.foreign == {49152: "<|my_padding|>", 49153: "<|my_tool|>", 49154: "<|my_end|>"}
     rows = [{"input_ids": [IM_START, 30, 30]}, {"input_ids": [IM_START, 49153, 30]}]
@@ -119,8 +120,8 @@ def test_a_teacher_without_a_tokenizer(tmp_path, tiny_llama_dir, extended):
     """Only the size of its head is known, and that it has no row for what the student adds."""
     about = json.loads((tiny_llama_dir / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(about))
-    shared, compared = local_vocabulary(str(tmp_path), extended)
+    shared, compared = local_vocabulary(TeacherArgs(model=str(tmp_path)), extended)
     assert not compared and shared.size == SIZE and len(shared.foreign) == 3
     (tmp_path / "config.json").write_text(json.dumps({**about, "vocab_size": 49_000}))
     with pytest.raises(CaptureError, match="49000 tokens, and 152 ordinary tokens"):
-        local_vocabulary(str(tmp_path), extended)
+        local_vocabulary(TeacherArgs(model=str(tmp_path)), extended)

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from axolotl_distill.config.distill import check_config_file
+from axolotl_distill.config.reading import check_config_file
 from axolotl_distill.config.recipe import load_recipe
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
@@ -25,7 +25,7 @@ CONFIG = {
         "divergence": "forward_kl",
         "support": "tail_bucket",
         "capture": {
-            "teacher": {"name": "t", "server": {"base_url": "http://h:1/v1", "engine": "vllm"}},
+            "teacher": {"model": "t", "server": {"base_url": "http://h:1/v1", "engine": "vllm"}},
             "output": "./store",
             "datasets": [{"path": "a.jsonl", "type": "chat_template"}],
             "k": 16,
@@ -34,7 +34,7 @@ CONFIG = {
     },
 }
 RECIPE = {
-    "teacher": {"name": "t", "server": {"base_url": "http://h:1/v1", "api_key_env": "K"}},
+    "teacher": {"model": "t", "server": {"base_url": "http://h:1/v1", "api_key_env": "K"}},
     "generate": {
         "prompts": [{"path": "p.jsonl", "prompt": "q", "limit": 3}],
         "output": "./t",
@@ -156,7 +156,7 @@ def test_no_file(tmp_path):
         ("filter: {output: d}", ["`filter.input`"]),
         ("filter:", ["no `filter:` block"]),
         ("{base_model: m, distill: {}}", ["an Axolotl config and not a recipe"]),
-        ("{teacher: {name: t, sever: {}}, filter: {%s}}", ["did you mean `server`?"]),
+        ("{teacher: {model: t, sever: {}}, filter: {%s}}", ["did you mean `server`?"]),
         ("{true: 1, filter: {%s}}", ["the key True", "quotes"]),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_recipe_that_is_refused(tmp_path, text, said):
 
 def test_a_key_of_a_server_is_not_shown(tmp_path):
     url = "http://ann:pa55word@[::1/v1"
-    text = f"teacher: {{name: t, server: {{base_url: '{url}', api_key_env: abcd1234-efgh}}}}"
+    text = f"teacher: {{model: t, server: {{base_url: '{url}', api_key_env: abcd1234-efgh}}}}"
     with pytest.raises(ConfigError) as caught:
         load_recipe(written(tmp_path, text), "filter")
     said = str(caught.value)
@@ -183,12 +183,12 @@ def test_paths_of_a_user(tmp_path, monkeypatch):
     recipe = load_recipe(
         written(
             tmp_path,
-            "teacher: {name: ~/models/t}\n"
+            "teacher: {model: ~/models/t}\n"
             "generate: {prompts: [$DATA/p.jsonl, '~/q.parquet'], output: '${DATA}/t'}\n"
             "filter: {output: ~/d, tokenizer: ~/tok}\n",
         )
     )
-    assert recipe.teacher.name == "/home/ann/models/t"
+    assert recipe.teacher.model == "/home/ann/models/t"
     assert [source.path for source in recipe.generate.prompts] == [
         "/data/p.jsonl",
         "/home/ann/q.parquet",
@@ -198,7 +198,7 @@ def test_paths_of_a_user(tmp_path, monkeypatch):
     config = {**CONFIG, "distill": {"capture": {"teacher": "~/t", "output": "$DATA/s"}}}
     config["distill"]["capture"]["datasets"] = [{"path": "~/a.jsonl", "type": "chat_template"}]
     capture = check_config_file(written(tmp_path, yaml.safe_dump(config))).capture
-    assert (capture.teacher.path, capture.output) == ("/home/ann/t", "/data/s")
+    assert (capture.teacher.model, capture.output) == ("/home/ann/t", "/data/s")
     assert capture.datasets[0]["path"] == "/home/ann/a.jsonl"
 
 
@@ -246,7 +246,7 @@ def test_refused_before_anything_heavy_is_imported(tmp_path):
         "    print(sorted(heavy & set(sys.modules)))\n"
     )
     recipe = tmp_path / "recipe.yml"
-    recipe.write_text("filter: {outpt: x}\ngenerate: {outpt: x}\nteacher: {name: t}")
+    recipe.write_text("filter: {outpt: x}\ngenerate: {outpt: x}\nteacher: {model: t}")
     for args in (
         ["capture", config],
         ["import", config, "s", "--output", "o"],

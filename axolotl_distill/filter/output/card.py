@@ -14,7 +14,7 @@ from axolotl_distill.show import as_markdown, fenced, without_secrets
 HUB_LICENCES = {"apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "bsd-3-clause"}
 OURS: dict[str, Any] = {
     "plugins": ["axolotl_distill"],
-    "distill": {"teacher": {"type": "text"}},
+    "distill": {"teacher": "text"},
 }
 TYPES: dict[str, Any] = {
     "messages": "axolotl_distill.trajectories",

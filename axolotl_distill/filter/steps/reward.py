@@ -72,9 +72,7 @@ class ModelRewardStep:
 
         self.args, self.reader = args, _Reader(args)
         try:
-            config = AutoConfig.from_pretrained(
-                args.model, trust_remote_code=args.trust_remote_code
-            )
+            config = AutoConfig.from_pretrained(args.model, **args.origin)
         except (OSError, ValueError) as error:
             raise ConfigError(f"`reward.model: {args.model}` cannot be loaded: {error}") from error
         score_of([0.0] * config.num_labels, args)
@@ -96,24 +94,22 @@ class ModelRewardStep:
     def _outputs(self, batch: list[list[int]]) -> list[list[float]]:
         import torch
 
+        from axolotl_distill.teachers.load import input_device
+
         padded = self.reader.tokenizer.pad(
             {"input_ids": batch}, padding_side="right", return_tensors="pt"
-        ).to(self._model.device)
+        ).to(input_device(self._model))
         with torch.inference_mode():
             return self._model(**padded).logits.float().tolist()
 
     def _load(self) -> Any:
-        import torch
         from transformers import AutoModelForSequenceClassification
 
-        from axolotl_distill.teachers.load import resolve_device
+        from axolotl_distill.teachers.load import loading_options
 
         args = self.args
         model, loading = AutoModelForSequenceClassification.from_pretrained(
-            args.model,
-            dtype=args.dtype if args.dtype == "auto" else getattr(torch, args.dtype),
-            trust_remote_code=args.trust_remote_code,
-            output_loading_info=True,
+            args.model, **loading_options(args), output_loading_info=True
         )
         if loading["missing_keys"]:
             raise ConfigError(
@@ -126,7 +122,7 @@ class ModelRewardStep:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-        return model.to(resolve_device(args.device)).eval()
+        return model.eval()
 
 
 class ServerRewardStep:

@@ -42,7 +42,7 @@ def candidates(text: str, how: str) -> list[str]:
 def parts(found: list[str], count: int) -> list[str]:
     """The `count` parts of an answer: the last ones found, or one that lists them by commas."""
     if count > 1 and len(found) < count:
-        listed = _split(found[-1])
+        listed = split(found[-1])
         if len(listed) == count:
             return listed
     return found[-count:]
@@ -82,7 +82,7 @@ def _after(text: str, what: str) -> list[str]:
     return found
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """At the commas and semicolons outside of brackets."""
     pieces, depth, start = [], 0, 0
     for position, character in enumerate(text):

@@ -13,8 +13,16 @@ from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
 from sympy import Float, MatrixBase, Rational
 
-from axolotl_distill.filter.verify import choice, prose, quantity
-from axolotl_distill.filter.verify.normal import expression, normal, spaced, words
+from axolotl_distill.filter.verify import choice, equations, prose, quantity
+from axolotl_distill.filter.verify.moments import same_moment
+from axolotl_distill.filter.verify.normal import (
+    condition,
+    expression,
+    normal,
+    sentence,
+    spaced,
+    words,
+)
 from axolotl_distill.filter.verify.text import Scored, share, without_stop
 from axolotl_distill.filter.verify.units import Unit, read_unit
 
@@ -52,6 +60,8 @@ def _in_prose(text: str, reference: str) -> bool:
             return verdict
         if prose.is_formula(answer):
             return _verify(wanted, _alone(answer))
+    if len(text) < 200 and _read(expression(without_stop(text)), wanted):
+        return True
     if words(wanted) is not None:
         return False
     expected = quantity.quantity(wanted, comma=False)
@@ -73,7 +83,8 @@ def _bare(text: str) -> str:
         r"\A(?:\\text\s*\{)?[\w\s]*\banswer(?: is|:)\s*:?\s*\}?", "", text, flags=re.IGNORECASE
     )
     text = re.sub(r"\s*(?:\\text\s*\{)?\s*is the (?:final )?answer\W*\Z", "", text)
-    return text.strip(" *")
+    whole = re.fullmatch(r"\\text\s*\{([^{}]*\d[^{}]*)\}", text)
+    return condition((whole[1] if whole else text).strip(" *"))
 
 
 def _read(answer: str, wanted: str) -> bool | None:
@@ -86,7 +97,7 @@ def _read(answer: str, wanted: str) -> bool | None:
         )
         if named is not None:
             return named == choice.letter(wanted)
-    if (verdict := _read_colons(answer, wanted)) is not None:
+    if (verdict := same_moment(answer, wanted)) is not None:
         return verdict
     one = quantity.quantity(answer, comma="," not in wanted)
     other = quantity.quantity(wanted, comma=False)
@@ -97,28 +108,9 @@ def _read(answer: str, wanted: str) -> bool | None:
         return told == expected
     if _different(_unit(answer)[1], _unit(wanted)[1]):
         return False
-    return None
-
-
-def _read_colons(answer: str, wanted: str) -> bool | None:
-    """Of 3:4 and 11:30. A ratio may be reduced, and written as a fraction; a time may not."""
-    one, other = quantity.colons(answer), quantity.colons(wanted)
-    written = [text for text in (answer, wanted) if ":" in text]
-    if not written or (one is None and other is None):
-        return None
-    if one is not None and other is not None:
-        if one[2] and other[2] and one[2] != other[2]:
-            return False
-        if one[0] == other[0]:
-            return True
-        if one[1] or other[1] or len(one[0]) != len(other[0]) or not one[0][0] * other[0][0]:
-            return False
-        return all(a * other[0][0] == b * one[0][0] for a, b in zip(one[0], other[0], strict=True))
-    ratio, text = (one, wanted) if one is not None else (other, answer)
-    plain = quantity.quantity(text, comma=False)
-    if plain is None or ratio[1] or len(ratio[0]) != 2 or not ratio[0][1]:
-        return False
-    return plain.value == ratio[0][0] / ratio[0][1]
+    if (asked := sentence(wanted)) is not None:
+        return sentence(answer) == asked
+    return equations.compare(answer, wanted, _equal)
 
 
 def _unit(text: str) -> tuple[str, Unit | None]:
@@ -129,9 +121,8 @@ def _unit(text: str) -> tuple[str, Unit | None]:
 
 
 def _different(one: Unit | None, other: Unit | None) -> bool:
-    if one is None or other is None or not one.powers or not other.powers:
-        return False
-    return not one.in_same(other) or one.size != other.size
+    sizes = one.sizes(other) if one and other else (1, 1)
+    return sizes is None or sizes[0] != sizes[1]
 
 
 def _verify(wanted: str, answer: list[Any]) -> bool:
@@ -146,6 +137,7 @@ def _alone(text: str) -> list[Any]:
     text = _unit(text)[0]
     text = E_NUMBER.sub(r"(\1 \\times 10^{\2})", text)
     text = re.sub(r"(?<=\d)[ _'](?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<=[\w)}])\*\*\s*(-?\d+)", r"^{\1}", text)
     text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
     return parse("\\boxed{" + text + "}", ALONE, parsing_timeout=None)
 

@@ -26,6 +26,7 @@ SIGNS = {
     **{"≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ", "≠": r"\ne ", "≈": r"\approx "},
     **{"π": r"\pi ", "∞": r"\infty ", "°": r"^\circ ", "∪": r"\cup ", "∩": r"\cap "},
     **{"∅": r"\emptyset ", "℃": r"^\circ C", "℉": r"^\circ F", "∈": r"\in "},
+    **{"º": r"^\circ ", "˚": r"^\circ ", "″": "''", "\uffe1": "£", "\uffe5": "¥"},
     **{"θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "λ": r"\lambda ", "μ": r"\mu "},
 }
 FRACTIONS = {
@@ -58,7 +59,18 @@ TEXT = re.compile(
 NAMES = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:degree|degrees)(?![A-Za-z])"), r"^\\circ "),
-    (re.compile(r"\^\s*\{\s*\\circ\s*\}"), r"^\\circ "),
+    (
+        re.compile(r"\^\s*\{\s*\\circ\s*\}|(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})"),
+        r"^\\circ ",
+    ),
+    (re.compile(r"\\pounds(?![A-Za-z])|\\text\s*\{\s*£\s*\}"), "£"),
+    (re.compile(r"\\text\s*\{\s*([€¥₹])\s*\}"), r"\1"),
+    (re.compile(r"\+\s*/\s*-|(?:(?<=[=,])|\A)\s*\+\s*-|\bplus or minus\b"), r"\\pm "),
+    (
+        re.compile(r"\\(?:l|r)angle(?![A-Za-z])"),
+        lambda match: "(" if match[0] == r"\langle" else ")",
+    ),
+    (re.compile(r"\\underline\s*(?=\{)|\\(?:textcolor|color)\s*\{[a-z]+\}\s*(?=\{)"), ""),
     (re.compile(r"\\(?:varnothing|O)(?![A-Za-z])"), r"\\emptyset "),
     (re.compile(r"\\leqslant(?![A-Za-z])"), r"\\le "),
     (re.compile(r"\\geqslant(?![A-Za-z])"), r"\\ge "),
@@ -69,6 +81,32 @@ NAMES = (
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
 )
 BOTH = re.compile(r"(?<=[^\s,])\s*(?:和|或|及|以及|或者)\s*(?=[^\s,])")
+# ]0, 1[ is (0, 1).
+FRENCH = re.compile(r"([\[\]])([^\[\]()]+[,;][^\[\]()]+)([\[\]])")
+# {x | x > 3}
+BUILT = re.compile(
+    r"\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?)?\s*(?:\\mid|\\vert|\||:)\s*([^{}|]+?)\s*\\\}"
+)
+EVERYTHING = re.compile(
+    r"(?:\\text\s*\{)?\s*(?:the set of )?all real(?:s| numbers)(?: x)?\s*\}?", re.IGNORECASE
+)
+# Names of functions, which are no words, and the words between two formulas.
+NO_WORD = {
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "log",
+    "exp",
+    "sqrt",
+    "max",
+    "min",
+    "mod",
+    "and",
+}
+NO_WORD |= {"gcd", "lcm", "arcsin", "arccos", "arctan", "infinity", "infty", "inf", "det", "base"}
 
 
 def normal(text: str) -> str:
@@ -87,8 +125,29 @@ def expression(text: str) -> str:
     text = LOOKS.sub("", TEXT.sub(r"\\text{", re.sub(r"\\text\s*\{\s*\\?\$\s*\}", r"\\$", text)))
     for pattern, name in NAMES:
         text = pattern.sub(name, text)
-    text = BOTH.sub(", ", text)
+    text = FRENCH.sub(_brackets, BOTH.sub(", ", text))
     return re.sub(r"[ \t]+", " ", text).strip()
+
+
+def _brackets(match: re.Match[str]) -> str:
+    opening, inside, closing = match.groups()
+    return f"{opening.replace(']', '(')}{inside}{closing.replace('[', ')')}"
+
+
+def condition(text: str) -> str:
+    """Of a set: the condition on its elements; "all real numbers" as a set."""
+    if built := BUILT.fullmatch(text):
+        return built[1]
+    return r"\mathbb{R}" if EVERYTHING.fullmatch(text) else text
+
+
+def sentence(text: str) -> str | None:
+    """A text with words in it that no formula has, in one spelling; None without any."""
+    plain = re.sub(r"\\[A-Za-z]+\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    words = re.findall(r"(?<![A-Za-z])[A-Za-z]{3,}", plain)
+    if not any(word.casefold() not in NO_WORD for word in words):
+        return None
+    return " ".join(re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).casefold().split()).strip(" .")
 
 
 def spaced(text: str) -> str:

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from axolotl_distill.filter.verify.numerals import in_words, repeating
 from axolotl_distill.filter.verify.units import Unit, read_unit
 
 LARGEST = 4000  # digits, and exponents: more are not read
@@ -23,14 +24,20 @@ SCALE = {
     **{"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9},
     **{"trillion": 12, "千": 3, "万": 4, "亿": 8},
 }
-SCALED = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALE)})(?![a-z])\s*\}}?")
+SCALED = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALE)})(?![a-z])(?:\s*\}})?")
+SHORT_SCALE = {"k": 3, "K": 3, "M": 6, "m": 6, "mn": 6, "bn": 9, "B": 9, "T": 12}
+SHORT_SCALED = re.compile(
+    rf"\s?({'|'.join(sorted(SHORT_SCALE, key=len, reverse=True))})(?![A-Za-z])"
+)
 EXPONENT = r"\{?\s*\(?\s*([-+]?\s*\d+)\s*\)?\s*\}?"
 POWER = re.compile(rf"10\s*(?:\^|\*\*)\s*{EXPONENT}")
 TIMES_POWER = re.compile(rf"\s*(?:\\times|\\cdot|\*|x)\s*{POWER.pattern}")
 E_POWER = re.compile(r"[eE]([-+]?\d+)(?!\w)")
 FRACTION = re.compile(r"\\frac\s*\{\s*(-?[\d.,]+)\s*\}\s*\{\s*(-?[\d.,]+)\s*\}")
 SLASH = re.compile(r"(\d+)\s*/\s*(\d+)(?![\d.])")
-MONEY = re.compile(r"(?:(US)?\s*\\\$|[€£¥₹]|(?:USD|EUR|GBP|CNY|INR|Rs)(?![A-Za-z])\.?)\s*")
+MONEY = re.compile(
+    r"(?:(?:US)?\s*\\\$|(?:CN)?¥|[€£₹]|人民币|(?:USD|EUR|GBP|CNY|RMB|JPY|INR|Rs)(?![A-Za-z])\.?)\s*"
+)
 PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?(?:percent(?:age)?|per cent|pct)\s*\}?)")
 PREFIXED = re.compile(r"0(?:[xX][0-9a-fA-F]+|[bB][01]+|[oO][0-7]+)")
 NAMES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -40,17 +47,14 @@ BASE = re.compile(
     r"(?:_\s*\{?\s*\(?(?:\\text\s*\{)?\s*(\w+)\s*\}?\s*\)?\s*\}?"
     r"|\(?\s*(?:\\text\s*\{)?[\s(]*(?:in )?base[\s}]+(\w+)\s*\)?\s*\}?\s*\)?)"
 )
-COLON = re.compile(
-    r"(\d+(?:\.\d+)?)((?: ?: ?\d+(?:\.\d+)?)+)(?: ?(?:\\text\s*\{)? ?([ap])\.? ?m\.?)? ?\}?"
-)
-TO = re.compile(r"(\d+) (?:\\text\s*\{)? ?to ?\}? ?(\d+)")
-
-
 NO_UNIT = Unit(frozenset())
 # Units that are written right at their number, where another word would be variables.
 CLOSE = {"km", "cm", "mm", "kg", "mg", "ml", "mph", "kmh", "ft", "lb", "lbs", "hr", "hrs", "min"}
 CLOSE |= {"mins", "sec", "secs", "hours", "minutes", "seconds", "meters", "usd", "eur"}
-SIGN = re.compile(r"([-+]?)\s*")
+SIGN = re.compile(r"((?:minus|negative)(?= )|[-+]?)\s*", re.IGNORECASE)
+MARK = re.compile(r"\\text\s*\{([^{}]*)\}")
+PART = re.compile(r"(\d+(?:\.\d+)?)\s*([^\W\d_]+|''?|[\"°¢])")
+COMPOUND = re.compile(rf"{PART.pattern}(?:(?:,?\s+and|,)?\s*{PART.pattern})+")
 MIXED = re.compile(r" ?(?=\\frac)| (?=\d+ ?/)")
 
 
@@ -66,12 +70,18 @@ class Quantity:
 
 def quantity(text: str, *, comma: bool) -> Quantity | None:
     """comma: whether `3,5` may be a number with a decimal comma; else it is a list."""
-    text = text.strip().removesuffix(".")
+    text = text.strip()
+    if not text.endswith(".."):
+        text = text.removesuffix(".")
+    if upright := re.fullmatch(r"\\text\s*\{\s*([-\w][^{}]*)\}", text):
+        text = upright[1].strip()
+    if whole := _compound(text):
+        return whole
     based = _based(text)
     if based is not None:
         return Quantity(based)
     match = SIGN.match(text)
-    negative, at = match[1] == "-", match.end()
+    negative, at = match[1] not in ("", "+"), match.end()
     money = MONEY.match(text, at)
     if money:
         after = SIGN.match(text, money.end())
@@ -80,9 +90,9 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     if number is None:
         return None
     value, places, at = number
-    scaled = SCALED.match(text, at)
+    scaled = SCALED.match(text, at) or (money and SHORT_SCALED.match(text, at))
     if scaled:
-        power = SCALE[scaled[1]]
+        power = SCALE.get(scaled[1]) or SHORT_SCALE[scaled[1]]
         value, at = value * 10**power, scaled.end()
         places = None if places is None else places - power
     percent = PERCENT.match(text, at)
@@ -91,9 +101,28 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     if unit is None:
         return None
     if money:
-        sign = re.sub(r"\W", "", money[0]) or money[0].strip().lstrip("\\")
+        sign = "cny" if money[0].startswith("CN¥") else re.sub(r"\W", "", money[0])
+        sign = sign or money[0].strip().lstrip("\\")
         unit = read_unit(sign) or unit
     return Quantity(-value if negative else value, places, bool(percent), unit)
+
+
+def _compound(text: str) -> Quantity | None:
+    """Of one quantity in several units, from large to small: 1 hour 30 minutes, 5 ft 3 in."""
+    text = MARK.sub(r" \1 ", text).replace("^\\circ", "°").strip()
+    text = re.sub(r"\A\\\$\s*(\d+)(?!\d|\.\d)", r"\1 dollars", text)
+    if len(text) > 200 or not COMPOUND.fullmatch(text):
+        return None
+    value, first, last = Fraction(0), None, None
+    for number, name in PART.findall(text):
+        hours = first is not None and first == read_unit("h")
+        unit = read_unit("min" if name == "m" and hours else name)
+        sizes = unit and unit.sizes(first or unit)
+        if sizes is None or not unit.powers or (last is not None and sizes[0] >= last):
+            return None
+        first, last = first or unit, sizes[0]
+        value += Fraction(number) * sizes[0] / sizes[1]
+    return Quantity(value, unit=first)
 
 
 def _may_be_unit(rest: str) -> bool:
@@ -102,7 +131,7 @@ def _may_be_unit(rest: str) -> bool:
         return True
     word = re.match(r"( *)/?([^\W\d_]+)", rest)
     if word is None or not word[2].isascii():
-        return word is not None or re.match(r"\s*[€£¥₹¢°]", rest) is not None
+        return word is not None or re.match(r"\s*(?:[€£¥₹¢°]|''?\s*$|\"\s*$)", rest) is not None
     if len(word[2]) == 1:
         return bool(word[1]) and word[2] in "msghL"
     return bool(word[1]) or word[2].casefold() in CLOSE
@@ -110,6 +139,10 @@ def _may_be_unit(rest: str) -> bool:
 
 def _number(text: str, at: int, comma: bool) -> tuple[Fraction, int | None, int] | None:
     """(value, decimals, where it ends) of an unsigned number."""
+    if endless := repeating(text, at, comma):
+        return endless
+    if told := in_words(text, at):
+        return told[0], None, told[1]
     power = POWER.match(text, at)
     if power:
         exponent = _exponent(power[1])
@@ -189,20 +222,19 @@ def same(one: Quantity, other: Quantity) -> bool:
     """Equal, a rounding to at least six decimals apart, and in units that mean the same."""
     if (one.percent and other.unit.powers) or (other.percent and one.unit.powers):
         return False
-    if one.unit.powers and other.unit.powers:
-        if not one.unit.in_same(other.unit):
-            return False
-        sizes = one.unit.size, other.unit.size
-    else:
-        sizes = Fraction(1), Fraction(1)
+    sizes = one.unit.sizes(other.unit)
+    if sizes is None:
+        return False
     if sizes[0] != sizes[1]:
         return one.value * sizes[0] == other.value * sizes[1]
     if one.percent == other.percent:
         return close(one, other)
-    # `10%` is 10 to those who ask for percents, and 0.1 to the others.
+    # `10%` is 10 to those who ask for percents, and 0.1 to the others; half a percent is no half.
     part, plain = (one, other) if one.percent else (other, one)
     places = None if part.places is None else part.places + 2
-    return close(part, plain) or close(Quantity(part.value / 100, places), plain)
+    if close(Quantity(part.value / 100, places), plain):
+        return True
+    return abs(plain.value) >= 1 and close(part, plain)
 
 
 def close(one: Quantity, other: Quantity) -> bool:
@@ -220,16 +252,3 @@ def close(one: Quantity, other: Quantity) -> bool:
     rounded = apart <= Fraction(1, 2)
     cut = apart < 1 and short.places > 6 and (long.places is None or long.places > short.places)
     return rounded or cut
-
-
-def colons(text: str) -> tuple[list[Fraction], bool, str] | None:
-    """Of 3:4 and 11:30 PM: the numbers, whether it looks like a time, and "a" or "p"."""
-    text = text.strip(" .")
-    match, to = COLON.fullmatch(text.casefold()), TO.fullmatch(text)
-    if to:
-        return [Fraction(to[1]), Fraction(to[2])], False, ""
-    if match is None or len(text) > LARGEST:
-        return None
-    pieces = [match[1], *(piece.strip() for piece in match[2].split(":")[1:])]
-    clock = all(re.fullmatch(r"[0-5]\d", piece) for piece in pieces[1:]) and len(match[1]) < 3
-    return [Fraction(piece) for piece in pieces], clock or bool(match[3]), match[3] or ""

@@ -5,7 +5,7 @@ A unit that is not in the table is a word of its own: five apples are no five or
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 # dimension -> names of a unit -> how many of the dimension's own it is.
@@ -19,7 +19,7 @@ TABLE: dict[str, dict[str, int | str]] = {
     },
     "mass": {
         **{"kg kilogram kilo 千克 公斤": 1, "g gram gm 克": "1/1000", "mg milligram": "1/1000000"},
-        **{"tonne ton 吨": 1000, "lb pound": "0.45359237", "oz ounce": "0.028349523125"},
+        **{"tonne ton 吨": 1000, "lb": "0.45359237", "oz ounce": "0.028349523125"},
     },
     "time": {
         **{"s sec second 秒": 1, "ms millisecond": "1/1000", "min minute 分钟": 60},
@@ -30,13 +30,13 @@ TABLE: dict[str, dict[str, int | str]] = {
         **{"l liter litre": "1/1000", "ml milliliter millilitre": "1/1000000"},
         **{"gal gallon": "0.003785411784"},
     },
-    "dollar": {"$ us$ dollar buck usd 美元": 1, "cent ¢": "1/100"},
-    "euro": {"€ eur euro": 1},
-    "sterling": {"£ gbp": 1, "pence penny": "1/100"},
-    "yen": {"¥ jpy yen": 1},
-    "yuan": {"rmb cny yuan 元": 1},
+    "dollar": {"$ us$ dollar buck usd 美元": 1, "¢": "1/100"},
+    "euro": {"€ eur euro 欧元": 1, "eurocent": "1/100"},
+    "sterling": {"£ gbp quid 英镑": 1, "pence penny": "1/100"},
+    "yen": {"jpy yen 円 日元": 1},
+    "yuan": {"rmb cny yuan 元 块 人民币": 1},
     "rupee": {"₹ inr rupee rs": 1},
-    "angle": {"° deg degree": 1},
+    "angle": {"deg": 1, "arcmin arcminute": "1/60", "arcsec arcsecond": "1/3600"},
     "radian": {"rad radian": 1},
     "celsius": {"°c": 1},
     "fahrenheit": {"°f": 1},
@@ -51,11 +51,33 @@ UNITS = {
     for names, size in units.items()
     for name in names.split()
 }
+# Words and signs of several meanings; one that what they are compared with has is the right one.
+MEANINGS = {
+    "pound": ("lb", "£"),
+    "cent": ("¢", "eurocent"),
+    "¥": ("jpy", "cny"),
+    "degree": ("deg", "°c", "°f"),
+    "°": ("deg", "°c", "°f"),
+    "'": ("ft", "arcmin"),
+    '"': ("in", "arcsec"),
+    "''": ("in", "arcsec"),
+}
+PHRASES = {
+    "us dollar": "usd",
+    "american dollar": "usd",
+    "pound sterling": "£",
+    "british pound": "£",
+    "euro cent": "eurocent",
+    "chinese yuan": "yuan",
+    "japanese yen": "yen",
+}
+# Capitals that are units in upright letters only: a variable is none.
+UPRIGHT = {"N": "newton", "J": "joule", "W": "watt", "C": "coulomb", "V": "volt", "K": "kelvin"}
 SHORT = {"mph": "mile/h", "kph": "km/h", "kmh": "km/h", "kmph": "km/h", "fps": "ft/s"}
 NO_UNIT = {"", "unit", "square unit", "sq unit", "cubic unit", "unit^2", "unit^3"}
 # What makes another value of a number, or another sentence.
 NOT_A_UNIT = re.compile(
-    r"(?:or|and|to|not|but|if|when|is|are|more|les|plu|minu|time|choose|factorial|mod|pi|sin|co|"
+    r"(?:or|and|to|not|past|but|if|when|is|are|more|les|plu|minu|time|choose|factorial|mod|pi|sin|co|"
     r"tan|log|ln|exp|sqrt|squared|cubed|base|half|third|quarter|x|y|z|i|e|n|k|a|b|c|d|"
     r"hundred|thousand|million|billion|trillion|dozen)(?: |$)"
 )
@@ -65,12 +87,29 @@ FRACTION = re.compile(r"\\frac\s*\{([^{}]*(?:\{[^{}]*\})?)\}\s*\{([^{}]*(?:\{[^{
 
 @dataclass(frozen=True)
 class Unit:
-    """powers: (dimension, power) each; size: how many of the dimensions' own units it is."""
+    """powers: (dimension, power) each; size: how many of the dimensions' own units it is.
+
+    or_else   what else its name may mean: a pound is a weight or money
+    """
 
     powers: frozenset[tuple[str, int]]
     size: Fraction = Fraction(1)
+    or_else: tuple["Unit", ...] = ()
 
-    def in_same(self, other: "Unit") -> bool:
+    def sizes(self, other: "Unit") -> tuple[Fraction, Fraction] | None:
+        """Their sizes in what both measure, in one of their meanings; None when it is not the same.
+
+        What has no unit is in the other one's.
+        """
+        if not self.powers or not other.powers:
+            return Fraction(1), Fraction(1)
+        for one in (self, *self.or_else):
+            for two in (other, *other.or_else):
+                if one._in_same(two):
+                    return one.size, two.size
+        return None
+
+    def _in_same(self, other: "Unit") -> bool:
         """Whether they measure the same. $18 a day are $18."""
         return self.powers == other.powers or (
             self._above() == other._above() and {name for name, _ in self._above()} <= MONEY
@@ -85,6 +124,8 @@ def read_unit(text: str) -> Unit | None:
     nothing, or for "units"; None when it is no unit: `x`, `\pi`, `or 5`.
     """
     marked = "\\text" in text
+    if upright := re.fullmatch(r"\s*\\text\s*\{\s*([NJWCVK])\s*\}\s*", text):
+        text = UPRIGHT[upright[1]]
     text = (
         MARK.sub(r" \1 ", FRACTION.sub(r"\1/\2", text)).replace("^\\circ", "°").replace("\\$", "$")
     )
@@ -100,6 +141,15 @@ def read_unit(text: str) -> Unit | None:
         return None
     if re.search(r"[\\{}=<>+*(),\d]", re.sub(r"\^-?\d", "", plain)):
         return None
+    for phrase, name in PHRASES.items():
+        plain = plain.replace(phrase, name)
+    for name, meanings in MEANINGS.items():
+        found = re.search(rf"(?<![\w'\"]){re.escape(name)}(?![\w'\"])", plain)
+        if found:
+            before, after = plain[: found.start()], plain[found.end() :]
+            first, *others = (_compound(before + other + after) for other in meanings)
+            if first:
+                return replace(first, or_else=tuple(filter(None, others)))
     return _compound(plain) or Unit(frozenset({(plain, 1)}))
 
 

@@ -1,0 +1,87 @@
+"""`distill.capture`: what `axolotl distill capture` reads, and how it writes the teacher store."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
+from axolotl_distill.config.teacher import TeacherArgs, refuse_self
+
+Method = Literal["topk", "nucleus", "sampled"]
+
+
+class CaptureArgs(Block):
+    """A teacher, the text it is to read, and what is kept of what it says."""
+
+    teacher: TeacherArgs
+    output: PathText = Field(description="Folder of the teacher store.")
+    datasets: list[dict[str, Any]] | None = Field(
+        None,
+        description="Axolotl dataset entries to capture. Default: the config's own `datasets` "
+        "that are not already a store.",
+    )
+    method: Method = "topk"
+    k: Annotated[int, ReadBy("method", "topk")] = Field(
+        64, ge=1, description="topk: entries a record."
+    )
+    p: Annotated[float, ReadBy("method", "nucleus")] = Field(
+        0.98, gt=0.0, le=1.0, description="nucleus: probability mass, at T=1."
+    )
+    max_k: Annotated[int, ReadBy("method", "nucleus")] = Field(
+        256, ge=1, description="nucleus: most entries a record."
+    )
+    draws: Annotated[int, ReadBy("method", "sampled")] = Field(
+        50, ge=1, description="sampled: draws a record."
+    )
+    sampling_temperature: Annotated[float, ReadBy("method", "sampled")] = Field(
+        1.0, gt=0.0, description="sampled: T of the draws."
+    )
+    seed: Annotated[int, ReadBy("method", "sampled")] = Field(
+        0, description="sampled: seed of the draws."
+    )
+    temperatures: list[float] = Field(
+        [1.0, 2.0, 4.0],
+        description="Temperatures at which the tail's mass is stored; T=1 is always among them.",
+    )
+    batch_tokens: Annotated[int | None, ReadBy("teacher.server", None)] = Field(
+        None,
+        ge=1,
+        description="Tokens in one forward pass of the teacher. Default: 8192, on a CPU 2048.",
+    )
+    shard_records: int = Field(262_144, ge=1, description="Records after which a shard is closed.")
+
+    @field_validator("teacher")
+    @classmethod
+    def _gives_logprobs(cls, teacher: TeacherArgs) -> TeacherArgs:
+        if teacher.server is not None and teacher.server.engine == "openai":
+            raise ValueError(
+                "`server.engine` must be vllm or sglang: the OpenAI API has no log-probabilities "
+                "of a given text. What came with its generations can be had with `axolotl distill "
+                "import`."
+            )
+        return refuse_self(teacher)
+
+    @field_validator("datasets")
+    @classmethod
+    def _paths(cls, value: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        for entry in value or []:
+            if isinstance(entry.get("path"), str):
+                entry["path"] = expanded(entry["path"])
+        return value
+
+    @field_validator("temperatures")
+    @classmethod
+    def _with_one(cls, values: list[float]) -> list[float]:
+        if any(value <= 0 for value in values):
+            raise ValueError(f"temperatures must be positive, got {values}")
+        return sorted({1.0, *values})
+
+    @model_validator(mode="after")
+    def _server_has_no_draws(self) -> "CaptureArgs":
+        if self.teacher.server is not None and self.method == "sampled":
+            raise ValueError(
+                "`method: sampled` needs the teacher's whole distribution, and a server gives its "
+                "likeliest tokens only. Use `method: topk` or nucleus, or a teacher without "
+                "`server`."
+            )
+        return self
