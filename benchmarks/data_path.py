@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.datasets.store import StoreStrategy
-from axolotl_distill.store import StoreWriter, encoding, new_manifest, open_store
+from axolotl_distill.store import RecordBatch, StoreWriter, encoding, new_manifest, open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, LENGTH, K, VOCAB = 16, 512, 64, 49_152
@@ -33,7 +33,8 @@ def folder_bytes(path: Path, pattern: str) -> int:
 def random_logprobs(rng: np.random.Generator, records: int) -> tuple[np.ndarray, np.ndarray]:
     ids = np.stack([rng.choice(VOCAB, K, replace=False) for _ in range(records)])
     values = -np.sort(rng.exponential(5.0, (records, K)), axis=1)
-    return ids, values
+    # Of a distribution, as a store demands: the entries hold 95 % of it.
+    return ids, values + np.log(0.95 / np.exp(values).sum(1, keepdims=True))
 
 
 def write_store(path: Path, rows: list[dict]) -> None:
@@ -50,16 +51,18 @@ def write_store(path: Path, rows: list[dict]) -> None:
         for index, row in enumerate(rows):
             records = LENGTH - 1
             entries = encoding.encode_logprobs(row["ids"], row["logprobs"], VOCAB)
+            held = np.exp(row["logprobs"].astype(np.float64)).sum(-1)
+            tail = encoding.encode_tail(np.log1p(-held), np.log(held))
             writer.append(
                 source_row=index,
                 row_id=str(index),
                 input_ids=row["input_ids"],
                 labels=row["labels"],
                 text="",
-                entries=entries.reshape(-1),
-                lengths=np.full(records, K),
-                tail=np.zeros((records, 3), np.int16),
-                entropy=None,
+                records=RecordBatch(
+                    {"entries": entries.reshape(-1), "tail": np.repeat(tail[:, None], 3, 1)},
+                    np.full(records, K),
+                ),
             )
 
 

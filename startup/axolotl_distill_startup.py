@@ -6,6 +6,8 @@ Axolotl imports it itself.
    `load_plugin` gets the missing case: `plugins: [axolotl_distill]`.
 2. Axolotl prints its banner to stdout before it knows which command is run. `axolotl distill …
    --json` is for pipes, so the banner of our commands goes to stderr.
+3. Axolotl drops a key that no plugin knows without a word. A `distill:` block whose plugin is not
+   listed would be an ordinary fine-tune, so it is refused, and the missing line is named.
 """
 
 import importlib.util
@@ -39,6 +41,19 @@ def _banner_beside_our_output(module):
     module.print_axolotl_text_art = print_banner_beside_our_output
 
 
+def _block_needs_its_plugin(module):
+    prepare_plugins = module.prepare_plugins
+
+    def prepare_plugins_of_the_block(cfg):
+        if "distill" in cfg:
+            from axolotl_distill.config.reading import check_plugin_listed
+
+            check_plugin_listed(cfg, cfg.get("axolotl_config_path"))
+        return prepare_plugins(cfg)
+
+    module.prepare_plugins = prepare_plugins_of_the_block
+
+
 class _Finder(MetaPathFinder):
     """Hands over each module once, with what is to be done to it, then leaves sys.meta_path."""
 
@@ -46,6 +61,7 @@ class _Finder(MetaPathFinder):
         self.changes = {
             "axolotl.integrations.base": _plugins_by_bare_name,
             "axolotl.cli.art": _banner_beside_our_output,
+            "axolotl.cli.config": _block_needs_its_plugin,
         }
 
     def find_spec(self, fullname, path=None, target=None):

@@ -8,10 +8,11 @@ import numpy as np
 from jinja2 import TemplateError
 
 from axolotl_distill.capture.layouts import Context, Example, Layout
-from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.source import IGNORE, Row, SourceSummary, summarise
+from axolotl_distill.capture.source import Row, SourceSummary, summarise
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import IGNORE
+from axolotl_distill.store import RecordBatch
 from axolotl_distill.teachers.top import top_logprobs
 
 # By how much a neighbour must fit better before the rows are taken to be shifted.
@@ -133,13 +134,16 @@ class ImportedRows(Sequence[Row]):
 
     def _row(self, example: Example) -> Row:
         fits = len(example.input_ids) <= self.longest
-        labels = [
-            token if found and fits else IGNORE
-            for token, found in zip(example.input_ids, example.expected, strict=True)
-        ]
         # Nothing predicts the first token.
-        labels[:1] = [IGNORE] * len(labels[:1])
-        expected = [found for found in example.expected[1:] if found]
+        labels = [
+            token if at and found and fits else IGNORE
+            for at, (token, found) in enumerate(
+                zip(example.input_ids, example.expected, strict=True)
+            )
+        ]
+        expected = [
+            found for label, found in zip(labels, example.expected, strict=True) if label != IGNORE
+        ]
         return {"input_ids": example.input_ids, "labels": labels, "expected": expected}
 
     def _count(self, index: int) -> int:

@@ -5,8 +5,8 @@ records come in any order, a few rows at a time. Between the two stands one file
 which only grows until a shard is committed:
 
     uid of the store, 32 characters
-    then for every row: length of the payload, uint64; its CRC-32, uint32; the payload, safetensors
-    with `row` int64 [1] (its number in the source), `entries`, `lengths`, `tail`, perhaps `entropy`
+    then for every row: length of the frame, uint64; its CRC-32, uint32; the frame, safetensors
+    with `row` int64 [1] (its number in the source), `lengths`, and the columns of its records
 
 What is written survives the process at once, and the machine after SYNC_SECONDS. A frame that was
 torn off is cut away: its row is captured again.
@@ -23,11 +23,11 @@ from typing import BinaryIO, Self
 import numpy as np
 from safetensors.numpy import load, save
 
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.disk.atomic import atomically
 from axolotl_distill.disk.journal import Journal
 from axolotl_distill.errors import StoreError
-from axolotl_distill.store.writer import JOURNAL
+from axolotl_distill.store import RecordBatch
+from axolotl_distill.store.folder import JOURNAL
 
 SYNC_SECONDS = 10.0
 FRAME = struct.Struct("<QI")
@@ -120,16 +120,10 @@ def journalled_rows(store: Path, first: int) -> int:
 
 
 def _frame(row: int, records: RecordBatch) -> bytes:
-    arrays = {
-        "row": np.array([row], np.int64),
-        "entries": np.asarray(records.entries, np.uint32),
-        "lengths": np.asarray(records.lengths, np.int64),
-        "tail": np.asarray(records.tail, np.int16),
-    }
-    if records.entropy is not None:
-        arrays["entropy"] = np.asarray(records.entropy, np.int16)
-    payload = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    return FRAME.pack(len(payload), zlib.crc32(payload)) + payload
+    lengths = np.asarray(records.lengths, np.int64)
+    arrays = {**records.columns, "row": np.array([row], np.int64), "lengths": lengths}
+    frame = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return FRAME.pack(len(frame), zlib.crc32(frame)) + frame
 
 
 def _frames(file: BinaryIO) -> Iterator[tuple[int, RecordBatch]]:
@@ -139,9 +133,9 @@ def _frames(file: BinaryIO) -> Iterator[tuple[int, RecordBatch]]:
         length, checksum = FRAME.unpack(head)
         if length > size:
             return
-        payload = file.read(length)
-        if len(payload) < length or zlib.crc32(payload) != checksum:
+        frame = file.read(length)
+        if len(frame) < length or zlib.crc32(frame) != checksum:
             return
-        arrays = load(payload)
-        row = int(arrays.pop("row")[0])
-        yield row, RecordBatch(**{"entropy": None, **arrays})
+        columns = load(frame)
+        row, lengths = int(columns.pop("row")[0]), columns.pop("lengths")
+        yield row, RecordBatch(columns, lengths)

@@ -6,10 +6,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from axolotl_distill.capture.records import RecordBatch, join_records, make_records
-from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
+from axolotl_distill.capture.records import make_records
+from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch
+from axolotl_distill.store.payloads import join_batches
 
 
 class LogitsTeacher(Protocol):
@@ -44,7 +47,7 @@ class LogitsSource:
         indices = list(rows)
         for place, part, logits_RV in self.teacher.logits(
             [row["input_ids"] for row in rows.values()],
-            [torch.from_numpy(supervised_positions(row)) for row in rows.values()],
+            [torch.from_numpy(supervised_positions(row["labels"])) for row in rows.values()],
         ):
             index = indices[place]
             if not bool(torch.isfinite(logits_RV).all()):
@@ -55,7 +58,7 @@ class LogitsSource:
             seed = _seed(self.args.seed, index, part.start)
             pieces[index].append(make_records(logits_RV, self.args, seed))
         for index, parts in pieces.items():
-            yield index, join_records(parts)
+            yield index, join_batches(parts)
 
 
 def length_batches(

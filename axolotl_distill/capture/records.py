@@ -1,24 +1,11 @@
 """From a teacher's logits to the records of a store."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from axolotl_distill.config.capture import CaptureArgs
-from axolotl_distill.store import encoding
-
-
-@dataclass(frozen=True)
-class RecordBatch:
-    """entries uint32 [E], one record after another; lengths int64 [R]; tail int16
-    [R, temperatures]; entropy int16 [R] for draws, else None."""
-
-    entries: np.ndarray
-    lengths: np.ndarray
-    tail: np.ndarray
-    entropy: np.ndarray | None
+from axolotl_distill.store import RecordBatch, encoding
 
 
 def make_records(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
@@ -47,11 +34,10 @@ def make_records(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch
     entries_RK = encoding.encode_logprobs(
         top.indices.cpu().numpy(), logprobs_RK.cpu().numpy(), vocab_size
     )
+    tail = tails(logits_RV, top.indices, kept_RK, args.temperatures)
     return RecordBatch(
-        entries=entries_RK[kept_RK.cpu().numpy()],
+        {"entries": entries_RK[kept_RK.cpu().numpy()], "tail": tail},
         lengths=kept_RK.sum(-1).cpu().numpy(),
-        tail=tails(logits_RV, top.indices, kept_RK, args.temperatures),
-        entropy=None,
     )
 
 
@@ -73,17 +59,6 @@ def tails(
     return np.stack(columns, axis=1)
 
 
-def join_records(parts: list[RecordBatch]) -> RecordBatch:
-    """The records of consecutive positions as one batch."""
-    entropies = [part.entropy for part in parts if part.entropy is not None]
-    return RecordBatch(
-        entries=np.concatenate([part.entries for part in parts]),
-        lengths=np.concatenate([part.lengths for part in parts]),
-        tail=np.concatenate([part.tail for part in parts]),
-        entropy=np.concatenate(entropies) if entropies else None,
-    )
-
-
 def _sampled(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
     probs_RV = (logits_RV / args.sampling_temperature).softmax(-1)
     generator = torch.Generator(device=logits_RV.device).manual_seed(seed)
@@ -93,11 +68,14 @@ def _sampled(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
     first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
     starts = torch.nonzero(first.flatten()).squeeze(1)
     counts = torch.diff(starts, append=starts.new_tensor([drawn.numel()]))
+    entropy_R = torch.special.entr(probs_RV).sum(-1)
     return RecordBatch(
-        entries=encoding.encode_counts(
-            drawn[first].cpu().numpy(), counts.cpu().numpy(), logits_RV.shape[-1]
-        ),
+        {
+            "entries": encoding.encode_counts(
+                drawn[first].cpu().numpy(), counts.cpu().numpy(), logits_RV.shape[-1]
+            ),
+            "tail": tails(logits_RV, drawn, first, args.temperatures),
+            "entropy": encoding.encode_entropy(entropy_R.cpu().numpy()),
+        },
         lengths=first.sum(-1).cpu().numpy(),
-        tail=tails(logits_RV, drawn, first, args.temperatures),
-        entropy=encoding.encode_entropy(torch.special.entr(probs_RV).sum(-1).cpu().numpy()),
     )

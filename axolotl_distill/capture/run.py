@@ -9,10 +9,10 @@ from safetensors import SafetensorError
 
 from axolotl_distill.capture.journal import RecordJournal
 from axolotl_distill.capture.progress import CaptureReport, Progress
-from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.source import Row, Source, supervised_positions
+from axolotl_distill.capture.source import Row, Source
 from axolotl_distill.errors import CaptureError, DistillError
-from axolotl_distill.store import StoreWriter
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch, StoreWriter
 
 
 def capture(
@@ -82,7 +82,7 @@ class _Line:
         """Everything of one window: what the journal has is not asked for again."""
         wanted = {}
         for index, row in rows.items():
-            if not supervised_positions(row).size:
+            if not supervised_positions(row["labels"]).size:
                 self.progress.skip(row)
             elif index in self.ready:
                 self.progress.find(row)
@@ -93,7 +93,7 @@ class _Line:
         for index, records in source.records(wanted) if wanted else ():
             self.journal.append(index, records)
             self.ready[index] = records
-            self.progress.add(rows[index], len(records.lengths))
+            self.progress.add(rows[index], len(records))
             self._move(rows, waiting)
         assert not waiting, "a source must give the records of every row"
 
@@ -108,7 +108,7 @@ class _Line:
             row = rows[index]
             if index in self.ready:
                 self._append(index, row, self.ready.pop(index))
-            elif not supervised_positions(row).size:
+            elif not supervised_positions(row["labels"]).size:
                 self.writer.skip(index)
             else:
                 return
@@ -121,10 +121,7 @@ class _Line:
             input_ids=row["input_ids"],
             labels=row["labels"],
             text=self.decode(row["input_ids"]),
-            entries=records.entries,
-            lengths=records.lengths,
-            tail=records.tail,
-            entropy=records.entropy,
+            records=records,
         )
         if self.writer.open_records >= self.shard_records:
             self.commit()

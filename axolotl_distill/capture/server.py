@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterator
 from typing import Any, Self
 
-from axolotl_distill.capture.records import RecordBatch
-from axolotl_distill.capture.source import WINDOW_ROWS, Row, supervised_positions
+from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import DistillError
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch
 from axolotl_distill.teachers.server import ServerTeacher
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
@@ -66,7 +67,9 @@ class ServerSource:
     async def _row(self, index: int, row: Row) -> RecordBatch:
         ids = row["input_ids"]
         try:
-            top = await self._teacher.top_logprobs(ids, supervised_positions(row).tolist())
+            top = await self._teacher.top_logprobs(
+                ids, supervised_positions(row["labels"]).tolist()
+            )
         except DistillError as error:
             raise type(error)(f"Row {index} of the source ({len(ids)} tokens): {error}") from error
         return records_from_top(

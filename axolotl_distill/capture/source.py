@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from axolotl_distill.capture.records import RecordBatch
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.store import RecordBatch
 
-IGNORE = -100
 # What a teacher needs at once to make full batches, or to keep a server busy.
 WINDOW_ROWS = 256
 
@@ -29,11 +29,6 @@ class Source(Protocol):
         A row that was yielded is kept, whatever happens to the ones after it.
         """
         ...
-
-
-def supervised_positions(row: Row) -> np.ndarray:
-    """int64 [R], ascending: the positions t whose next token, t + 1, is supervised."""
-    return np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,6 @@ def summarise(rows: Iterable[Row], total: int) -> SourceSummary:
         for column in ("input_ids", "labels"):
             values = np.asarray(row[column], dtype=np.int64)
             digest.update(np.int64(values.size).tobytes() + values.tobytes())
-        supervised += supervised_positions(row).size
+        supervised += supervised_positions(row["labels"]).size
         lengths[index] = len(row["input_ids"])
     return SourceSummary(digest.hexdigest(), supervised, lengths)

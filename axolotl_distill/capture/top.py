@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from axolotl_distill.capture.records import RecordBatch
 from axolotl_distill.capture.tail import tails_from_top
-from axolotl_distill.store import encoding
+from axolotl_distill.store import RecordBatch, encoding
 from axolotl_distill.teachers.top import TopLogprobs
 
 
@@ -24,9 +23,6 @@ def records_from_top(
     probs_RK = np.exp(top.logprobs)
     kept_RK = known_RK & (probs_RK.cumsum(1) - probs_RK < p)
     kept_RK[:, 0] = True
-    return RecordBatch(
-        entries=encoding.encode_logprobs(top.ids[kept_RK], top.logprobs[kept_RK], vocab_size),
-        lengths=kept_RK.sum(1),
-        tail=tails_from_top(top.logprobs, kept_RK, temperatures, vocab_size),
-        entropy=None,
-    )
+    entries = encoding.encode_logprobs(top.ids[kept_RK], top.logprobs[kept_RK], vocab_size)
+    tail = tails_from_top(top.logprobs, kept_RK, temperatures, vocab_size)
+    return RecordBatch({"entries": entries, "tail": tail}, lengths=kept_RK.sum(1))

@@ -15,6 +15,7 @@ from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.store import Manifest, StoreWriter, describe_tokenizer, new_manifest
+from axolotl_distill.store.payloads import payload_of
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
 
@@ -60,7 +61,7 @@ def run(
         vocab_size, about_tokenizer = _vocabulary(args, rows, tokenizer)
         manifest = new_manifest(
             vocab_size=vocab_size,
-            method=_method(args),
+            method=payload_of(args),
             temperatures=args.temperatures,
             tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
             sequence_len=int(cfg.sequence_len),
@@ -135,19 +136,6 @@ def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
 
     model = HFTeacher(args.teacher, vocab_size=vocab_size)
     yield LogitsSource(model, args, on_cpu=model.device == "cpu")
-
-
-def _method(args: CaptureArgs) -> dict[str, object]:
-    if args.method == "topk":
-        return {"kind": "topk", "k": args.k}
-    if args.method == "nucleus":
-        return {"kind": "nucleus", "p": args.p, "max_k": args.max_k}
-    return {
-        "kind": "sampled",
-        "draws": args.draws,
-        "temperature": args.sampling_temperature,
-        "seed": args.seed,
-    }
 
 
 def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:

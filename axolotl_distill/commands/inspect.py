@@ -7,12 +7,11 @@ import pyarrow.parquet as pq
 
 from axolotl_distill.commands.say import say
 from axolotl_distill.show import printable
+from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import TeacherStore, open_store
-from axolotl_distill.store.encoding import decode_counts, decode_logprobs, decode_tail
 
 SAMPLE = 65_536
 SHOWN_ENTRIES = 8
-IGNORE = -100
 
 
 def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
@@ -38,7 +37,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         sum(shard.files[name(shard)]["bytes"] for shard in manifest.shards)
         for name in (lambda shard: shard.records_file, lambda shard: shard.rows_file)
     )
-    method = dict(manifest.method)
+    method = manifest.method.model_dump()
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
         "its weights": printable(manifest.teacher.get("weights", "not known")),
@@ -58,19 +57,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         return numbers
     step = max(1, manifest.num_records // SAMPLE)
     found = store.read(np.arange(0, manifest.num_records, step))
-    ids, _ = decode_counts(found.entries, manifest.vocab_size)
-    lengths = (ids >= 0).sum(1)
-    numbers["entries a record"] = {
-        "min": float(lengths.min()),
-        "mean": float(lengths.mean()),
-        "max": float(lengths.max()),
-    }
-    held = 1.0 - np.exp(decode_tail(found.tail)).mean(0)
-    numbers["mass held at T"] = {
-        f"{temperature:g}": float(mass)
-        for temperature, mass in zip(manifest.temperatures, held, strict=True)
-    }
-    return numbers
+    return numbers | manifest.method.summary(found, manifest.temperatures)
 
 
 def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[str]:
@@ -83,13 +70,9 @@ def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[
         return [f"(no text: tokenizer {tokenizer_name!r} cannot be loaded; give --tokenizer)"]
     first = pq.ParquetFile(store.parquet_files[0])
     row = next(first.iter_batches(1)).to_pylist()[0]
-    positions = np.flatnonzero(np.asarray(row["labels"][1:]) != IGNORE)[:count]
+    positions = supervised_positions(row["labels"])[:count]
     found = store.read(np.arange(positions.size))
-    sampled = store.manifest.method["kind"] == "sampled"
-    decode = decode_counts if sampled else decode_logprobs
-    ids, values = decode(found.entries, store.manifest.vocab_size)
-    if not sampled:
-        values = np.exp(values)
+    ids, values = store.manifest.method.decode(found, store.manifest.vocab_size)
     lines = []
     for place, row_ids, row_values in zip(positions, ids, values, strict=True):
         context = tokenizer.decode(row["input_ids"][max(0, place - 11) : place + 1])

@@ -7,7 +7,7 @@ from pathlib import Path
 from axolotl_distill.capture.journal import journalled_rows
 from axolotl_distill.errors import CaptureError, DistillError, StoreMissingError
 from axolotl_distill.store import Manifest
-from axolotl_distill.store.writer import refuse_strangers
+from axolotl_distill.store.folder import refuse_strangers
 
 GO_ON = "The same command goes on."
 BEFORE = "Nothing was written yet. The same command begins again."

@@ -30,6 +30,17 @@ def check_config_file(path: str | Path) -> DistillArgs:
             )
         meant = f" Is `{near}:` meant?" if near else " Add one; docs/guide.md has its keys."
         raise ConfigError(f"{path} has no `distill:` block.{meant}")
+    check_plugin_listed(values, path)
+    datasets = values.get("datasets")
+    try:
+        return parse_distill(values["distill"], datasets if isinstance(datasets, list) else None)
+    except ConfigError as error:
+        raise ConfigError(f"{path}:\n{error}") from None
+
+
+def check_plugin_listed(values: dict[str, Any], path: str | Path) -> None:
+    """Raises ConfigError where a config with a `distill:` block does not list the plugin that reads
+    it: Axolotl would drop the block without a word."""
     plugins = values.get("plugins")
     listed = "`plugins: [axolotl_distill]`"
     if plugins is None:
@@ -45,11 +56,6 @@ def check_config_file(path: str | Path) -> DistillArgs:
         raise ConfigError(
             f"{path}: `plugins` does not list axolotl_distill.{meant} Write {listed}."
         )
-    datasets = values.get("datasets")
-    try:
-        return parse_distill(values["distill"], datasets if isinstance(datasets, list) else None)
-    except ConfigError as error:
-        raise ConfigError(f"{path}:\n{error}") from None
 
 
 def capture_args(args: CaptureArgs | None, teacher: str | None, output: str | None) -> CaptureArgs:

@@ -20,6 +20,7 @@ from axolotl_distill.host.datasets.types import (
 from axolotl_distill.host.parallelism import check_parallelism
 from axolotl_distill.signal.stored import resolve_support
 from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
+from axolotl_distill.store.payloads import payload_of
 
 LOG = get_logger(__name__)
 ANOTHER_LOSS = {
@@ -130,22 +131,19 @@ def check_config(cfg: Any, args: DistillArgs) -> None:
             "each other, and the student would see text its teacher did not. Set "
             "`attn_implementation: flash_attention_2` on a GPU, or `sdpa`."
         )
-    if args.capture and args.support != "renormalize":
+    if args.capture:
         _check_capture(args)
 
 
 def _check_capture(args: DistillArgs) -> None:
     """A store that this very config would capture must be one that it can train on."""
-    capture = args.capture
-    if capture.method == "sampled":
-        key, stored = "distill.capture.sampling_temperature", [capture.sampling_temperature]
-    else:
-        key, stored = "distill.capture.temperatures", capture.temperatures
-    if args.temperature not in stored:
+    payload = payload_of(args.capture)
+    served = payload.serves(args.support or payload.supports[0], args.capture.temperatures)
+    if served is not None and args.temperature not in served:
         raise ConfigError(
-            f"`distill.temperature: {args.temperature:g}` is not what `{key}` provides for "
-            f"({stored}). Make them agree before capturing: the teacher at another temperature "
-            "cannot be had from the store."
+            f"`distill.temperature: {args.temperature:g}` is not what "
+            f"`distill.capture.{payload.temperature_key}` provides for ({served}). Make them agree "
+            "before capturing: the teacher at another temperature cannot be had from the store."
         )
 
 
@@ -224,34 +222,38 @@ def check_loss(store: TeacherStore, args: DistillArgs) -> None:
             f"{store.path} holds no record: no token of its dataset is supervised. Check the chat "
             "template and `train_on_inputs`/`roles_to_train` of the captured datasets."
         )
-    method = store.manifest.method
-    sampled = method["kind"] == "sampled"
-    support = resolve_support(store, args)
-    if sampled != (support == "sampled"):
-        fit = "sampled" if sampled else "tail_bucket or renormalize"
+    payload, support = store.manifest.method, resolve_support(store, args)
+    if support not in payload.supports:
         raise StoreError(
             f"`distill.support: {support}` does not fit {store.path}, whose records are "
-            f"{method['kind']}. Use {fit}, or capture with another `distill.capture.method`."
+            f"{payload.kind}. Use {' or '.join(payload.supports)}, or capture with another "
+            "`distill.capture.method`."
         )
-    if sampled and args.divergence != "forward_kl":
+    if payload.divergences is not None and args.divergence not in payload.divergences:
+        only = " or ".join(payload.divergences)
         raise StoreError(
             f"`distill.divergence: {args.divergence}` cannot be had from {store.path}, whose "
-            "records are draws: they give an unbiased forward_kl only. Use forward_kl, or capture "
-            "with `distill.capture.method: topk` or nucleus."
+            f"records are {payload.kind} and give an unbiased {only} only. Use {only}, or capture "
+            "with another `distill.capture.method`."
         )
-    if sampled and method["temperature"] != args.temperature:
+    served = payload.serves(support, store.manifest.temperatures)
+    if served is not None and args.temperature not in served:
+        others = [
+            f"`distill.support: {other}`"
+            for other in payload.supports
+            if payload.serves(other, store.manifest.temperatures) is None
+        ]
         raise StoreError(
-            f"{store.path} was drawn at temperature {method['temperature']:g}, but "
-            f"`distill.temperature` is {args.temperature:g}. Draws serve one temperature: set "
-            f"`distill.temperature: {method['temperature']:g}`, or capture again with "
-            f"`distill.capture.sampling_temperature: {args.temperature:g}`."
-        )
-    stored = [float(temperature) for temperature in store.manifest.temperatures]
-    if support == "tail_bucket" and args.temperature not in stored:
-        raise StoreError(
-            f"{store.path} holds the tail's mass at temperatures {stored}, but "
-            f"`distill.temperature` is {args.temperature:g}. Use one of them, capture again with "
-            "it in `distill.capture.temperatures`, or set `distill.support: renormalize`."
+            f"{store.path} serves the temperatures {served}, but `distill.temperature` is "
+            f"{args.temperature:g}. "
+            + ", or ".join(
+                [
+                    "Use one of them",
+                    f"capture again with it in `distill.capture.{payload.temperature_key}`",
+                    *(f"set {other}" for other in others),
+                ]
+            )
+            + "."
         )
 
 
@@ -276,8 +278,8 @@ def _check_alike(stores: Sequence[TeacherStore]) -> None:
                 f"{first.path} has {mine.vocab_size} token ids and {store.path} has "
                 f"{theirs.vocab_size}; stores of one run must share the vocabulary."
             )
-        if (mine.method["kind"] == "sampled") != (theirs.method["kind"] == "sampled"):
+        if mine.method.supports != theirs.method.supports:
             raise StoreError(
-                f"{first.path} holds {mine.method['kind']} records and {store.path} "
-                f"{theirs.method['kind']} records; draws and log-probabilities cannot be mixed."
+                f"{first.path} holds {mine.method.kind} records and {store.path} "
+                f"{theirs.method.kind} records; draws and log-probabilities cannot be mixed."
             )

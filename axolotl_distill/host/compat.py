@@ -1,6 +1,10 @@
-"""What depends on Axolotl's version or leaves a gap in it, in one place (tested: 0.19)."""
+"""What depends on Axolotl's version or leaves a gap in it, in one place (tested: 0.19 and 0.21).
+
+A version is known by what it can do, never by its number.
+"""
 
 import os
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,6 +15,8 @@ from axolotl.utils.collators import (
     V2BatchSamplerDataCollatorForSeq2Seq,
 )
 from axolotl.utils.logging import get_logger
+from axolotl.utils.schemas.datasets import SFTDataset
+from transformers.utils.generic import is_flash_attention_requested
 
 from axolotl_distill.errors import ConfigError
 
@@ -27,23 +33,49 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def base_collator(cfg: Any, is_eval: bool) -> tuple[type, bool]:
-    """(collator class, whether it packs) that Axolotl would use without a plugin.
+def dataset_keys() -> set[str]:
+    """Keys of a `datasets` entry that this Axolotl knows; it drops all others without a word."""
+    return set(SFTDataset.model_fields)
+
+
+def base_collator(cfg: Any, is_eval: bool) -> dict[str, Any]:
+    """What TeacherCollator needs to know of the collator that Axolotl would use without a plugin:
+    its class as `base_cls`, whether it is `packed`, and its options.
 
     Axolotl asks a plugin for a class before it makes its own choice and offers no way to call
     that choice, so it is repeated here: follows HFCausalTrainerBuilder.build_collator.
     """
     packed = bool(cfg.eval_sample_packing if is_eval else cfg.sample_packing)
     if not packed:
-        return DataCollatorForSeq2Seq, False
+        return {"base_cls": DataCollatorForSeq2Seq, "packed": False}
     isolates_by_mask = (
         cfg.attn_implementation == "flex_attention"
         or cfg.model_config_type in SUPPORTED_MULTIPACK_MODEL_TYPES
         or (cfg.model_config_type == "llama" and cfg.attn_implementation != "flash_attention_2")
     )
     if isolates_by_mask:
-        return V2BatchSamplerDataCollatorForSeq2Seq, True
-    return BatchSamplerDataCollatorForSeq2Seq, True
+        cls = V2BatchSamplerDataCollatorForSeq2Seq
+    else:
+        cls = BatchSamplerDataCollatorForSeq2Seq
+    found = {"base_cls": cls, "packed": True}
+    if _emits_document_bounds(cfg):
+        found["emit_fa_varlen_kwargs"] = True
+    return found
+
+
+def _emits_document_bounds(cfg: Any) -> bool:
+    """Whether packed batches bring the bounds of their documents, so that flash attention need not
+    find them again in every layer: from 0.21 on, where nothing cuts a batch along its rows."""
+    dispatches = (cfg.accelerator_config or {}).get("dispatch_batches")
+    if dispatches is None:
+        dispatches = bool(cfg.streaming or cfg.pretraining_dataset)
+    return (
+        "emit_fa_varlen_kwargs" in {field.name for field in fields(DataCollatorForSeq2Seq)}
+        and is_flash_attention_requested(requested_attention_implementation=cfg.attn_implementation)
+        and cfg.fa_varlen_kwargs_in_collator is not False
+        and cfg.model_config_type in SUPPORTED_MULTIPACK_MODEL_TYPES
+        and not dispatches
+    )
 
 
 def prepare_cpu_launch(cfg: Any) -> None:

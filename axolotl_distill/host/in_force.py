@@ -18,7 +18,7 @@ from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.parallelism import EXPERTS, FSDP1, SEQUENCE, TENSOR, WITH_DDP
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
 from axolotl_distill.objectives.forward import has_distill_forward
-from axolotl_distill.signal.batch import TEACHER_POS
+from axolotl_distill.signal.batch import POINTERS
 from axolotl_distill.store import TeacherStore
 
 LOG = get_logger(__name__)
@@ -85,11 +85,12 @@ def _check_batches(trainer: Any, stores: Sequence[TeacherStore]) -> None:
                 f"batches would bring no teacher, and only text would be learnt. {REMEDY}"
             )
     columns = getattr(trainer.train_dataset, "column_names", None)
-    if stores and columns is not None and TEACHER_POS not in columns:
+    if stores and columns is not None and POINTERS.name not in columns:
         raise ConfigError(
-            f"The training rows ({', '.join(columns)}) have no `{TEACHER_POS}`, though `datasets` "
-            "names a store: they were not made of it, and no token would meet its record. Remove "
-            "the plugin that brings rows of its own, and delete `dataset_prepared_path`."
+            f"The training rows ({', '.join(columns)}) have no `{POINTERS.name}`, though "
+            "`datasets` names a store: they were not made of it, and no token would meet its "
+            "record. Remove the plugin that brings rows of its own, and delete "
+            "`dataset_prepared_path`."
         )
 
 

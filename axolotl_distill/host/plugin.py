@@ -68,10 +68,8 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.compat import base_collator
         from axolotl_distill.host.datasets.types import all_stores, weighs_thinking
 
-        base_cls, packed = base_collator(cfg, is_eval)
         return TeacherCollator, {
-            "base_cls": base_cls,
-            "packed": packed,
+            **base_collator(cfg, is_eval),
             "stores": all_stores(cfg),
             "temperature": _args(cfg).temperature,
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),

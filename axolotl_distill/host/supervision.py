@@ -8,9 +8,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.signal.batch import IGNORE, TARGETS, supervised_counts
 
 LOG = get_logger(__name__)
-IGNORE = -100
 ROWS_AT_ONCE = 256
 AROUND = 12
 """Tokens before and after the first supervised one that a row is named by."""
@@ -52,11 +52,8 @@ def unsupervised_rows(dataset: Dataset) -> np.ndarray:
     found, start = [], 0
     for table in dataset.select_columns("labels").with_format("arrow").iter(ROWS_AT_ONCE):
         column = table["labels"].combine_chunks()
-        offsets = column.offsets.to_numpy()
-        supervised = np.asarray(column.values) != IGNORE
-        supervised[offsets[:-1][np.diff(offsets) > 0]] = False
-        before = np.concatenate([[0], np.cumsum(supervised)])
-        found.append(start + np.flatnonzero(before[offsets[1:]] == before[offsets[:-1]]))
+        counts = supervised_counts(column.flatten().to_numpy(), column.value_lengths().to_numpy())
+        found.append(start + np.flatnonzero(counts == 0))
         start += len(column)
     return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
 
@@ -64,15 +61,15 @@ def unsupervised_rows(dataset: Dataset) -> np.ndarray:
 def describe_rows(batch: dict[str, Any], tokenizer: Any) -> list[str]:
     """The text around the first supervised token of every row of a batch that has one.
 
-    batch  input_ids and labels [B, S]; with position_ids, each 0 begins a row of its own
+    batch  input_ids and the targets [B, S]; with position_ids, each 0 begins a row of its own
     """
     rows = []
-    for at, (ids, labels) in enumerate(zip(batch["input_ids"], batch["labels"], strict=True)):
+    for at, (ids, targets) in enumerate(zip(batch["input_ids"], batch[TARGETS.name], strict=True)):
         positions = batch.get("position_ids")
-        for document in _documents(labels, None if positions is None else positions[at]):
-            supervised = (labels[document] != IGNORE).nonzero().flatten().tolist()
-            if supervised:
-                first = document.start + supervised[0]
+        for document in _documents(targets, None if positions is None else positions[at]):
+            predicting = (targets[document] != IGNORE).nonzero().flatten().tolist()
+            if predicting:
+                first = document.start + predicting[0] + 1
                 around = slice(max(document.start, first - AROUND), first + AROUND)
                 rows.append(_text(ids[: document.stop][around].tolist(), tokenizer))
     return rows or ["(none of its rows has a supervised token)"]
@@ -82,8 +79,8 @@ def _text(ids: list[int], tokenizer: Any) -> str:
     return f"tokens {ids}" if tokenizer is None else repr(tokenizer.decode(ids))
 
 
-def _documents(labels_S: Tensor, positions_S: Tensor | None) -> list[slice]:
+def _documents(targets_S: Tensor, positions_S: Tensor | None) -> list[slice]:
     if positions_S is None:
-        return [slice(0, labels_S.numel())]
+        return [slice(0, targets_S.numel())]
     starts = (positions_S == 0).nonzero().flatten().tolist()
-    return [slice(a, b) for a, b in zip(starts, [*starts[1:], labels_S.numel()], strict=True)]
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], targets_S.numel()], strict=True)]

@@ -23,7 +23,7 @@ from axolotl_distill.host.datasets.types import (
     weighs_thinking,
 )
 from axolotl_distill.host.rows import check_rows, find_fault
-from axolotl_distill.store.writer import TOKENISED
+from axolotl_distill.store.folder import TOKENISED
 
 
 def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
@@ -39,9 +39,7 @@ def load_config(path: str | Path) -> tuple[DictDefault, DistillArgs]:
     except ValidationError as error:
         raise ConfigError(f"{path} is not a config that Axolotl accepts:\n{error}") from error
     if cfg.distill is None:
-        raise ConfigError(
-            f"{path} has no `distill:` block, or does not list axolotl_distill under `plugins:`."
-        )
+        raise ConfigError(f"{path} has no `distill:` block.")
     return cfg, parse_distill(cfg.distill.to_dict(), cfg.datasets)
 
 
@@ -61,6 +59,13 @@ def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:
             f"`distill.capture.datasets` holds an entry of type {STORE_TYPE}: a store cannot be "
             "captured again; name the text it was made from."
         )
+    for entry in entries:
+        if entry.get("weight") not in (None, 1):
+            raise ConfigError(
+                f"`weight: {entry.weight}` of {entry.path}: a store holds every row of its "
+                "dataset, in its order, and training draws from it. Give `weight` to the store "
+                "under `datasets`, and name the text without it under `distill.capture.datasets`."
+            )
     resolve_types(entries)
     if weighs_thinking(entries):
         raise ConfigError(

@@ -12,7 +12,7 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
-from axolotl_distill.signal.batch import LOSS_WEIGHT, TEACHER_POS
+from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS, WEIGHTS
 
 LOG = get_logger(__name__)
 
@@ -29,7 +29,6 @@ class DistillMixin:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True
-        self._loss_shifts_labels = True
         self._distill_sums = {True: MetricSums(), False: MetricSums()}
         self._guard = StepGuard(self.accelerator, self.processing_class)
         self.add_callback(self._guard)
@@ -49,15 +48,21 @@ class DistillMixin:
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = [name for name in (TEACHER_POS, LOSS_WEIGHT) if name not in self._signature_columns]
-        self._signature_columns = [*self._signature_columns, *ours]
+        ours = (POINTERS.name, LOSS_WEIGHTS.name)
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        """As the Trainer's count of supervised tokens, or the sum of their weights where a batch
-        carries them (then every batch does, on every rank: the collator sees to that)."""
-        if not batch_samples or LOSS_WEIGHT not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        total = sum(batch[LOSS_WEIGHT].sum() for batch in batch_samples).to(device)
+        """The supervised tokens of the step, or the sum of their weights where a batch carries
+        them (then every batch does, on every rank: the collator sees to that)."""
+        if not batch_samples:
+            return None
+        counts = [
+            batch[WEIGHTS.name].sum()
+            if WEIGHTS.name in batch
+            else (batch[TARGETS.name] != IGNORE).sum()
+            for batch in batch_samples
+        ]
+        total = sum(counts).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
         parallelism = getattr(self.accelerator, "parallelism_config", None)

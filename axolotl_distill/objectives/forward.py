@@ -20,19 +20,19 @@ from distill_kernels import (
     fused_linear_distill,
 )
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.objectives.head import PROBE_TOKENS, FusedHead, plan_head
 from axolotl_distill.objectives.router import REQUEST, router_loss, router_request, router_weight
+from axolotl_distill.signal.batch import ENTRIES, ENTROPY, IGNORE, TAIL, TARGETS, WEIGHTS
 from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.signal.stored import resolve_support
 from axolotl_distill.store import TeacherStore
 
 LOG = logging.getLogger(__name__)
-IGNORE = -100
-DROPPED = ("logits_to_keep", "skip_logits", REQUEST)
+NAMES = tuple(column.name for column in (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY))
+DROPPED = ("labels", "logits_to_keep", "skip_logits", REQUEST)
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class DistillModelOutput(ModelOutput):
 
 
 def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None:
-    """Replace `causal_lm.forward` by one that returns the distillation loss when given labels.
+    """Replace `causal_lm.forward` by one that returns the distillation loss when given targets.
 
-    Without labels (generation, other callers) it is the model's own forward. With labels, the
-    batch may carry `teacher_entries`, `teacher_tail` and `teacher_entropy` as TeacherCollator
-    makes them; tokens without a record are trained with plain cross-entropy. With w_t the batch's
-    `loss_weight` (1 where there is none) and l_t the loss of a supervised token,
+    Without `shift_labels` (generation, other callers) it is the model's own forward. With them, the
+    batch may carry the other columns of signal/batch.py; tokens without a record are trained with
+    plain cross-entropy. With w_t the `target_weight` of a position (1 where there is none) and l_t
+    the loss of the token that it predicts,
 
         loss = sum_t w_t l_t / num_items_in_batch
 
@@ -109,18 +109,11 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
     request: dict[str, bool] = {}
 
     @functools.wraps(original)
-    def forward(
-        *args: Any,
-        labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        teacher_entries: Tensor | None = None,
-        teacher_tail: Tensor | None = None,
-        teacher_entropy: Tensor | None = None,
-        loss_weight: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def forward(*args: Any, num_items_in_batch: Tensor | int | None = None, **kwargs: Any) -> Any:
         nonlocal head, request
-        if labels is None:
+        columns = {name: kwargs.pop(name, None) for name in NAMES}
+        shift_labels, target_weight = columns[TARGETS.name], columns[WEIGHTS.name]
+        if shift_labels is None:
             return original(*args, **kwargs)
         kwargs = {k: v for k, v in kwargs.items() if k not in DROPPED}
         # A cache is wasted on a loss, and transformers keeps packed documents apart only without.
@@ -136,13 +129,18 @@ def attach_distill_forward(causal_lm: nn.Module, settings: LossSettings) -> None
                     "logits, which takes more memory."
                 )
 
-        rows, targets = _supervised(labels)
+        rows, targets = _supervised(shift_labels)
         teacher = _teacher_of_rows(
-            rows, settings, teacher_entries, teacher_tail, teacher_entropy, labels.device
+            rows,
+            settings,
+            columns[ENTRIES.name],
+            columns[TAIL.name],
+            columns[ENTROPY.name],
+            shift_labels.device,
         )
         spec, weights = settings.spec, None
-        if loss_weight is not None:
-            weights = _of_next(loss_weight, 0.0)[rows].masked_fill(targets == IGNORE, 0.0)
+        if target_weight is not None:
+            weights = target_weight.flatten()[rows].masked_fill(targets == IGNORE, 0.0)
         fused = head[0]
         if fused is None:
             outputs = original(*args, **kwargs, **request)
@@ -202,23 +200,19 @@ def _fused_loss(
     return DistillOutput(*head.in_window(loss, hidden_MD))
 
 
-def _supervised(labels_BS: Tensor) -> tuple[Tensor, Tensor]:
+def _supervised(targets_BS: Tensor) -> tuple[Tensor, Tensor]:
     """(rows [M + 1], targets [M + 1]): an ignored row, then the flat positions that predict a
     supervised token, and that token.
 
     With the ignored row a batch that supervises nothing still gives every parameter its (zero)
     gradient, which DDP waits for, and nothing branches on how many there are.
     """
-    targets = _of_next(labels_BS, IGNORE)
-    rows = F.pad(torch.nonzero(targets != IGNORE).squeeze(1), (1, 0))
+    targets = targets_BS.flatten()
+    found = torch.nonzero(targets != IGNORE).squeeze(1)
+    rows = torch.cat([found.new_zeros(1), found])
     targets = targets[rows]
     targets[0] = IGNORE
     return rows, targets
-
-
-def _of_next(values_BS: Tensor, last: float) -> Tensor:
-    """What belongs to the token that each position predicts, [B * S]."""
-    return F.pad(values_BS, (0, 1), value=last)[:, 1:].flatten()
 
 
 def _teacher_of_rows(

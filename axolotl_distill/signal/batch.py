@@ -1,7 +1,103 @@
-"""Axolotl dataset types, and the collator that reads the teacher store."""
+"""The batch: the columns of a row and of a batch, and the one shift from token t + 1 to position t.
 
-TEACHER_POS = "teacher_pos"
-"""Pointer column, int64, one value a token: the stored record of the next token; -1 = none."""
+A row, as a dataset type makes it, has one value a token:
 
-LOSS_WEIGHT = "loss_weight"
-"""Weight of a token's own loss, float, one value a token; a row without the column weighs 1."""
+    input_ids    int64 [S]  Axolotl's
+    labels       int64 [S]  Axolotl's: the token itself where it is learnt, else IGNORE
+    teacher_pos  int64 [S]  where the record of the token after this one lies; -1 = none
+    loss_weight  float [S]  what this token's own loss weighs; 1 in a row without the column
+
+A batch has what Axolotl's collator gives, and every column below at the position that predicts, so
+that whatever cuts or joins batches needs to know of tokens alone. A column's `fill` stands where
+there is nothing to learn, in padding too.
+
+    shift_labels     int64 [B, S]     the token after this one where it is learnt, else IGNORE
+    target_weight    fp32  [B, S]     what its loss weighs; only in runs that weigh tokens
+    teacher_entries  int32 [B, S, K]  bits of its record's uint32 entries, -1 = none
+    teacher_tail     int16 [B, S]     its record's tail at the run's temperature, where stored
+    teacher_entropy  int16 [B, S]     only with draws
+
+The last three are there in runs that read a store. K is that of the batch's longest record, and 1
+where it has none: all ranks have the same columns. `labels` stays in the batch as Axolotl made it,
+for the Trainer and its callbacks; nothing here reads it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column by its name, the type of its values, and the value that says nothing."""
+
+    name: str
+    dtype: DTypeLike
+    fill: float
+
+    def filled(self, *shape: int) -> np.ndarray:
+        """[*shape] of nothing."""
+        return np.full(shape, self.fill, dtype=self.dtype)
+
+
+POINTERS = Column("teacher_pos", np.int64, -1)
+LOSS_WEIGHTS = Column("loss_weight", np.float32, 1.0)
+
+# Transformers' own name: its Trainer counts this column as it is, and cuts it with a sequence.
+TARGETS = Column("shift_labels", np.int64, IGNORE)
+WEIGHTS = Column("target_weight", np.float32, 0.0)
+ENTRIES = Column("teacher_entries", np.int32, -1)
+TAIL = Column("teacher_tail", np.int16, 0)
+ENTROPY = Column("teacher_entropy", np.int16, 0)
+
+
+def of_next(values: np.ndarray, column: Column, starts: ArrayLike = ()) -> np.ndarray:
+    """What belongs to the token that each position predicts: the shift.
+
+    values  [N], one or several documents, one after another
+    starts  int [D], where documents begin; needed where there are several
+
+    Returns `column.dtype` [N]: position n has values[n + 1], and the last of a document, which
+    predicts nothing, has `column.fill`.
+    """
+    found = column.filled(len(values))
+    found[:-1] = values[1:]
+    starts = np.asarray(starts, dtype=np.int64)
+    found[starts[starts > 0] - 1] = column.fill
+    return found
+
+
+def targets(labels: ArrayLike, starts: ArrayLike = ()) -> np.ndarray:
+    """int64 [N]: the token after each position where it is learnt, else IGNORE; see `of_next`."""
+    return of_next(np.asarray(labels), TARGETS, starts)
+
+
+def supervised_positions(labels: ArrayLike) -> np.ndarray:
+    """int64 [R], ascending: the positions of one row, labels [S], that predict a learnt token.
+
+    A row has a record for each of them, in this order.
+    """
+    return np.flatnonzero(targets(labels) != IGNORE)
+
+
+def supervised_counts(labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64 [rows]: how many positions of each row predict a learnt token.
+
+    labels [N], rows one after another; lengths int [rows], the tokens of each
+    """
+    stops = np.cumsum(lengths, dtype=np.int64)
+    supervised = targets(labels, stops - lengths) != IGNORE
+    before = np.concatenate([[0], np.cumsum(supervised, dtype=np.int64)])
+    return before[stops] - before[stops - lengths]
+
+
+def pointers(labels: ArrayLike, first: int) -> np.ndarray:
+    """`teacher_pos` int64 [S] of a row, labels [S], whose records lie one after another from
+    `first`."""
+    positions = supervised_positions(labels)
+    found = POINTERS.filled(len(labels))
+    found[positions] = first + np.arange(positions.size)
+    return found

@@ -6,5 +6,4 @@ from axolotl_distill.store import TeacherStore
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> str:
     """The support asked for, or the one that the store's records are made for."""
-    sampled = store.manifest.method["kind"] == "sampled"
-    return args.support or ("sampled" if sampled else "tail_bucket")
+    return args.support or store.manifest.method.supports[0]

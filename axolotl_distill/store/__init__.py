@@ -5,8 +5,8 @@ the format, which can be read without this package.
 """
 
 from axolotl_distill.store.manifest import Manifest, new_manifest
+from axolotl_distill.store.payloads import Payload, RecordBatch, Records
 from axolotl_distill.store.reader import (
-    Records,
     TeacherStore,
     open_store,
     pointer_record,
@@ -28,6 +28,8 @@ load = needs_plugin("axolotl_distill.store")
 
 __all__ = [
     "Manifest",
+    "Payload",
+    "RecordBatch",
     "Records",
     "Shard",
     "StoreWriter",

@@ -11,7 +11,7 @@ def dataset_card(manifest: Manifest) -> str:
 
     What came from elsewhere (names, terms) is shown and never obeyed: no markup, no secret.
     """
-    method = ", ".join(f"{key} {value}" for key, value in manifest.method.items())
+    method = ", ".join(f"{key} {value}" for key, value in manifest.method.model_dump().items())
     teacher_bytes = sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
     per_token = teacher_bytes / max(1, manifest.num_records)
     return f"""---

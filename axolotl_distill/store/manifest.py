@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +15,7 @@ from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingEr
 from axolotl_distill.show import without_secrets
 from axolotl_distill.store import journal
 from axolotl_distill.store.encoding import id_bits
+from axolotl_distill.store.payloads import Payload
 from axolotl_distill.store.schema import RECORD_BITS, Contents
 from axolotl_distill.store.sealed import SEAL, seal_of, strict_json
 
@@ -110,7 +111,7 @@ class Manifest(Contents):
 def new_manifest(
     *,
     vocab_size: int,
-    method: dict[str, Any],
+    method: Payload | Mapping[str, Any],
     temperatures: list[float],
     sequence_len: int,
     tokenizer: dict[str, Any],

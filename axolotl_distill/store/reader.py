@@ -1,26 +1,15 @@
 """Reading a store: O(shards) to open, O(batch) to read."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.store.checked import check_files
-from axolotl_distill.store.encoding import PAD, are_entries
 from axolotl_distill.store.manifest import AGAIN, Manifest
+from axolotl_distill.store.payloads import Arrays, Records
 from axolotl_distill.store.schema import RECORD_BITS
 from axolotl_distill.store.tensors import map_tensors
-
-
-@dataclass(frozen=True)
-class Records:
-    """entries uint32 [M, K], PAD where a record is shorter; tail int16 [M, temperatures];
-    entropy int16 [M], or None when the store holds no draws."""
-
-    entries: np.ndarray
-    tail: np.ndarray
-    entropy: np.ndarray | None
 
 
 def pointer_tag(pointers: np.ndarray) -> np.ndarray:
@@ -41,7 +30,7 @@ class TeacherStore:
         self.path = path
         self.manifest = manifest
         self._stops = np.cumsum([shard.records for shard in manifest.shards], dtype=np.int64)
-        self._maps: dict[int, dict[str, np.ndarray]] = {}
+        self._maps: dict[int, Arrays] = {}
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
@@ -73,26 +62,13 @@ class TeacherStore:
             )
         shard_of = np.searchsorted(self._stops, index, side="right")
         parts = []
-        for number in np.unique(shard_of).tolist():
+        for number in np.unique(shard_of).tolist() or [0]:
             at = np.flatnonzero(shard_of == number)
             local = index[at] - self.manifest.shards[number].first_record
             parts.append((at, self._read_shard(number, local)))
-        if len(parts) == 1:
-            return parts[0][1]
+        return self.manifest.method.join(parts, index.size)
 
-        width = max((part.entries.shape[1] for _, part in parts), default=1)
-        entries = np.full((index.size, width), PAD, dtype=np.uint32)
-        tail = np.empty((index.size, len(self.manifest.temperatures)), dtype=np.int16)
-        has_entropy = self.manifest.method["kind"] == "sampled"
-        entropy = np.zeros(index.size, dtype=np.int16) if has_entropy else None
-        for at, part in parts:
-            entries[at, : part.entries.shape[1]] = part.entries
-            tail[at] = part.tail
-            if entropy is not None:
-                entropy[at] = part.entropy
-        return Records(entries, tail, entropy)
-
-    def arrays(self, number: int) -> dict[str, np.ndarray]:
+    def arrays(self, number: int) -> Arrays:
         """The memory-mapped arrays of one shard. Raises what map_tensors does."""
         if number not in self._maps:
             shard = self.manifest.shards[number]
@@ -100,34 +76,14 @@ class TeacherStore:
         return self._maps[number]
 
     def _read_shard(self, number: int, local: np.ndarray) -> Records:
-        arrays = self.arrays(number)
-        entropy = arrays["entropy"][local] if "entropy" in arrays else None
-        tail, offsets = arrays["tail"][local], arrays.get("offsets")
-        if offsets is None:
-            entries = arrays["entries"].reshape(-1, self.manifest.longest_record)[local]
-            self._hold(number, "entries", are_entries(entries, self.manifest.vocab_size))
-            return Records(entries, tail, entropy)
-        start = offsets[local].astype(np.int64)
-        lengths = offsets[local + 1].astype(np.int64) - start
-        most = int(lengths.max(initial=1))
-        bounded = most <= self.manifest.longest_record and int(lengths.min(initial=1)) > 0
-        stop = int((start + lengths).max(initial=0))
-        self._hold(number, "offsets", bounded and stop <= arrays["entries"].size)
-        column = np.arange(most)
-        inside = column < lengths[:, None]
-        entries = np.full(inside.shape, PAD, dtype=np.uint32)
-        found = arrays["entries"][(start[:, None] + column)[inside]]
-        self._hold(number, "entries", are_entries(found, self.manifest.vocab_size))
-        entries[inside] = found
-        return Records(entries, tail, entropy)
-
-    def _hold(self, number: int, name: str, right: bool) -> None:
-        if not right:
-            shard = self.manifest.shards[number]
+        shard = self.manifest.shards[number]
+        arrays, shape = self.arrays(number), self.manifest.shape_of(shard)
+        try:
+            return self.manifest.method.read(arrays, local, shape)
+        except ValueError as error:
             raise StoreCorruptError(
-                f"{self.path / shard.records_file}: its {name} are damaged, since it was last "
-                f"checked. {AGAIN}"
-            )
+                f"{self.path / shard.records_file}: {error}; since it was last checked. {AGAIN}"
+            ) from error
 
 
 def open_store(

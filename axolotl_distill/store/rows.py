@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from axolotl_distill.errors import StoreCorruptError, StoreError
+from axolotl_distill.signal.batch import IGNORE, supervised_counts
 from axolotl_distill.store.manifest import AGAIN, Manifest
 from axolotl_distill.store.schema import Shard
 
-IGNORE = -100
 ROW_SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -113,16 +113,6 @@ def _check_batch(batch: pa.RecordBatch, manifest: Manifest, pointer: int) -> int
     if (batch["teacher_start"].to_numpy() != starts).any():
         raise ValueError("a row's `teacher_start` does not lead to its first record")
     return int(counts.sum())
-
-
-def supervised_counts(labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Supervised tokens of each row, int64 [rows]: labels one row after another, the first label of
-    a row left out, for nothing predicts it."""
-    supervised = labels != IGNORE
-    stops = np.cumsum(lengths, dtype=np.int64)
-    supervised[(stops - lengths)[lengths > 0]] = False
-    before = np.concatenate([[0], np.cumsum(supervised, dtype=np.int64)])
-    return before[stops] - before[stops - lengths]
 
 
 def _corrupt(path: Path, error: Exception) -> StoreCorruptError:

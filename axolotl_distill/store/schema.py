@@ -5,59 +5,40 @@ everything that files are read by is closed.
 """
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NotRequired, Required
+from typing import Annotated, Literal, Required
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator, with_config
 from typing_extensions import TypedDict
 
 from axolotl_distill.store import encoding
+from axolotl_distill.store.payloads import AnyPayload, Shape
+from axolotl_distill.store.payloads.base import Temperature
 
 RECORD_BITS = 40
 MAX_SHARDS = 100_000
+# Entries; offsets have 32 bits.
+LONGEST_SHARD = 1 << 32
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _OPEN = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 Count = Annotated[int, Field(ge=0, lt=1 << RECORD_BITS)]
-Several = Annotated[int, Field(ge=1, lt=1 << 20)]
-Temperature = Annotated[float, Field(gt=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Line = Annotated[str, Field(min_length=1, max_length=4096)]
-
-
-@with_config(_CLOSED)
-class TopK(TypedDict):
-    kind: Literal["topk"]
-    k: Several
-
-
-@with_config(_CLOSED)
-class Nucleus(TypedDict):
-    kind: Literal["nucleus"]
-    p: Annotated[float, Field(gt=0, le=1)]
-    max_k: Several
-
-
-@with_config(_CLOSED)
-class Sampled(TypedDict):
-    kind: Literal["sampled"]
-    draws: Several
-    temperature: Temperature
-    seed: int
-
-
-Method = Annotated[TopK | Nucleus | Sampled, Field(discriminator="kind")]
 
 
 @with_config(_OPEN)
 class Tokenizer(TypedDict, total=False):
     fingerprint: Required[Line]
     name: Required[Line]
+    added: list[list[int]]
+    text: dict[str, int]
 
 
 @with_config(_OPEN)
 class Teacher(TypedDict, total=False):
     name: Required[Line]
+    weights: str
 
 
 @with_config(_OPEN)
@@ -65,7 +46,8 @@ class Source(TypedDict, total=False):
     fingerprint: Required[Line]
     num_rows: Required[Count]
     supervised: Required[Count]
-    datasets: NotRequired[list[str]]
+    datasets: list[str]
+    train_on_inputs: bool
 
 
 @with_config(_CLOSED)
@@ -82,7 +64,7 @@ class Shard(BaseModel):
     name: Annotated[str, Field(pattern=r"^shard-[0-9]{5}$")]
     rows: Annotated[int, Field(ge=1, lt=1 << 32)]
     records: Annotated[int, Field(ge=0, lt=1 << 32)]
-    entries: Annotated[int, Field(ge=0, lt=1 << 32)]
+    entries: Annotated[int, Field(ge=0, lt=LONGEST_SHARD)]
     first_record: Count
     source_start: Count
     source_stop: Count
@@ -112,7 +94,7 @@ class Contents(BaseModel):
     complete: bool
     vocab_size: int
     id_bits: int
-    method: Method
+    method: AnyPayload
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
     sequence_len: Annotated[int, Field(ge=0, lt=1 << 32)]
     tokenizer: Tokenizer
@@ -122,10 +104,9 @@ class Contents(BaseModel):
     terms: dict[str, JsonValue]
     shards: Annotated[list[Shard], Field(max_length=MAX_SHARDS)]
 
-    @property
-    def longest_record(self) -> int:
-        """The most entries that a record can have."""
-        return most_entries(self.method)
+    def shape_of(self, shard: Shard) -> Shape:
+        """Of a shard's records."""
+        return Shape(self.vocab_size, self.temperatures, shard.records, shard.entries)
 
     @model_validator(mode="after")
     def _agrees(self) -> "Contents":
@@ -134,10 +115,7 @@ class Contents(BaseModel):
                 f"`id_bits` is {self.id_bits}, and a vocabulary of {self.vocab_size} has "
                 f"{encoding.id_bits(self.vocab_size)}"
             )
-        if self.method["kind"] == "sampled" and self.method["draws"] > encoding.max_code(
-            self.vocab_size
-        ):
-            raise ValueError(f"`method.draws` is {self.method['draws']}, which no entry can count")
+        self.method.check_vocabulary(self.vocab_size)
         _ascending("temperatures", self.temperatures)
         if 1.0 not in self.temperatures:
             raise ValueError(f"`temperatures` are {self.temperatures}, without 1.0")
@@ -175,7 +153,7 @@ class Contents(BaseModel):
                     f"{where} has {shard.rows} rows of the source's {shard.source_start} to "
                     f"{shard.source_stop}"
                 )
-            if not shard.records <= shard.entries <= shard.records * self.longest_record:
+            if not shard.records <= shard.entries <= shard.records * self.method.most_entries:
                 raise ValueError(f"{where} has {shard.entries} entries in {shard.records} records")
             records += shard.records
             rows = shard.source_stop
@@ -197,11 +175,6 @@ class Contents(BaseModel):
 
 def shard_name(number: int) -> str:
     return f"shard-{number:05d}"
-
-
-def most_entries(method: dict[str, Any]) -> int:
-    """The most entries that a record of this method can have."""
-    return method[{"topk": "k", "nucleus": "max_k", "sampled": "draws"}[method["kind"]]]
 
 
 def _ascending(name: str, values: list[float]) -> None:

@@ -9,29 +9,15 @@ import numpy as np
 
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
 from axolotl_distill.store.manifest import AGAIN, Manifest
+from axolotl_distill.store.payloads import Arrays
 from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.sealed import strict_json
 
 DTYPES = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
 MAX_HEADER = 1 << 16
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]
 
-
-def expected_tensors(manifest: Manifest, shard: Shard) -> Layout:
-    """name -> (dtype, shape) of every tensor that may be in a shard; `offsets` may be absent where
-    all records are of k entries."""
-    layout: Layout = {
-        "entries": ("U32", (shard.entries,)),
-        "offsets": ("U32", (shard.records + 1,)),
-        "tail": ("I16", (shard.records, len(manifest.temperatures))),
-    }
-    if manifest.method["kind"] == "sampled":
-        layout["entropy"] = ("I16", (shard.records,))
-    return layout
-
-
-def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> dict[str, np.ndarray]:
+def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> Arrays:
     """Every tensor of a shard as a read-only memory map; reads only the header.
 
     Raises StoreMissingError, and StoreCorruptError for a file whose size, header, names, types,
@@ -67,15 +53,7 @@ def _places(
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)
-    expected = expected_tensors(manifest, shard)
-    method = manifest.method
-    if method["kind"] == "topk" and "offsets" not in header:
-        del expected["offsets"]
-        if shard.entries != shard.records * method["k"]:
-            raise ValueError(
-                f"it has no offsets, and {shard.entries} entries in {shard.records} records of "
-                f"{method['k']}"
-            )
+    expected = manifest.method.tensors(manifest.shape_of(shard), set(header))
     if set(header) != set(expected):
         raise ValueError(f"it holds {sorted(header)[:8]}, not {sorted(expected)}")
     places = {}

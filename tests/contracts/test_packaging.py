@@ -12,6 +12,8 @@ from support.axolotl_run import environment
 from axolotl_distill.commands.docs import documents, run
 from axolotl_distill.errors import ConfigError
 
+pytestmark = pytest.mark.axolotl
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -120,6 +122,19 @@ def test_other_bare_names_stay_axolotls_business(tmp_path):
         "except ValueError as error: print('ValueError')"
     )
     assert python(code, tmp_path)[-1] == "ValueError"
+
+
+@pytest.mark.parametrize("plugins", ["", "plugins: [axolotl.integrations.liger.LigerPlugin]"])
+def test_a_block_whose_plugin_is_not_on(tmp_path, plugins):
+    """Axolotl by itself would drop the block and fine-tune."""
+    (tmp_path / "config.yml").write_text(f"base_model: x\ndistill: {{alpha: 0.5}}\n{plugins}\n")
+    code = (
+        "from axolotl.cli.config import load_cfg\n"
+        "try: load_cfg('config.yml')\n"
+        "except ValueError as error: print(type(error).__name__, error)"
+    )
+    said = python(code, tmp_path)[-1]
+    assert re.match(r"ConfigError config\.yml.*plugins.*plugins: \[axolotl_distill\]", said)
 
 
 def test_the_class_name_works_without_the_hook(tmp_path):

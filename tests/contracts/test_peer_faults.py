@@ -30,11 +30,13 @@ from axolotl_distill.config import distill
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.collator import TeacherCollator
-from axolotl_distill.host.datasets.store import teacher_positions
 from axolotl_distill.host.datasets.types import follow_content
 from axolotl_distill.host.plugin import DistillPlugin
 from axolotl_distill.objectives.forward import attach_distill_forward
+from axolotl_distill.signal.batch import pointers
 from axolotl_distill.store import open_store
+
+pytestmark = pytest.mark.axolotl
 
 
 def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
@@ -71,7 +73,7 @@ def test_02_t_squared_is_in_the_gradient(store, tokenizer, tiny_model, temperatu
 
 def test_05_a_record_sits_where_it_predicts():
     labels = np.array([-100, -100, 7, 8, -100, 9])
-    assert teacher_positions(labels, 50).tolist() == [-1, 50, 51, -1, 52, -1]
+    assert pointers(labels, 50).tolist() == [-1, 50, 51, -1, 52, -1]
 
 
 def test_06_too_long_rows_keep_the_records_of_what_is_left(store, tokenizer):
@@ -100,7 +102,7 @@ def test_07_the_first_token_has_no_record(store, tokenizer, tiny_model, tmp_path
     path = capture_rows(tmp_path / "s", tiny_model, rows, k=4)
     assert open_store(path).num_records == 8
     batch = batch_of(path, tokenizer)
-    assert batch["labels"][0, 0] == -100
+    assert batch["shift_labels"].tolist() == [[*rows[0]["labels"][1:], -100]]
     assert (batch["teacher_entries"][0, :8, 0] != -1).all()
 
 

@@ -11,6 +11,8 @@ from support.losses import agree, batch_of, losses_and_gradients, settings
 
 from axolotl_distill.objectives.forward import attach_distill_forward
 
+pytestmark = pytest.mark.axolotl
+
 
 @pytest.mark.parametrize(
     "family, extra",

@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+pytestmark = pytest.mark.axolotl
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

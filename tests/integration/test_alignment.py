@@ -12,6 +12,8 @@ from axolotl_distill.host.datasets.store import StoreStrategy
 from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.store import open_store
 
+pytestmark = pytest.mark.axolotl
+
 TEMPERATURES = [1.0, 2.0, 4.0]
 
 

@@ -10,6 +10,8 @@ from support.cli import distill_here
 
 from axolotl_distill.store import open_store
 
+pytestmark = pytest.mark.axolotl
+
 GOOD = {
     "id": "first",
     "messages": [

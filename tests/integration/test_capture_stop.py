@@ -11,7 +11,7 @@ from support.axolotl_run import BASE
 from support.cli import CHATS, distill_here
 
 from axolotl_distill.store import verify_store
-from axolotl_distill.store.writer import JOURNAL, TOKENISED
+from axolotl_distill.store.folder import JOURNAL, TOKENISED
 
 
 @pytest.fixture

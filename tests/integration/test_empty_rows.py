@@ -12,6 +12,8 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.host import compat
 from axolotl_distill.host.compat import settle_precision
 
+pytestmark = pytest.mark.axolotl
+
 WHOLE = "<think>\nHm.\n</think>\n\nAt nine, as on any other day."
 CUT_OFF = "<think>\nHm, I look at the table and"
 

@@ -19,6 +19,8 @@ from axolotl_distill.host.in_force import check_processes, check_trainer, check_
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
 from axolotl_distill.objectives.forward import attach_distill_forward
 
+pytestmark = pytest.mark.axolotl
+
 ROWS = SimpleNamespace(column_names=["input_ids", "labels", "teacher_pos"])
 PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.trajectories"]
 

@@ -23,6 +23,8 @@ from axolotl_distill.host.checks import check_config, check_stores
 from axolotl_distill.host.datasets.types import resolve_types
 from axolotl_distill.terms import check_terms
 
+pytestmark = pytest.mark.axolotl
+
 ALL_EXAMPLES = sorted(Path(__file__).resolve().parents[2].glob("example_configs/**/*.yml"))
 RECIPES = [path for path in ALL_EXAMPLES if path.name == "recipe.yml"]
 EXAMPLES = [path for path in ALL_EXAMPLES if path not in RECIPES]

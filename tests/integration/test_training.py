@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from support.axolotl_run import run_axolotl
 from support.stores import capture_rows, random_rows
 
+pytestmark = pytest.mark.axolotl
+
 PACKED = {"sample_packing": True, "attn_implementation": "sdpa", "micro_batch_size": 1}
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
 LORA_HEAD = {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "lm_head"]}

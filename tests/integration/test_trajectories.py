@@ -8,6 +8,8 @@ from support.axolotl_run import run_axolotl
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytestmark = pytest.mark.axolotl
+
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 

@@ -1,6 +1,7 @@
 """The distillation loss of a model two ways: from its own logits, and with our forward attached."""
 
 import pytest
+import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from distill_kernels import DistillSpec, distill_loss
 from support.kernel_cases import relative_error
@@ -10,6 +11,13 @@ from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.store import open_store
+
+
+def shifted(batch):
+    """A batch made by hand, of whole rows, with the targets that the collator would have added."""
+    targets = torch.full_like(batch["labels"], -100)
+    targets[:, :-1] = batch["labels"][:, 1:]
+    return {**batch, "shift_labels": targets}
 
 
 def batch_of(store, tokenizer, temperature=2.0, side="right"):

@@ -2,6 +2,7 @@
 
 import torch
 from distill_kernels import DistillSpec
+from support.losses import shifted
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
@@ -28,7 +29,7 @@ def batch(rank: int) -> dict[str, torch.Tensor]:
     entries = torch.randint(0, 2**22, (*tokens.shape, 1), generator=g, dtype=torch.int32)
     ids = torch.randint(0, VOCAB, (*tokens.shape, 1), generator=g, dtype=torch.int32)
     tail = torch.randint(-2000, 2000, tokens.shape, generator=g, dtype=torch.int16)
-    return {
+    made = {
         "input_ids": tokens,
         "labels": tokens.clone(),
         # ids of 300 tokens take 9 bits, so 23 are the value's
@@ -36,6 +37,7 @@ def batch(rank: int) -> dict[str, torch.Tensor]:
         "teacher_tail": tail,
         "num_items_in_batch": 16 + 18,
     }
+    return shifted(made)
 
 
 def attach(model: LlamaForCausalLM) -> None:

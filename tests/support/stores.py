@@ -9,7 +9,13 @@ import torch
 from support.synthetic import about_rows
 
 from axolotl_distill.host.datasets.store import StoreStrategy
-from axolotl_distill.store import StoreWriter, describe_tokenizer, encoding, new_manifest
+from axolotl_distill.store import (
+    RecordBatch,
+    StoreWriter,
+    describe_tokenizer,
+    encoding,
+    new_manifest,
+)
 
 Row = dict[str, Any]
 
@@ -87,10 +93,9 @@ def capture_rows(
                 input_ids=row["input_ids"],
                 labels=row["labels"],
                 text="",
-                entries=entries,
-                lengths=np.full(int(supervised.sum()), k),
-                tail=tail,
-                entropy=None,
+                records=RecordBatch(
+                    {"entries": entries, "tail": tail}, np.full(int(supervised.sum()), k)
+                ),
             )
     return path
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from axolotl_distill.store import Manifest, StoreWriter, encoding, new_manifest
+from axolotl_distill.store import Manifest, RecordBatch, StoreWriter, encoding, new_manifest
 from axolotl_distill.store.sealed import seal_of
 
 VOCAB = 5000
@@ -65,16 +65,23 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
             )
             for n in lengths
         ]
+    columns = {
+        "entries": np.concatenate(parts),
+        "tail": rng.integers(-32768, 32768, (records, 2)).astype(np.int16),
+    }
+    if kind == "sampled":
+        columns["entropy"] = rng.integers(0, 8700, records).astype(np.int16)
+    else:
+        # The tail at T = 1 is what the entries leave.
+        held = [np.exp(encoding.decode_logprobs(part, VOCAB)[1]).sum() for part in parts]
+        columns["tail"][:, 0] = encoding.encode_tail(np.log1p(-np.array(held)), np.log(held))
     return {
         "source_row": index,
         "row_id": f"row-{index}",
         "input_ids": ids.tolist(),
         "labels": labels.tolist(),
         "text": f"text {index}",
-        "entries": np.concatenate(parts),
-        "lengths": np.array([len(part) for part in parts]),
-        "tail": rng.integers(-32768, 32768, (records, 2)).astype(np.int16),
-        "entropy": rng.integers(0, 9000, records).astype(np.int16) if kind == "sampled" else None,
+        "records": RecordBatch(columns, np.array([len(part) for part in parts])),
     }
 
 

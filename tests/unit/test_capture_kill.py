@@ -21,7 +21,7 @@ from axolotl_distill.commands.kept import stored_rows
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.store import StoreWriter, verify_store
-from axolotl_distill.store.writer import JOURNAL
+from axolotl_distill.store.folder import JOURNAL
 
 ARGS = CaptureArgs(teacher="-", output="-", k=6, temperatures=[1, 2], batch_tokens=200)
 SHARD_RECORDS = 900

@@ -6,6 +6,7 @@ import datasets
 import pytest
 import torch
 from distill_kernels import DistillSpec
+from support.losses import shifted
 from support.sharded import VOCAB, student
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -58,7 +59,11 @@ def rows(*supervised, first_label=False):
 
 
 def collate(features):
-    return {name: torch.tensor([f[name] for f in features]) for name in features[0]}
+    batch = shifted({name: torch.tensor([f[name] for f in features]) for name in features[0]})
+    if "loss_weight" in batch:
+        weights = batch.pop("loss_weight").roll(-1, 1)
+        batch["target_weight"] = weights.masked_fill(batch["shift_labels"] == IGNORE, 0.0)
+    return batch
 
 
 def trainer_of(folder, data, model=None, evaluated=None, **options):
@@ -224,7 +229,7 @@ def test_rows_of_a_packed_batch():
     """Each document by the text around its first supervised token; padding is none."""
     batch = {
         "input_ids": torch.tensor([[1, 2, 3, 4, 5, 6, 0, 0]]),
-        "labels": torch.tensor([[-100, -100, 3, -100, 5, 6, -100, -100]]),
+        "shift_labels": torch.tensor([[-100, 3, -100, 5, 6, -100, -100, -100]]),
         "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2, 0, 0]]),
     }
     assert describe_rows(batch, Words()) == ["'t1 t2 t3'", "'t4 t5 t6'"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from distill_kernels import DistillSpec, distill_loss
 from peft import LoraConfig, get_peft_model
+from support.losses import shifted
 from support.model_types import VOCAB, tiny
 from transformers import MixtralForCausalLM
 
@@ -71,7 +72,7 @@ def batch():
     entries[0, 5] = -1
     tail = torch.randint(-2000, 2000, (2, 9), generator=g, dtype=torch.int16)
     made = {"input_ids": tokens, "labels": labels, "attention_mask": mask}
-    return {**made, "teacher_entries": entries, "teacher_tail": tail}
+    return shifted({**made, "teacher_entries": entries, "teacher_tail": tail})
 
 
 def from_own_logits(model, request, router_weight):

@@ -34,11 +34,12 @@ def test_short_records_are_read_as_written(tmp_path):
         made = row(index, "nucleus" if index < 8 else "topk")
         if made is None:
             continue
-        found = store.read(np.arange(start, start + len(made["lengths"])))
-        start += len(made["lengths"])
+        records = made["records"]
+        found = store.read(np.arange(start, start + len(records)))
+        start += len(records)
         lengths = (found.entries != 0xFFFFFFFF).sum(1)
-        assert lengths.tolist() == made["lengths"].tolist()
-        assert found.entries[found.entries != 0xFFFFFFFF].tolist() == made["entries"].tolist()
+        assert lengths.tolist() == records.lengths.tolist()
+        assert found.entries[found.entries != 0xFFFFFFFF].tolist() == records.entries.tolist()
     assert start == store.num_records
 
 
@@ -66,8 +67,8 @@ def test_read_without_this_package(tmp_path):
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
     )
     seen = json.loads(done.stdout)
-    made = row(0, "nucleus")
-    ids, logprobs = decode_logprobs(made["entries"][: made["lengths"][0]], VOCAB)
+    records = row(0, "nucleus")["records"]
+    ids, logprobs = decode_logprobs(records.entries[: records.lengths[0]], VOCAB)
     assert seen["ids"] == ids.tolist()
     assert seen["logprobs"] == pytest.approx(logprobs.tolist(), abs=1e-5)
 

@@ -33,7 +33,8 @@ def split(batch):
 
 @pytest.mark.parametrize("method", ["topk", "nucleus"])
 def test_entries_and_tails(logits, method):
-    batch = make_records(logits, args(method=method, k=20, p=0.9, max_k=40), seed=0)
+    keys = {"topk": {"k": 20}, "nucleus": {"p": 0.9, "max_k": 40}}[method]
+    batch = make_records(logits, args(method=method, **keys), seed=0)
     exact = logits.double().log_softmax(-1)
     for row, entries in enumerate(split(batch)):
         ids, logprobs = decode_logprobs(entries, VOCAB)

@@ -38,9 +38,10 @@ def expected_records(kind, rows):
         made = synthetic.row(index, kind)
         if made is None:
             continue
-        entries += np.split(made["entries"], np.cumsum(made["lengths"])[:-1])
-        tails.append(made["tail"])
-        entropies.append(made["entropy"])
+        records = made["records"]
+        entries += np.split(records.entries, np.cumsum(records.lengths)[:-1])
+        tails.append(records.tail)
+        entropies.append(records.entropy)
     return entries, np.concatenate(tails), entropies
 
 

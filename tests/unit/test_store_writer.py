@@ -12,7 +12,7 @@ import pytest
 from support import synthetic
 
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
-from axolotl_distill.store import StoreWriter, open_store, verify_store
+from axolotl_distill.store import RecordBatch, StoreWriter, open_store, verify_store
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS, EVERY = 60, 60
@@ -222,10 +222,9 @@ def test_a_row_that_no_store_can_hold(tmp_path, change, said):
         "input_ids": [1, 2, 3, 4],
         "labels": [-100, -100, 3, 4],
         "text": "half \ud83d",
-        "entries": entries,
-        "lengths": np.array([1, 1]),
-        "tail": np.zeros((2, 2), np.int16),
-        "entropy": None,
+        "records": RecordBatch(
+            {"entries": entries, "tail": np.zeros((2, 2), np.int16)}, np.array([1, 1])
+        ),
     }
     writer = StoreWriter.create_or_resume(tmp_path, synthetic.manifest())
     with pytest.raises(StoreError, match=f"row 0-x.*{said}"):

@@ -18,17 +18,17 @@ from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
 from axolotl_distill.objectives.metrics import NAMES, MetricSums
-from axolotl_distill.signal.batch import LOSS_WEIGHT
 from axolotl_distill.signal.entries import decode_entries
 
+LOSS_WEIGHT, TARGET_WEIGHT = "loss_weight", "target_weight"
 ROWS = [
     {"input_ids": [5, 6, 7, 8], "labels": [5, 6, -100, 8], LOSS_WEIGHT: [0.5, 0.25, 0.5, 1.0]},
     {"input_ids": [9, 10], "labels": [-100, 10], LOSS_WEIGHT: None},
     {"input_ids": [11, 12, 13], "labels": [-100, 12, 13], LOSS_WEIGHT: [1.0, 0.125, 1.0, 0.5]},
 ]
-PADDED = [[0, 0.25, 0, 1], [0, 1, 0, 0], [0, 0.125, 1, 0]]
-"""No weight on a document's first token, on what is no label and on padding; 1 in a row without
-the column; what Axolotl truncated is cut off."""
+PADDED = [[0.25, 0, 1, 0], [1, 0, 0, 0], [0.125, 1, 0, 0]]
+"""At the position that predicts. No weight for a document's first token, for what is no label and
+on padding; 1 in a row without the column; what Axolotl truncated is cut off."""
 
 
 def features(packed):
@@ -53,15 +53,15 @@ def test_padded_weights(tokenizer, side):
     expected = torch.tensor(PADDED, dtype=torch.float32)
     if side == "left":
         expected = torch.stack([expected[0], expected[1].roll(2), expected[2].roll(1)])
-    torch.testing.assert_close(batch[LOSS_WEIGHT], expected)
+    torch.testing.assert_close(batch[TARGET_WEIGHT], expected)
     assert not any(name.startswith("teacher") for name in batch)
 
 
 def test_packed_weights(tokenizer):
     batch = collate(tokenizer, packed=True)
     flat = [*PADDED[0], *PADDED[1][:2], *PADDED[2][:3]]
-    assert batch[LOSS_WEIGHT].tolist() == [flat]
-    assert LOSS_WEIGHT not in collate(tokenizer, packed=True, weighted=False)
+    assert batch[TARGET_WEIGHT].tolist() == [flat]
+    assert TARGET_WEIGHT not in collate(tokenizer, packed=True, weighted=False)
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def weighted_batch(store, tokenizer):
     batch.pop("position_ids", None)
     # So small that all of them add up to less than one token.
     weights = 0.01 * torch.rand(batch["labels"].shape, generator=torch.Generator().manual_seed(3))
-    batch[LOSS_WEIGHT] = weights.masked_fill(batch["labels"] == -100, 0.0)
-    assert 0 < batch[LOSS_WEIGHT].sum() < 1
+    batch[TARGET_WEIGHT] = weights.masked_fill(batch["shift_labels"] == -100, 0.0)
+    assert 0 < batch[TARGET_WEIGHT].sum() < 1
     return batch
 
 
@@ -106,7 +106,7 @@ def by_the_formula(model, batch, alpha):
         batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     ).logits
     logits, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
-    weights = batch[LOSS_WEIGHT][:, 1:].flatten().double()
+    weights = batch[TARGET_WEIGHT][:, :-1].flatten().double()
     if alpha == 0:
         rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     else:
@@ -145,12 +145,12 @@ def test_loss_and_gradients(tiny_model, tokenizer, store, alpha, model_type):
 def test_weights_of_one_change_nothing(tiny_model, tokenizer, store):
     """The same loss and gradients as without the column."""
     batch = weighted_batch(store, tokenizer)
-    ones = (batch["labels"] != -100).float()
+    ones = (batch["shift_labels"] != -100).float()
     losses, grads = [], []
-    for extra in ({}, {LOSS_WEIGHT: ones}):
+    for extra in ({}, {TARGET_WEIGHT: ones}):
         model = tiny_model()
         attach_distill_forward(model, settings(tokenizer))
-        loss = model(**{**batch, LOSS_WEIGHT: None, **extra}).loss
+        loss = model(**{**batch, TARGET_WEIGHT: None, **extra}).loss
         loss.backward()
         losses.append(loss.item())
         grads.append({name: p.grad for name, p in model.named_parameters()})
@@ -163,8 +163,8 @@ def test_a_batch_without_a_label_has_no_loss(tiny_model, tokenizer, store):
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
     attach_distill_forward(model, settings(tokenizer))
-    empty = {"labels": torch.full_like(batch["labels"], -100)}
-    empty[LOSS_WEIGHT] = torch.zeros_like(batch[LOSS_WEIGHT])
+    empty = {"shift_labels": torch.full_like(batch["labels"], -100)}
+    empty[TARGET_WEIGHT] = torch.zeros_like(batch[TARGET_WEIGHT])
     loss = model(**{**batch, **empty}).loss
     loss.backward()
     assert loss.item() == 0.0
@@ -177,7 +177,7 @@ def test_a_step_without_a_label_has_no_loss(tiny_model, tokenizer, store, count)
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
     attach_distill_forward(model, settings(tokenizer))
-    empty = {"labels": torch.full_like(batch["labels"], -100), LOSS_WEIGHT: None}
+    empty = {"shift_labels": torch.full_like(batch["labels"], -100), TARGET_WEIGHT: None}
     loss = model(**{**batch, **empty}, num_items_in_batch=count).loss
     loss.backward()
     assert loss.item() == 0.0
@@ -189,7 +189,7 @@ def test_weights_however_small_divide_what_they_weigh(tiny_model, tokenizer, sto
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
     attach_distill_forward(model, settings(tokenizer))
-    tiny = {**batch, LOSS_WEIGHT: batch[LOSS_WEIGHT] * 1e-12}
+    tiny = {**batch, TARGET_WEIGHT: batch[TARGET_WEIGHT] * 1e-12}
     assert model(**tiny).loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-4)
 
 
@@ -197,7 +197,7 @@ def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, stor
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
     attach_distill_forward(model, settings(tokenizer))
-    total = batch[LOSS_WEIGHT][:, 1:].sum()
+    total = batch[TARGET_WEIGHT].sum()
     alone = model(**batch).loss
     in_step = model(**batch, num_items_in_batch=4 * total).loss
     assert in_step.item() == pytest.approx(alone.item() / 4, rel=1e-5)

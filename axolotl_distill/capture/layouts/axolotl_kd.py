@@ -14,9 +14,8 @@ from typing import Any
 
 from axolotl_distill.capture.layouts.base import Context, Example, Row
 from axolotl_distill.capture.layouts.tokens import TokenIds
+from axolotl_distill.signal.batch import IGNORE
 from axolotl_distill.teachers.top import Pairs
-
-IGNORE = -100
 
 
 class AxolotlKD:

@@ -9,7 +9,7 @@ from typing import Any
 from axolotl.prompt_strategies.chat_template import load as load_chat_template
 from axolotl.prompt_tokenizers import PromptTokenizingStrategy
 
-from axolotl_distill.signal.batch import TEACHER_POS
+from axolotl_distill.signal.batch import POINTERS
 
 
 class ChatStrategy(PromptTokenizingStrategy):
@@ -27,9 +27,9 @@ class ChatStrategy(PromptTokenizingStrategy):
         row = dict(self.inner.tokenize_prompt(prompt))
         ids = row.get("input_ids", [])
         if ids and isinstance(ids[0], list):
-            row[TEACHER_POS] = [[-1] * len(row_ids) for row_ids in ids]
+            row[POINTERS.name] = [POINTERS.filled(len(row_ids)).tolist() for row_ids in ids]
         else:
-            row[TEACHER_POS] = [-1] * len(ids)
+            row[POINTERS.name] = POINTERS.filled(len(ids)).tolist()
         return row
 
 

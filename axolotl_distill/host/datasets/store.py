@@ -13,23 +13,9 @@ from axolotl.prompt_tokenizers import PromptTokenizingStrategy
 
 from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.host.datasets.types import STORE_TYPE
-from axolotl_distill.signal.batch import TEACHER_POS
+from axolotl_distill.signal.batch import POINTERS, pointers, supervised_positions
 from axolotl_distill.store import Manifest
 from axolotl_distill.unplugged import needs_plugin
-
-IGNORE = -100
-
-
-def teacher_positions(labels: np.ndarray, first: int) -> np.ndarray:
-    """Pointers of one row: labels [S] -> int64 [S].
-
-    Position t points at the record that describes token t+1, so it is set where labels[t+1] is
-    supervised and -1 elsewhere; the records of a row lie one after another from `first`.
-    """
-    positions = np.full(labels.shape, -1, dtype=np.int64)
-    supervised = np.flatnonzero(labels[1:] != IGNORE)
-    positions[supervised] = first + np.arange(supervised.size)
-    return positions
 
 
 class StoreStrategy(PromptTokenizingStrategy):
@@ -56,7 +42,7 @@ class StoreStrategy(PromptTokenizingStrategy):
             "input_ids": [],
             "labels": [],
             "attention_mask": [],
-            TEACHER_POS: [],
+            POINTERS.name: [],
         }
         for row_id, input_ids, labels, start, num_records in zip(
             prompt["id"],
@@ -76,7 +62,7 @@ class StoreStrategy(PromptTokenizingStrategy):
                         "`excess_length_strategy` to drop or truncate."
                     )
             labels_S = np.asarray(labels, dtype=np.int64)
-            supervised = int((labels_S[1:] != IGNORE).sum())
+            supervised = supervised_positions(labels_S).size
             if supervised != num_records or labels_S.size != len(input_ids):
                 raise StoreCorruptError(
                     f"{self.path}: row {row_id} has {len(input_ids)} tokens, {labels_S.size} "
@@ -85,13 +71,11 @@ class StoreStrategy(PromptTokenizingStrategy):
                     "the capture; capture the store again."
                 )
             self._hold_pointer(row_id, start, num_records)
-            labels_S[:1] = IGNORE
-            positions_S = teacher_positions(labels_S, start)
             keep = slice(None, self.max_len)
             rows["input_ids"].append(list(input_ids)[keep])
-            rows["labels"].append(labels_S[keep].tolist())
+            rows["labels"].append(list(labels)[keep])
             rows["attention_mask"].append([1] * len(rows["input_ids"][-1]))
-            rows[TEACHER_POS].append(positions_S[keep].tolist())
+            rows[POINTERS.name].append(pointers(labels_S, start)[keep].tolist())
         return rows
 
     def _hold_pointer(self, row_id: str, start: int, num_records: int) -> None:

@@ -30,10 +30,9 @@ from axolotl_distill.host.datasets.thinking import (
     without_thinking,
 )
 from axolotl_distill.host.datasets.types import TRAJECTORIES_TYPE, thinking_of
-from axolotl_distill.signal.batch import LOSS_WEIGHT, TEACHER_POS
+from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS
 
 LOG = get_logger(__name__)
-IGNORE = -100
 MASK = "mask"
 TURNS = "axolotl_distill.turns"
 
@@ -101,7 +100,7 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
         if self.thinking != DROP:
             spans = self._spans(prompt, turns, tools, text)
         row = super()._tokenize_single_prompt({**prompt, TURNS: turns})
-        row[TEACHER_POS] = [-1] * len(row["input_ids"])
+        row[POINTERS.name] = POINTERS.filled(len(row["input_ids"])).tolist()
         weights = [1.0] * len(row["input_ids"])
         if spans:
             starts = self._token_starts(prompt, text, row["input_ids"])
@@ -111,7 +110,7 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
                 given = len(prompted) if prompted and text.startswith(prompted) else len(text)
                 self._label(row, weights, starts, span, given)
         if self.thinking not in (0.0, 1.0, DROP):
-            row[LOSS_WEIGHT] = weights
+            row[LOSS_WEIGHTS.name] = weights
         return row
 
     def _check_shown(self, prompt: dict[str, Any], tools: Any, text: str) -> None:

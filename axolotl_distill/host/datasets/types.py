@@ -12,6 +12,7 @@ from typing import Any
 
 from axolotl_distill.config.distill import STORE_MODULE, STORE_TYPE, is_store
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.compat import dataset_keys
 from axolotl_distill.host.datasets.thinking import DROP, parse_thinking
 from axolotl_distill.store import TeacherStore, open_store
 
@@ -30,6 +31,7 @@ READ_OF_STORES = (
     "shards_idx",
     "preprocess_shards",
     "trust_remote_code",
+    "weight",
 )
 THINKING = "thinking"
 CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
@@ -94,6 +96,11 @@ def _check_store_options(dataset: Any) -> None:
             "tokens and labels were fixed when it was captured. Remove it here; give it to the "
             "dataset under `distill.capture.datasets`, and capture again, if it is to count."
         )
+    if dataset.get("weight") and "weight" not in dataset_keys():
+        raise ConfigError(
+            f"`datasets[].weight` of {dataset.get('path')} needs Axolotl 0.20: this one would "
+            "train on every row. Remove it, or take a part of the rows with `shards`."
+        )
     split = dataset.get("split") or "train"
     if split.partition("[")[0] != "train":
         raise ConfigError(
@@ -105,9 +112,7 @@ def _check_store_options(dataset: Any) -> None:
 
 def _carry_thinking(dataset: Any) -> None:
     if is_trajectories(dataset):
-        from axolotl.utils.schemas.datasets import SFTDataset
-
-        unknown = [key for key in dataset if key not in (*SFTDataset.model_fields, THINKING)]
+        unknown = [key for key in dataset if key not in (*dataset_keys(), THINKING)]
         if unknown:
             raise ConfigError(
                 f"`datasets[].{unknown[0]}` is not a key of {TRAJECTORIES_TYPE}, which takes "

@@ -1,0 +1,164 @@
+"""What every payload can do, and the arrays in which records travel."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+Several = Annotated[int, Field(ge=1, lt=1 << 20)]
+Temperature = Annotated[float, Field(gt=0)]
+Arrays = dict[str, np.ndarray]
+Summary = dict[str, dict[str, float]]
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""name -> (dtype as safetensors writes it, shape) of a shard's tensors"""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Arrays by name. Which there are, and their types, the payload says."""
+
+    columns: Arrays
+
+    @property
+    def entries(self) -> np.ndarray:
+        return self.columns["entries"]
+
+    @property
+    def tail(self) -> np.ndarray:
+        return self.columns["tail"]
+
+    @property
+    def entropy(self) -> np.ndarray | None:
+        return self.columns.get("entropy")
+
+
+@dataclass(frozen=True)
+class RecordBatch(Columns):
+    """Records on their way into a store, one after another: of what has several values a record,
+    all of them, [E]; of anything else [R, …]. lengths: int64 [R], how many of the E are each's."""
+
+    lengths: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True)
+class Records(Columns):
+    """Records out of a store, M of them: every column is [M, …], and [M, K] where a record has
+    several values, filled up where it has fewer."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a manifest says of the records in one file."""
+
+    vocab_size: int
+    temperatures: Sequence[float]
+    records: int
+    entries: int
+
+
+class Payload(BaseModel, ABC):
+    """One kind of record. Its fields are `method` in the manifest: how the records were made.
+
+    An array that is given to it was mapped from a file whose header fits `tensors`, and what is in
+    it is not to be trusted. What is wrong is a ValueError; the caller names the file.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    kind: str
+
+    columns: ClassVar[tuple[str, ...]]
+    """The columns of its records"""
+    fills: ClassVar[dict[str, int]] = {}
+    """column -> what fills a record that is shorter than others"""
+    supports: ClassVar[tuple[str, ...]]
+    """What its records may mean in a loss (`distill.support`); the first is the default"""
+    divergences: ClassVar[tuple[str, ...] | None] = None
+    """Those that can be had from it; None: all"""
+    asked_by: ClassVar[dict[str, str]]
+    """field -> the key of `distill.capture` that fills it"""
+    temperature_key: ClassVar[str]
+    """The key of `distill.capture` that decides which temperatures it serves"""
+
+    @property
+    @abstractmethod
+    def most_entries(self) -> int:
+        """The most entries that a record can have."""
+
+    @abstractmethod
+    def bytes_a_record(self, temperatures: int) -> int:
+        """The most that a record takes on disk, with the tail at so many temperatures."""
+
+    @abstractmethod
+    def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
+        """The temperatures that a loss can have, of a store with the tail at `temperatures`. None:
+        any."""
+
+    @abstractmethod
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ValueError where records over so many ids cannot be written."""
+
+    @abstractmethod
+    def tensors(self, shape: Shape, present: Collection[str]) -> Layout:
+        """The tensors of a shard. `present`: those in its file, for some may be left out where
+        they say nothing. Raises ValueError where one may not."""
+
+    @abstractmethod
+    def pack(self, records: RecordBatch) -> Arrays:
+        """The tensors of a shard."""
+
+    @abstractmethod
+    def check_batch(self, records: RecordBatch, shape: Shape) -> None:
+        """Asserts that records which are about to be stored have the columns, types and lengths
+        that they must."""
+
+    @abstractmethod
+    def read(self, arrays: Arrays, index: np.ndarray, shape: Shape) -> Records:
+        """Records int64 [M] of a shard. Nothing larger than M of the longest records is allocated.
+
+        Raises ValueError for one that is no record.
+        """
+
+    @abstractmethod
+    def check(self, arrays: Arrays, shape: Shape, most: int | None = None) -> None:
+        """Raises ValueError unless the records are what they say: in bounds, in order,
+        distributions. Looks at `most` evenly spaced ones, or at all."""
+
+    @abstractmethod
+    def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """For people: ids int64 and weights float64, [M, K] each, -1 and 0 where a record is
+        shorter. A weight is a probability at T = 1, or a number of draws."""
+
+    @abstractmethod
+    def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
+        """For people: means and the like over some records, by name."""
+
+    def join(self, parts: Sequence[tuple[np.ndarray, Records]], count: int) -> Records:
+        """`count` records out of parts, each with the places int64 [M] where its own belong."""
+        if len(parts) == 1:
+            return parts[0][1]
+        columns: Arrays = {}
+        for name in parts[0][1].columns:
+            found = [part.columns[name] for _, part in parts]
+            inner = tuple(map(max, *(column.shape[1:] for column in found)))
+            out = np.full((count, *inner), self.fills.get(name, 0), found[0].dtype)
+            for (at, _), column in zip(parts, found, strict=True):
+                out[(at, *map(slice, column.shape[1:]))] = column
+            columns[name] = out
+        return Records(columns)
+
+
+def join_batches(parts: Sequence[RecordBatch]) -> RecordBatch:
+    """The records of all parts, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = {
+        name: np.concatenate([part.columns[name] for part in parts]) for name in parts[0].columns
+    }
+    return RecordBatch(columns, np.concatenate([part.lengths for part in parts]))
