@@ -164,6 +164,7 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt  # SIGINT is ignored, as in the background of a script
 
     before: dict[int, Any] = {}
+    number: int
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -209,7 +210,7 @@ def _logs(verbose: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _stdout_alone() -> Iterator[Callable[[str], None]]:
+def _stdout_alone() -> Iterator[Callable[[str], object]]:
     """All that is printed within goes to stderr, by whatever library or child process; yields what
     writes to the real stdout."""
     stdout = sys.stdout

@@ -11,8 +11,8 @@ from support.axolotl_run import BASE, run_axolotl
 from support.cli import distill_here
 from support.stores import capture_rows
 
+from axolotl_distill.commands.recipe import load_recipe
 from axolotl_distill.config.distill import DistillArgs, parse_distill
-from axolotl_distill.config.recipe import load_recipe
 from axolotl_distill.errors import (
     ConfigError,
     StoreCorruptError,

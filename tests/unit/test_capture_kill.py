@@ -13,11 +13,10 @@ import pytest
 import torch
 from support.synthetic import VOCAB, about_rows, manifest
 
-from axolotl_distill.capture.journal import RecordJournal
+from axolotl_distill.capture import Capture
+from axolotl_distill.capture.journal import RecordJournal, stored_rows
 from axolotl_distill.capture.logits import LogitsSource
-from axolotl_distill.capture.run import capture
 from axolotl_distill.cli.frame import ends_well
-from axolotl_distill.commands.kept import stored_rows
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.store import StoreWriter, verify_store
@@ -65,9 +64,8 @@ class Counted(LogitsSource):
 
 def run(path, teacher, shard_records=SHARD_RECORDS):
     header = manifest("topk", source=about_rows(rows()))
-    with StoreWriter.create_or_resume(path, header) as writer:
-        source = Counted(teacher, ARGS)
-        return capture(rows(), source, writer, shard_records, str)
+    with Capture(path, header, rows(), str, shard_records=shard_records) as capture:
+        return capture(Counted(teacher, ARGS))
 
 
 def content(path):
@@ -136,7 +134,7 @@ def test_killed_at_random_moments(tmp_path, whole, rounds):
             number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             moment = rng.randint(0, 120), rng.uniform(0.0, 0.03)
             ended, taken = killed_after(path, *moment, number)
-            now = stored_rows(str(path))
+            now = stored_rows(path)
             assert now >= there + taken
             there = now
             if ended:
@@ -159,7 +157,7 @@ def test_a_full_disk(tmp_path, whole):
             run(path, SlowUnigram(), shard_records=10**6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    kept = stored_rows(str(path))
+    kept = stored_rows(path)
     assert kept > 0
     report = run(path, SlowUnigram())
     assert content(path) == whole
@@ -173,16 +171,16 @@ def test_a_torn_journal(tmp_path, whole, cut):
 
     class Stops(SlowUnigram):
         def logits(self, some, positions):
-            if stored_rows(str(path)) > 50:
+            if stored_rows(path) > 50:
                 raise RuntimeError("the machine is off")
             yield from super().logits(some, positions)
 
     with pytest.raises(RuntimeError, match="is off"):
         run(path, Stops(), shard_records=10**6)
-    before = stored_rows(str(path))
+    before = stored_rows(path)
     journal = path / JOURNAL
     os.truncate(journal, journal.stat().st_size - cut)
-    assert stored_rows(str(path)) == before - 1
+    assert stored_rows(path) == before - 1
     run(path, SlowUnigram())
     assert content(path) == whole
 
@@ -212,5 +210,5 @@ def test_nothing_captured_is_nothing_to_keep(tmp_path):
 
     with pytest.raises(CaptureError, match="no"):
         run(path, Refuses())
-    assert stored_rows(str(path)) == 0 and not (path / JOURNAL).exists()
+    assert stored_rows(path) == 0 and not (path / JOURNAL).exists()
     StoreWriter.create_or_resume(path, manifest("nucleus")).abandon()
