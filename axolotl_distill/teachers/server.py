@@ -14,6 +14,7 @@ from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, DistillError, ServerError
 from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.store.tokenizer import added_tokens
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
 from axolotl_distill.teachers.tokenizer import (
@@ -148,7 +149,7 @@ class ServerTeacher:
         """The ids of tokens added to the student's tokenizer that the server reads otherwise."""
         for text in probe_texts(tokenizer):
             check_reading(self.name, text, await self._read(text), tokenizer)
-        added = sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+        added = sorted(added_tokens(tokenizer).items(), key=lambda item: item[1])
 
         async def differs(text: str) -> bool:
             return await self._read(text) != tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -15,8 +15,9 @@ from torch import nn
 from axolotl_distill import DistillPlugin
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host import compat
-from axolotl_distill.host.checks import check_other_plugins
+from axolotl_distill.host.checks import other_plugins
 from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.findings import enforce
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
 
@@ -168,12 +169,12 @@ def test_another_plugins_trainer_before_and_after_ours(monkeypatch, first):
         PluginManager.get_instance(), "plugins", {name: plugins[name] for name in order}
     )
     with pytest.raises(ConfigError, match=r"theirs\.Plugin` brings TheirTrainer"):
-        check_other_plugins(DictDefault(theirs=True), DistillPlugin)
+        enforce(other_plugins(DictDefault(theirs=True), DistillPlugin))
     if first:
         with pytest.raises(ConfigError, match="must come after axolotl_distill"):
-            check_other_plugins(DictDefault(), DistillPlugin)
+            enforce(other_plugins(DictDefault(), DistillPlugin))
     else:
-        check_other_plugins(DictDefault(), DistillPlugin)
+        enforce(other_plugins(DictDefault(), DistillPlugin))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

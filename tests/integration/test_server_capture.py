@@ -12,12 +12,12 @@ from support.stores import random_rows
 from support.synthetic import about_rows, manifest
 from transformers import AutoTokenizer
 
-from axolotl_distill.capture import capture
+from axolotl_distill.capture import Capture
 from axolotl_distill.capture.graded import GradedSource
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
-from axolotl_distill.store import StoreWriter, open_store, verify_store
+from axolotl_distill.store import open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.server import ServerTeacher
@@ -56,8 +56,8 @@ def fill(path, rows, source, model, method=None):
         method=method or {"kind": "topk", "k": K},
         source=about_rows(rows),
     )
-    with StoreWriter.create_or_resume(path, header) as writer:
-        capture(rows, source, writer, 100_000, model.tokenizer.decode)
+    with Capture(path, header, rows, model.tokenizer.decode, shard_records=100_000) as capture:
+        capture(source)
     return verify_store(path)
 
 

@@ -1,17 +1,20 @@
 """Inside other machinery: torch.compile, activation checkpointing, a plain training loop."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from distill_kernels import (
+    DenseLogits,
     DenseTeacher,
     DistillSpec,
     LogitTransform,
     LowRank,
     fused_linear_distill,
 )
+from distill_kernels.task import Task
 from support.kernel_cases import make_case, relative_error
 from torch.utils.checkpoint import checkpoint
 
@@ -52,13 +55,20 @@ def gradients(model, call):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("dense", [False, True])
-def test_compiles_without_a_graph_break(reduction, dense):
+@pytest.mark.parametrize("teacher", ["sparse", "draws", "logits", "dense"])
+def test_compiles_without_a_graph_break(reduction, teacher):
     torch.manual_seed(0)
-    case = make_case(rows=20, temperature=2.0)
-    if dense:
-        case.teacher = DenseTeacher(torch.randn(20, 5), torch.randn(101, 5))
+    case = make_case(rows=20, temperature=2.0, sampled=teacher == "draws")
     spec = DistillSpec(divergence="jsd", beta=0.2, temperature=2.0, alpha=0.7, reduction=reduction)
+    if teacher == "draws":
+        spec = replace(spec, divergence="forward_kl", support="sampled")
+    elif teacher == "logits":
+        case.teacher = DenseLogits(torch.randn(20, 101))
+    elif teacher == "dense":
+        transform = LogitTransform(0.5, 9.0)
+        case.teacher = DenseTeacher(
+            torch.randn(20, 5), torch.randn(101, 5), logit_transform=transform
+        )
     model = Student(case, spec)
     expected = gradients(model, model)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -68,17 +78,15 @@ def test_compiles_without_a_graph_break(reduction, dense):
 
 def test_operators_are_what_they_say():
     """torch's own checks of a custom operator: schema, fake tensors, autograd registration."""
-    from distill_kernels.graph import _forward
+    from distill_kernels.graph import _forward, _take_apart
 
     case = make_case(rows=9)
     hidden, weight, _ = case.leaves(torch.float32)
-    teacher = [case.teacher.ids, case.teacher.logprobs, case.teacher.tail_logprob, None]
-    numbers = [1.0, 0.5, 0.5, 0.1, 0.5, 0.0, 1.0, 0.0, 1.0, 0.0]
-    names = "forward_kl tail_bucket sum torch sparse"
-    wants = [True, True, False, False, False]
+    spec = DistillSpec(alpha=0.5, reduction="sum")
+    task = Task(case.teacher, case.labels, spec, LogitTransform(), "torch")
     torch.library.opcheck(
         _forward,
-        (hidden, weight, None, None, None, case.labels, None, teacher, names, numbers, wants),
+        ([hidden, weight], *_take_apart(task), [True, True]),
         test_utils=("test_schema", "test_faketensor", "test_autograd_registration"),
     )
 

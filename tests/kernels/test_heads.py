@@ -11,6 +11,7 @@ from distill_kernels import (
     SparseTeacher,
     TiledWeight,
     VocabShard,
+    chunk,
     distill_loss,
     fused_linear_distill,
     matmul,
@@ -383,15 +384,11 @@ def test_shards_refuse_what_they_cannot_do():
         )
 
 
-def width_of(vocab: int) -> int:
-    return sweep.buffer(1, vocab, torch.device("cpu")).stride(0)
-
-
 @pytest.mark.parametrize("vocab", [1, 101, 32_000, 32_001, 49_155, 50_257, 151_936])
 def test_rows_of_a_buffer_are_aligned(vocab):
     """Also of a vocabulary that is no multiple of 16, for wide reads and writes and for cuBLAS."""
-    logits = sweep.buffer(3, vocab, torch.device("cpu"))
-    narrow = sweep.narrow_view(logits, torch.bfloat16)
+    logits = chunk.buffer(3, vocab, torch.device("cpu"))
+    narrow = chunk.narrow_view(logits, torch.bfloat16)
     assert logits.shape == narrow.shape == (3, vocab)
     for x in (logits, narrow):
         assert x.stride(1) == 1 and x.stride(0) % 64 == 0
@@ -403,8 +400,7 @@ def test_rows_of_a_buffer_are_aligned(vocab):
 @pytest.mark.parametrize("vocab", [101, 5001])
 def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
     """As on CUDA with low-precision inputs. fp16, for the interpreter truncates to bf16."""
-    from distill_kernels.rows_triton import rows_triton
-    from distill_kernels.rows_triton_dense import rows_triton_dense
+    from distill_kernels.backends.triton_rows import rows
 
     case = make_case(vocab=vocab, temperature=2.0, seed=10)
     spec = DistillSpec(divergence="jsd", temperature=2.0, alpha=0.5, label_smoothing=0.1)
@@ -414,24 +410,27 @@ def test_a_narrow_gradient_is_written_over_the_logits(dense, vocab):
 
     def padded(values):
         """In a buffer of the sweep; what lies between its rows is anything."""
-        mine = sweep.buffer(*values.shape, values.device)
+        mine = chunk.buffer(*values.shape, values.device)
         mine.as_strided((13, mine.stride(0)), mine.stride()).fill_(torch.nan)
         return mine.copy_(values)
 
-    bias = torch.randn(width_of(vocab))
-    transform = LogitTransform(0.5, 20.0)
+    bias = torch.randn(vocab)
 
-    def run(destination):
-        mine = padded(logits)
-        grad = destination(mine)
-        rest = (case.labels, spec, scale, transform, bias)
-        if dense:
-            rows_triton_dense(mine, grad, padded(teacher), *rest)
-        else:
-            rows_triton(mine, grad, case.teacher, *rest)
+    def run(dtype):
+        mine = chunk.Chunk(
+            logits_CV=padded(logits),
+            bias_V=bias,
+            transform=LogitTransform(0.5, 20.0),
+            teacher=DenseLogits(padded(teacher)) if dense else case.teacher,
+            labels_C=case.labels,
+            spec=spec,
+            scale_C=scale,
+            grad_dtype=dtype,
+        )
+        _, grad = rows(mine)
+        assert grad.dtype == dtype and grad.data_ptr() == mine.logits_CV.data_ptr()
         return grad
 
-    wide = run(lambda mine: mine)
-    narrow = run(lambda mine: sweep.narrow_view(mine, torch.float16))
-    assert narrow.dtype == torch.float16
+    wide = run(torch.float32)
+    narrow = run(torch.float16)
     assert relative_error(narrow, wide) < 2 * relative_error(wide.half(), wide)

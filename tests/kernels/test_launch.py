@@ -5,10 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
-from distill_kernels import DistillSpec, fused_linear_distill, linear
+from distill_kernels import DistillSpec, LogitTransform, backends, fused_linear_distill
+from distill_kernels.spec import Divergence, Support
+from distill_kernels.task import Inputs, Task
 from support.kernel_cases import make_case
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,8 +41,7 @@ def test_compiles_for_a_gpu_that_is_not_there():
     code = (
         "import sys, json; sys.path.insert(0, 'triton_kernels/benchmarks');"
         "import compile_ahead as c;"
-        "from distill_kernels import bins_triton;"
-        "assert 'maxnreg' not in bins_triton.launch_options(hip=True);"
+        "assert 'maxnreg' not in c.launch_options(hip=True);"
         "some = [v for v in c.variants() if v[0]['divergence'] == 'jsd' and v[0]['transformed']"
         " and v[0]['teacher'] in ('tail_bucket', 'dense')];"
         "print(json.dumps([c.compile_kernel(k, a, 90) for _, k, a in some]))"
@@ -60,13 +63,25 @@ def test_without_triton(monkeypatch):
     with pytest.raises(ValueError, match=r"backend='triton'.*pip install.*backend='torch'"):
         fused_linear_distill(*args, spec=DistillSpec(), backend="triton")
     with pytest.warns(UserWarning, match="torch backend is used instead"):
-        device = torch.device("cuda")
-        found = linear._resolve(
-            "auto", device, case.weight, case.teacher, DistillSpec(), linear.WHOLE
-        )
-    assert found == "torch"
+        inputs = Inputs(SimpleNamespace(device=torch.device("cuda")), case.weight, None, None, None)
+        task = Task(case.teacher, case.labels, DistillSpec(), LogitTransform(), "auto")
+        assert backends.choose(inputs, task) == "torch"
 
 
 def test_importing_needs_no_triton():
     code = "import sys; sys.modules['triton'] = None; import distill_kernels; print('ok')"
     assert python("-c", code) == "ok\n"
+
+
+@pytest.mark.needs_triton
+def test_kernels_know_every_word_of_the_spec():
+    """Each once, and no other; a word that they do not know does not compile."""
+    import triton.language as tl
+    from distill_kernels.backends.triton_rows import names
+
+    known = [x.value for x in vars(names).values() if isinstance(x, tl.constexpr)]
+    words = [x for x in known if isinstance(x, str)]
+    assert sorted(words) == sorted([*get_args(Divergence), *get_args(Support)])
+    assert {name for name, x in vars(names).items() if getattr(x, "value", None) in words} == {
+        word.upper() for word in words
+    }

@@ -10,6 +10,7 @@ from distill_kernels import (
     fused_linear_distill,
     sweep,
 )
+from distill_kernels.backends import torch_rows
 from support.kernel_cases import make_case
 from support.memory import held
 
@@ -125,13 +126,13 @@ def test_peak_is_the_budget(backend, teacher, bias, transform, monkeypatch):
     rows, of_chunk = (80, 32) if backend == "torch" else (40, 32)  # the interpreter is slow
     budget = 4 * 4032 * of_chunk * (1 if teacher == "sparse" else 2)
     monkeypatch.setitem(sweep.CHUNK_BYTES, "cpu", budget)
-    monkeypatch.setattr(sweep, "BLOCK_BYTES", block)
+    monkeypatch.setattr(torch_rows, "BLOCK_BYTES", block)
     rest = 12 * block
     if backend == "triton":
-        from distill_kernels import rows_triton_dense
+        from distill_kernels.backends.triton_rows import dense
 
-        monkeypatch.setattr(rows_triton_dense, "RANKED_BYTES", ranked)
-        rest = rows_triton_dense.RANKING * ranked
+        monkeypatch.setattr(dense, "RANKED_BYTES", ranked)
+        rest = dense.RANKING * ranked
     case = make_case(rows=rows, vocab=4001, dim=4, k=3, bias=bias, transform=transform)
     spec = DistillSpec(alpha=0.5)
     if teacher != "sparse":

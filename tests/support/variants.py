@@ -7,9 +7,9 @@ What decides is Triton's own binder, for a GPU that need not be there; nothing i
 import random
 
 import torch
-from distill_kernels import DistillSpec, SparseTeacher, rows_triton, sweep
-from distill_kernels.sweep import Inputs, Task
-from distill_kernels.transform import LogitTransform
+from distill_kernels import DistillSpec, LogitTransform, SparseTeacher, sweep
+from distill_kernels.backends.triton_rows import sparse
+from distill_kernels.task import Inputs, Task
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import compute_cache_key, create_function_from_signature
@@ -45,11 +45,11 @@ def step(rows: int, entries: int) -> None:
 
 
 def main() -> None:
-    real = rows_triton._rows_kernel
+    real = sparse._sparse_kernel
     sweep.CHUNK_BYTES["cpu"] = 4 * VOCAB * 40
     random.seed(0)
     for entries in (lambda: 64, lambda: random.randint(1, 256)):
-        rows_triton._rows_kernel = counter = Counter(real)
+        sparse._sparse_kernel = counter = Counter(real)
         for _ in range(300):
             step(random.randint(1, 60), entries())
         print(len(counter.keys))

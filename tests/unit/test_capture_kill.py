@@ -14,11 +14,10 @@ import torch
 from distill_kernels import DenseLogits
 from support.synthetic import VOCAB, about_rows, manifest
 
+from axolotl_distill.capture import Capture
 from axolotl_distill.capture.graded import GradedSource
-from axolotl_distill.capture.journal import RecordJournal
-from axolotl_distill.capture.run import capture
+from axolotl_distill.capture.journal import RecordJournal, stored_rows
 from axolotl_distill.cli.frame import ends_well
-from axolotl_distill.commands.kept import stored_rows
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
 from axolotl_distill.signal.signal import Signal
@@ -68,9 +67,8 @@ class Counted(GradedSource):
 
 def run(path, teacher, shard_records=SHARD_RECORDS):
     header = manifest("topk", source=about_rows(rows()))
-    with StoreWriter.create_or_resume(path, header) as writer:
-        source = Counted(teacher, ARGS)
-        return capture(rows(), source, writer, shard_records, str)
+    with Capture(path, header, rows(), str, shard_records=shard_records) as capture:
+        return capture(Counted(teacher, ARGS))
 
 
 def content(path):
@@ -139,7 +137,7 @@ def test_killed_at_random_moments(tmp_path, whole, rounds):
             number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             moment = rng.randint(0, 120), rng.uniform(0.0, 0.03)
             ended, taken = killed_after(path, *moment, number)
-            now = stored_rows(str(path))
+            now = stored_rows(path)
             assert now >= there + taken
             there = now
             if ended:
@@ -162,7 +160,7 @@ def test_a_full_disk(tmp_path, whole):
             run(path, SlowUnigram(), shard_records=10**6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    kept = stored_rows(str(path))
+    kept = stored_rows(path)
     assert kept > 0
     report = run(path, SlowUnigram())
     assert content(path) == whole
@@ -176,16 +174,16 @@ def test_a_torn_journal(tmp_path, whole, cut):
 
     class Stops(SlowUnigram):
         def grade(self, some, positions, want):
-            if stored_rows(str(path)) > 50:
+            if stored_rows(path) > 50:
                 raise RuntimeError("the machine is off")
-            yield from super().logits(some, positions)
+            yield from super().grade(some, positions, want)
 
     with pytest.raises(RuntimeError, match="is off"):
         run(path, Stops(), shard_records=10**6)
-    before = stored_rows(str(path))
+    before = stored_rows(path)
     journal = path / JOURNAL
     os.truncate(journal, journal.stat().st_size - cut)
-    assert stored_rows(str(path)) == before - 1
+    assert stored_rows(path) == before - 1
     run(path, SlowUnigram())
     assert content(path) == whole
 
@@ -215,5 +213,5 @@ def test_nothing_captured_is_nothing_to_keep(tmp_path):
 
     with pytest.raises(CaptureError, match="no"):
         run(path, Refuses())
-    assert stored_rows(str(path)) == 0 and not (path / JOURNAL).exists()
+    assert stored_rows(path) == 0 and not (path / JOURNAL).exists()
     StoreWriter.create_or_resume(path, manifest("nucleus")).abandon()

@@ -9,11 +9,12 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import triton
-from distill_kernels import rows_triton, rows_triton_dense
-from distill_kernels.bins_triton import BLOCK_V, CODES, launch_options
+from distill_kernels.backends.triton_rows import dense, sparse
+from distill_kernels.backends.triton_rows.launch import BLOCK_V, launch_options
+from distill_kernels.spec import Divergence, Support
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
@@ -76,10 +77,10 @@ def compile_kernel(kernel: Any, constants: dict[str, Any], arch: int) -> dict[st
 def variants() -> list[tuple[dict[str, Any], Any, dict[str, Any]]]:
     """(its name in the results, kernel, constants) of everything that is compiled."""
     found = []
-    for divergence, code in CODES.items():
+    for divergence in get_args(Divergence):
         for tempered, transformed in ((False, False), (True, False), (True, True)):
             shared = {
-                "DIVERGENCE": code,
+                "DIVERGENCE": divergence,
                 "TEMPERED": tempered,
                 "SMOOTH": transformed,
                 "HAS_BIAS": transformed,
@@ -89,21 +90,19 @@ def variants() -> list[tuple[dict[str, Any], Any, dict[str, Any]]]:
                 "BLOCK_V": BLOCK_V,
             }
             about = {"divergence": divergence, "tempered": tempered, "transformed": transformed}
-            for support, support_code in rows_triton.SUPPORT_CODES.items():
+            for support in get_args(Support):
                 sampled = support == "sampled"
                 if sampled and divergence != "forward_kl":
                     continue
-                constants = {"SUPPORT": support_code, "HAS_ENTROPY": sampled, "BLOCK_K": 64}
+                constants = {"SUPPORT": support, "HAS_ENTROPY": sampled, "BLOCK_K": 64}
                 found.append(
                     (
                         {"teacher": support, **about},
-                        rows_triton._rows_kernel,
+                        sparse._sparse_kernel,
                         {**shared, **constants},
                     )
                 )
-            found.append(
-                ({"teacher": "dense", **about}, rows_triton_dense._dense_rows_kernel, shared)
-            )
+            found.append(({"teacher": "dense", **about}, dense._dense_kernel, shared))
     return found
 
 

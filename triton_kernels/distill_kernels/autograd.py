@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill_kernels.reference import weighted
-from distill_kernels.rows_torch import RowValues
-from distill_kernels.sweep import Inputs, Task, sweep
+from distill_kernels.chunk import RowValues
+from distill_kernels.reduction import weighted
+from distill_kernels.sweep import sweep
+from distill_kernels.task import Inputs, Task
 
 
 def run(inputs: Inputs, task: Task, wants: tuple[bool, ...]) -> RowValues:

@@ -1,13 +1,49 @@
 """Refuses inputs that cannot give a right loss."""
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
 from distill_kernels.spec import IGNORE, DistillSpec
+from distill_kernels.task import Inputs, Task
 from distill_kernels.teacher import SparseTeacher, Teacher
 
 ROUNDED_UP = 1e-2
 """Log-probabilities a little above 0 are rounding (bf16 near 1 has steps of 0.008)."""
+
+
+def check_head(inputs: Inputs) -> None:
+    """Raises ValueError when the parts of the head do not fit each other."""
+    hidden, weight, bias, left, right = inputs
+    if hidden.dim() != 2 or len(weight.shape) != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}: expected [N, D] "
+            "and [V, D]"
+        )
+    if bias is not None and bias.shape != (weight.shape[0],):
+        raise ValueError(f"bias {tuple(bias.shape)}: expected [{weight.shape[0]}]")
+    if left is not None:
+        rank = left.shape[-1]
+        if left.shape != (hidden.shape[0], rank) or right.shape != (weight.shape[0], rank):
+            raise ValueError(
+                f"low_rank left {tuple(left.shape)} and right {tuple(right.shape)}: expected "
+                f"[{hidden.shape[0]}, r] and [{weight.shape[0]}, r]"
+            )
+
+
+def check_devices(inputs: Inputs, task: Task) -> None:
+    """Raises ValueError, with its name, for a tensor that is not where hidden is."""
+    tensors = {"labels": task.labels, "weights": task.weights}
+    tensors |= {name: getattr(inputs, name) for name in ("bias", "weight")}
+    tensors |= {f"low_rank.{name}": getattr(inputs, name) for name in ("left", "right")}
+    tensors |= {f"teacher.{f.name}": getattr(task.teacher, f.name) for f in fields(task.teacher)}
+    device = inputs.hidden.device
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and tensor.device != device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, hidden on {device}: bring them to one device"
+            )
 
 
 def check_shapes(

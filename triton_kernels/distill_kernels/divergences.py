@@ -77,6 +77,44 @@ def divergence(
     return shard.sum(value.sum(-1)), torch.addcmul(pull, q, total, value=-1), q
 
 
+def plain_divergence(
+    log_p: Tensor,
+    log_q: Tensor,
+    spec: DistillSpec,
+    mask: Tensor | None = None,
+    has_tail: bool = False,
+) -> Tensor:
+    """D as its equation reads, [N], with which `divergence` must agree; arguments as there."""
+    if mask is None:
+        mask = torch.ones_like(log_p, dtype=torch.bool)
+    log_p = log_p.clamp_min(MIN_LOGPROB).masked_fill(~mask, 0.0)
+    log_q = log_q.clamp_min(EMPTY).masked_fill(~mask, 0.0)
+    p, q = log_p.exp() * mask, log_q.exp() * mask
+    name, mix = resolve(spec)
+
+    def kl(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
+        return (b - a + a * log_ratio).sum(-1)
+
+    ratio = log_p - log_q
+    if name == "forward_kl":
+        return kl(p, q, ratio)
+    if name == "reverse_kl":
+        return kl(q, p, -ratio)
+    if name == "tvd":
+        return 0.5 * (p - q).abs().sum(-1)
+    if name == "adaptive_kl":
+        weight = adaptive_weight(p.detach(), q.detach(), spec.akl_mu, has_tail).squeeze(-1)
+        return weight * kl(p, q, ratio) + (1 - weight) * kl(q, p, -ratio)
+    m = (1 - mix) * q + mix * p
+    # From log(p/q) and not from m, which may underflow, and near an end is all but one of them.
+    p_over_m, q_over_m = -log_mix(-ratio, 1 - mix), -log_mix(ratio, mix)
+    if name == "jsd":  # m - p and m - q cancel between the two
+        return (p * p_over_m / (1 - mix) + q * q_over_m / mix).sum(-1)
+    if name == "skew_forward_kl":
+        return kl(p, m, p_over_m)
+    return kl(q, m, q_over_m)
+
+
 def bin_terms(
     p: Tensor, q: Tensor, ratio: Tensor, spec: DistillSpec, has_tail: bool
 ) -> tuple[Tensor, Tensor]:

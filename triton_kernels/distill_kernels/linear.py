@@ -1,34 +1,25 @@
 """The public function: a linear output head and a distillation loss as one operation."""
 
-import os
-import warnings
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill_kernels import autograd
-from distill_kernels.checks import check_shapes
+from distill_kernels import autograd, backends
+from distill_kernels.backends import Backend
+from distill_kernels.backends.reference import distill_loss
+from distill_kernels.checks import check_devices, check_head, check_shapes
+from distill_kernels.chunk import RowValues
 from distill_kernels.graph import run_in_graph
-from distill_kernels.matmul import TiledWeight, Weight
-from distill_kernels.reference import (
-    denominator,
-    distill_loss,
-    head_mass,
-    row_weights,
-    taught_rows,
-    weighted,
-)
-from distill_kernels.rows_torch import RowValues
+from distill_kernels.matmul import Weight
+from distill_kernels.reduction import denominator, row_weights, weighted
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import IGNORE, DistillOutput, DistillSpec
-from distill_kernels.sweep import Inputs, Task
-from distill_kernels.teacher import SparseTeacher, Teacher
+from distill_kernels.task import Inputs, Task
+from distill_kernels.teacher import Teacher, head_mass, taught_rows
 from distill_kernels.transform import LogitTransform
 
-Backend = Literal["auto", "reference", "torch", "triton"]
 FUSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -91,41 +82,35 @@ def fused_linear_distill(
 
     Raises ValueError when shapes, types, devices, ids, weights, teacher or backend do not fit.
     """
-    _check_head(hidden, weight, bias, low_rank)
+    left, right = (None, None) if low_rank is None else (low_rank.left, low_rank.right)
+    inputs = Inputs(hidden, weight, bias, left, right)
+    task = Task(
+        teacher=teacher,
+        labels=labels,
+        spec=spec,
+        transform=logit_transform or LogitTransform(),
+        backend=backend,
+        weights=weights,
+        shard=shard,
+    )
+    check_head(inputs)
     check_shapes(hidden.shape[0], teacher, labels, spec, weights)
-    _check_devices(hidden, weight, bias, low_rank, teacher, labels, weights)
-    transform = logit_transform or LogitTransform()
-    backend = _resolve(backend, hidden.device, weight, teacher, spec, shard)
+    check_devices(inputs, task)
+    task = replace(task, backend=backends.choose(inputs, task))
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden = hidden.to(dtype)
-        weight = weight.to(dtype) if isinstance(weight, Tensor) else weight
-    left, right = (None, None) if low_rank is None else (low_rank.left, low_rank.right)
+        inputs = inputs._replace(hidden=hidden.to(dtype))
+        if isinstance(weight, Tensor):
+            inputs = inputs._replace(weight=weight.to(dtype))
     with torch.autocast(hidden.device.type, enabled=False):
-        if backend == "reference":
-            wide = torch.promote_types(hidden.dtype, torch.float32)
-            head = F.linear(hidden.to(wide), weight.to(wide))
-            if left is not None:
-                head = head + left.to(wide) @ right.to(wide).t()
-            if bias is not None:
-                head = head + bias
-            return distill_loss(transform(head), teacher, labels, spec=spec, weights=weights)
-        if hidden.dtype not in FUSED_TYPES:
+        if task.backend == "reference":
+            return _materialised(inputs, task)
+        if inputs.hidden.dtype not in FUSED_TYPES:
             raise ValueError(
-                f"hidden of {hidden.dtype}: expected float32, bfloat16 or float16; "
+                f"hidden of {inputs.hidden.dtype}: expected float32, bfloat16 or float16; "
                 "backend='reference' computes in float64"
             )
-        w_N = None if weights is None else row_weights(labels, weights).float()
-        values = _fused(
-            Inputs(hidden, weight, bias, left, right),
-            teacher,
-            labels,
-            spec,
-            transform,
-            backend,
-            shard,
-            w_N,
-        )
+        values = _fused(inputs, task)
         loss = values.loss
         if spec.reduction == "mean":
             loss = loss / denominator(labels, weights)
@@ -142,27 +127,21 @@ def fused_linear_distill(
         )
 
 
-def _fused(
-    inputs: Inputs,
-    teacher: Teacher,
-    labels: Tensor,
-    spec: DistillSpec,
-    transform: LogitTransform,
-    backend: str,
-    shard: VocabShard,
-    weights: Tensor | None,
-) -> RowValues:
+def _fused(inputs: Inputs, task: Task) -> RowValues:
     """Values of the rows; `loss` is w_n l_n or, for the other reductions, its sum.
 
     Within the sweep the largest weight is 1, for the sake of low gradients.
     """
-    each = spec.reduction == "none"
-    largest = None
-    if weights is not None and not each and weights.numel():
-        largest = weights.max().clamp_min(torch.finfo(torch.float32).tiny)
-    spec = spec if each else replace(spec, reduction="sum")
-    scale = None if largest is None else weights / largest
-    task = Task(teacher, labels, spec, transform, backend, scale, shard)
+    each, weights, largest = task.spec.reduction == "none", task.weights, None
+    if weights is not None:
+        weights = row_weights(task.labels, weights).float()
+        if not each and weights.numel():
+            largest = weights.max().clamp_min(torch.finfo(torch.float32).tiny)
+    task = replace(
+        task,
+        spec=task.spec if each else replace(task.spec, reduction="sum"),
+        weights=None if largest is None else weights / largest,
+    )
     grad = torch.is_grad_enabled()
     wants = tuple(grad and x is not None and x.requires_grad for x in inputs)
     run = run_in_graph if torch.compiler.is_compiling() else autograd.run
@@ -174,97 +153,14 @@ def _fused(
     return values
 
 
-def _check_head(
-    hidden: Tensor, weight: Weight, bias: Tensor | None, low_rank: LowRank | None
-) -> None:
-    if hidden.dim() != 2 or len(weight.shape) != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} and weight {tuple(weight.shape)}: expected [N, D] "
-            "and [V, D]"
-        )
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"bias {tuple(bias.shape)}: expected [{weight.shape[0]}]")
-    if low_rank is not None:
-        left, right = low_rank.left, low_rank.right
-        rank = left.shape[-1]
-        if left.shape != (hidden.shape[0], rank) or right.shape != (weight.shape[0], rank):
-            raise ValueError(
-                f"low_rank left {tuple(left.shape)} and right {tuple(right.shape)}: expected "
-                f"[{hidden.shape[0]}, r] and [{weight.shape[0]}, r]"
-            )
-
-
-def _check_devices(
-    hidden: Tensor,
-    weight: Weight,
-    bias: Tensor | None,
-    low_rank: LowRank | None,
-    teacher: Teacher,
-    labels: Tensor,
-    weights: Tensor | None,
-) -> None:
-    tensors = {"labels": labels, "weights": weights, "bias": bias}
-    tensors["weight"] = weight if isinstance(weight, Tensor) else None
-    for owner, of in (("low_rank", low_rank), ("teacher", teacher)):
-        if of is not None:
-            tensors |= {f"{owner}.{field.name}": getattr(of, field.name) for field in fields(of)}
-    for name, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and tensor.device != hidden.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, hidden on {hidden.device}: bring them to one device"
-            )
-
-
-def _resolve(
-    backend: str,
-    device: torch.device,
-    weight: Weight,
-    teacher: Teacher,
-    spec: DistillSpec,
-    shard: VocabShard,
-) -> str:
-    """The backend to use. Raises ValueError where the one asked for cannot do what is asked."""
-    if backend not in ("auto", "reference", "torch", "triton"):
-        raise ValueError(f"backend={backend!r}: expected auto, reference, torch or triton")
-    sharded = shard.group is not None
-    if sharded and backend in ("reference", "triton"):
-        raise ValueError(f"backend={backend!r} cannot reduce over a shard's group; use torch")
-    if sharded and spec.divergence == "adaptive_kl" and not isinstance(teacher, SparseTeacher):
-        raise ValueError(
-            "divergence='adaptive_kl' ranks the teacher's whole vocabulary and cannot be had from "
-            "a shard of a dense teacher; use a SparseTeacher or another divergence"
-        )
-    if backend == "reference" and isinstance(weight, TiledWeight):
-        raise ValueError("backend='reference' needs the weight as floats; use torch or triton")
-    if backend == "auto":
-        if device.type != "cuda" or sharded:
-            return "torch"
-        missing = _missing_triton()
-        if missing:
-            warnings.warn(
-                f"distill_kernels: {missing} The torch backend is used instead; it is slower.",
-                stacklevel=3,
-            )
-        return "torch" if missing else "triton"
-    if backend == "triton":
-        missing = _missing_triton()
-        if missing:
-            raise ValueError(f"backend='triton': {missing} Or use backend='torch'.")
-        if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            raise ValueError(
-                f"backend='triton' on {device.type}: it needs a CUDA device, or the interpreter "
-                "(TRITON_INTERPRET=1 before triton is imported). Use backend='torch' here."
-            )
-    return backend
-
-
-def _missing_triton() -> str:
-    """Why Triton cannot be used and what to do; empty where it can."""
-    try:
-        import triton  # noqa: F401
-    except ImportError as error:
-        return (
-            f"the package triton cannot be imported ({error}): "
-            "pip install 'axolotl-distill[triton]' (Linux)."
-        )
-    return ""
+def _materialised(inputs: Inputs, task: Task) -> DistillOutput:
+    hidden, weight, bias, left, right = inputs
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    logits = F.linear(hidden.to(wide), weight.to(wide))
+    if left is not None:
+        logits = logits + left.to(wide) @ right.to(wide).t()
+    if bias is not None:
+        logits = logits + bias
+    return distill_loss(
+        task.transform(logits), task.teacher, task.labels, spec=task.spec, weights=task.weights
+    )

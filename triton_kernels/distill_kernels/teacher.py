@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
+from distill_kernels.spec import IGNORE
 from distill_kernels.transform import LogitTransform
 
 
@@ -109,3 +111,26 @@ class DenseTeacher:
 
 
 Teacher = SparseTeacher | DenseLogits | DenseTeacher
+
+
+def taught_rows(teacher: Teacher, labels: Tensor) -> Tensor:
+    """Rows with a label and a teacher, bool [N]."""
+    labelled = labels != IGNORE
+    if isinstance(teacher, SparseTeacher):
+        return labelled & (teacher.ids >= 0).any(-1)
+    return labelled
+
+
+def teacher_top1(teacher: SparseTeacher) -> Tensor:
+    """The teacher's likeliest token, int64 [N]; -1 for a row without entries."""
+    best = teacher.logprobs.masked_fill(teacher.ids < 0, -torch.inf).argmax(-1, keepdim=True)
+    return teacher.ids.gather(1, best).squeeze(1)
+
+
+def head_mass(teacher: Teacher) -> Tensor:
+    """Teacher probability that the entries hold, fp32 [N]; 1 where no tail is known."""
+    if not isinstance(teacher, SparseTeacher):
+        return torch.ones((), dtype=torch.float32)
+    if teacher.tail_logprob is None:
+        return torch.ones_like(teacher.logprobs[:, 0])
+    return -torch.expm1(teacher.tail_logprob)

@@ -1,4 +1,4 @@
-"""The row math in plain torch: logits of a chunk in, gradients of the chunk out, in place.
+"""The backend `torch`: logits of a chunk in, gradients of the chunk out, in place.
 
 With s = z / T and q the student's probabilities of a row's bins, divergences.py gives
 g = dD/ds for every bin. A token of a bin that holds many has its share of the bin's slope:
@@ -11,45 +11,51 @@ this and the slope of the cross-entropy are row scalars times exponentials, so t
 needs one exponential (two where T is not 1); the K entries are then written over it.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from distill_kernels.chunk import Chunk, RowValues, concatenate
 from distill_kernels.divergences import EMPTY, divergence
-from distill_kernels.reference import taught_rows, teacher_top1, weighted
-from distill_kernels.shard import WHOLE, VocabShard
+from distill_kernels.reduction import weighted
 from distill_kernels.spec import IGNORE, DistillSpec
-from distill_kernels.teacher import SparseTeacher
+from distill_kernels.teacher import SparseTeacher, taught_rows, teacher_top1
+
+BLOCK_BYTES = 2 << 20
+"""Logits that are swept at once on a CPU: they stay in its cache."""
 
 
-@dataclass
-class RowValues:
-    """Per-row results of a chunk, fp32 [C]; 0 in rows without a label (kd, top1: a teacher)."""
+def rows(chunk: Chunk) -> tuple[RowValues, Tensor | None]:
+    """`RowMath`; a gradient of a low type is a copy."""
+    num_rows, vocab_size = chunk.logits_CV.shape
+    step = num_rows
+    if chunk.logits_CV.device.type == "cpu":
+        step = max(1, BLOCK_BYTES // (4 * vocab_size))
+    values = [_block(chunk[start : start + step]) for start in range(0, num_rows, step)]
+    grad_CV = None if chunk.scale_C is None else chunk.logits_CV.to(chunk.grad_dtype)
+    return concatenate(values, chunk.logits_CV.device), grad_CV
 
-    loss: Tensor
-    kd: Tensor
-    ce: Tensor
-    top1: Tensor
-    entropy: Tensor
+
+def _block(chunk: Chunk) -> RowValues:
+    logits_CV, transform = chunk.logits_CV, chunk.transform
+    if chunk.bias_V is not None:
+        logits_CV.add_(chunk.bias_V)
+    transform.apply_(logits_CV)
+    slope_CV = None if chunk.scale_C is None else transform.slope(logits_CV)
+    values = _sparse(chunk) if isinstance(chunk.teacher, SparseTeacher) else _dense(chunk)
+    if chunk.scale_C is not None:
+        transform.backward_(logits_CV, slope_CV)
+    return values
 
 
-def rows_torch(
-    logits_CV: Tensor,
-    teacher: SparseTeacher,
-    labels_C: Tensor,
-    spec: DistillSpec,
-    scale_C: Tensor | None,
-    shard: VocabShard = WHOLE,
-) -> RowValues:
-    """fp32 logits_CV is overwritten: by scale times d loss / d logits where a scale is given.
-
-    shard  V is the number of ids here; every process of the group gets the same values
-    """
+def _sparse(chunk: Chunk) -> RowValues:
+    """The logits are overwritten, by scale times d loss / d logits where a scale is given; every
+    process of a shard's group gets the same values."""
+    logits_CV, teacher, scale_C = chunk.logits_CV, chunk.teacher, chunk.scale_C
+    spec, shard = chunk.spec, chunk.shard
     size, temperature = logits_CV.shape[1], spec.temperature
     mask = teacher.ids >= 0
-    taught = taught_rows(teacher, labels_C)
-    labels = Labels(logits_CV, labels_C, spec, shard)
+    taught = taught_rows(teacher, chunk.labels_C)
+    labels = Labels(chunk)
     logits_CV.clamp_min_(EMPTY)
     index, here = shard.local(teacher.ids, size)
     has_rest = shard.sum(size - here.sum(-1)) > 0
@@ -80,7 +86,7 @@ def rows_torch(
         logits_CV.mul_(temperature).exp_()
         lse1 = torch.logaddexp(shard.sum(logits_CV.sum(-1)).log(), z_CK.logsumexp(-1))
 
-    kd, slope_CK, slope_rest = _sparse(s_CK, lse, lse_rest, has_rest, mask, teacher, spec)
+    kd, slope_CK, slope_rest = _over_bins(s_CK, lse, lse_rest, has_rest, teacher, spec)
     kd = torch.where(taught, kd, 0.0)
     nll, ce = labels.cross_entropy(lse1 + shift.squeeze(1))
     ce_weight = torch.where(taught, 1.0 - spec.alpha, 1.0) * labels.given
@@ -115,17 +121,11 @@ def rows_torch(
     return values
 
 
-def rows_torch_dense(
-    logits_CV: Tensor,
-    teacher_CV: Tensor,
-    labels_C: Tensor,
-    spec: DistillSpec,
-    scale_C: Tensor | None,
-    shard: VocabShard = WHOLE,
-) -> RowValues:
-    """As rows_torch, for the teacher's logits over the whole vocabulary; both are overwritten."""
-    temperature = spec.temperature
-    labels = Labels(logits_CV, labels_C, spec, shard)
+def _dense(chunk: Chunk) -> RowValues:
+    """As _sparse, for the teacher's logits over the whole vocabulary; both are overwritten."""
+    logits_CV, teacher_CV, scale_C = chunk.logits_CV, chunk.teacher.logits, chunk.scale_C
+    spec, shard, temperature = chunk.spec, chunk.shard, chunk.spec.temperature
+    labels = Labels(chunk)
     logits_CV.clamp_min_(EMPTY)
     best, top = shard.argmax(*logits_CV.max(-1))
     teacher_best, teacher_top = shard.argmax(*teacher_CV.max(-1))
@@ -168,10 +168,11 @@ def rows_torch_dense(
 class Labels:
     """The label's part of a chunk: what cross-entropy needs of the logits, and its slope."""
 
-    def __init__(self, logits_CV: Tensor, labels_C: Tensor, spec: DistillSpec, shard: VocabShard):
-        self.given = labels_C != IGNORE
-        self.smoothing = spec.label_smoothing
-        self.index, self.here = shard.local(labels_C[:, None], logits_CV.shape[1])
+    def __init__(self, chunk: Chunk):
+        logits_CV, shard = chunk.logits_CV, chunk.shard
+        self.given = chunk.labels_C != IGNORE
+        self.smoothing = chunk.spec.label_smoothing
+        self.index, self.here = shard.local(chunk.labels_C[:, None], logits_CV.shape[1])
         self.logit = shard.sum(logits_CV.gather(1, self.index) * self.here).squeeze(1)
         if self.smoothing:
             self.vocab_size = shard.whole_size(logits_CV.shape[1], logits_CV.device)
@@ -193,16 +194,16 @@ class Labels:
         grad_CV.scatter_add_(1, self.index, -onehot)
 
 
-def _sparse(
+def _over_bins(
     s_CK: Tensor,
     lse: Tensor,
     lse_rest: Tensor,
     has_rest: Tensor,
-    mask: Tensor,
     teacher: SparseTeacher,
     spec: DistillSpec,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(D [C], dD/ds on the entries [C, K], factor of exp(s_j) off the entries [C])."""
+    mask = teacher.ids >= 0
     log_p = teacher.logprobs.float()
     if spec.support == "renormalize":
         log_p = log_p - log_p.logsumexp(-1, keepdim=True)

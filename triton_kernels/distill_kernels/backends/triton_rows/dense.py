@@ -1,11 +1,11 @@
-"""The row math for a dense teacher as one Triton kernel: a program a row, three sweeps.
+"""A dense teacher's rows: three sweeps of the vocabulary.
 
     first    running log-sum-exp of both sides, the student's entropy, both argmaxes
     second   the divergence and the sum of its pulls (divergences.py)
     third    write the gradient, in place
 
 adaptive_kl needs one sweep more, before the second, for its row's weight. What is read of the
-student is the head's products, as in rows_triton. Every lane has its own running sums, and lanes
+student is the head's products, as in sparse.py. Every lane has its own running sums, and lanes
 meet at the end of a sweep. All arithmetic is fp32.
 """
 
@@ -14,73 +14,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from distill_kernels.bins_triton import (
-    BLOCK_V,
-    CODES,
-    LOW,
-    add_to_lanes,
-    bin_terms,
+from distill_kernels.backends.triton_rows.bins import bin_terms
+from distill_kernels.backends.triton_rows.lanes import add_to_lanes, over_lanes
+from distill_kernels.backends.triton_rows.launch import absent, arguments
+from distill_kernels.backends.triton_rows.names import ADAPTIVE_KL, EMPTY
+from distill_kernels.backends.triton_rows.row import (
+    cross_entropy,
     head_logits,
-    launch_options,
-    over_lanes,
+    store_values,
     to_product,
 )
-from distill_kernels.divergences import head_threshold, resolve
-from distill_kernels.rows_torch import RowValues
+from distill_kernels.chunk import Chunk, RowValues
+from distill_kernels.divergences import head_threshold
 from distill_kernels.spec import DistillSpec
-from distill_kernels.transform import LogitTransform
 
 RANKED_BYTES = 64 << 20
 """Of teacher logits that adaptive_kl ranks at once; ranking holds RANKING times as much."""
 RANKING = 7
 
 
-def rows_triton_dense(
-    logits_CV: Tensor,
-    grad_CV: Tensor,
-    teacher_CV: Tensor,
-    labels_C: Tensor,
-    spec: DistillSpec,
-    scale_C: Tensor | None,
-    transform: LogitTransform,
-    bias_V: Tensor | None,
-) -> RowValues:
-    """As rows_triton, for the teacher's logits over the whole vocabulary, of another `buffer`."""
-    num_rows, vocab_size = logits_CV.shape
-    none = torch.zeros(1, device=logits_CV.device)
-    out_5C = torch.empty(5, num_rows, device=logits_CV.device)
-    name, mix = resolve(spec)
-    _dense_rows_kernel[(num_rows,)](
-        logits_CV,
-        logits_CV.stride(0),
-        grad_CV,
-        grad_CV.stride(0),
-        none if bias_V is None else bias_V,
-        teacher_CV,
-        teacher_CV.stride(0),
-        _head_logit(teacher_CV, spec) if name == "adaptive_kl" else none,
-        labels_C.contiguous(),
-        none if scale_C is None else scale_C.contiguous(),
-        out_5C,
-        num_rows,
-        vocab_size,
-        logits_CV.stride(0),
-        float(spec.temperature),
-        float(spec.alpha),
-        float(mix),
-        1.0 - mix,
-        float(spec.label_smoothing),
-        float(transform.scale),
-        float(transform.softcap or 0.0),
-        DIVERGENCE=CODES[name],
-        TEMPERED=spec.temperature != 1.0,
-        SMOOTH=spec.label_smoothing > 0,
-        HAS_BIAS=bias_V is not None,
-        SCALED=transform.scale != 1.0,
-        CAPPED=transform.softcap is not None,
-        WITH_GRAD=scale_C is not None,
-        BLOCK_V=BLOCK_V,
-        **launch_options(),
+def dense_rows(chunk: Chunk, grad_CV: Tensor) -> RowValues:
+    """As sparse.sparse_rows, for the teacher's logits over the whole vocabulary."""
+    teacher_CV, spec = chunk.teacher.logits, chunk.spec
+    num_rows = teacher_CV.shape[0]
+    none = absent(chunk)
+    out_5C = torch.empty(5, num_rows, device=none.device)
+    _dense_kernel[(num_rows,)](
+        **arguments(chunk, grad_CV, out_5C),
+        t_ptr=teacher_CV,
+        t_stride=teacher_CV.stride(0),
+        head_ptr=_head_logit(teacher_CV, spec) if spec.divergence == "adaptive_kl" else none,
     )
     return RowValues(*out_5C.unbind())
 
@@ -99,7 +62,7 @@ def _head_logit(teacher_CV: Tensor, spec: DistillSpec) -> Tensor:
     do_not_specialize=["num_rows"],
     do_not_specialize_on_alignment=["head_ptr", "label_ptr", "scale_ptr", "out_ptr"],
 )
-def _dense_rows_kernel(
+def _dense_kernel(
     z_ptr,  # [C, width] fp32, the student's products, overwritten
     z_stride,
     grad_ptr,  # [C, width], in the memory of z
@@ -142,12 +105,12 @@ def _dense_rows_kernel(
         tl.load(z_ptr + label), bias_ptr, label, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
     )
 
-    z_top = tl.full((BLOCK_V,), LOW, tl.float32)
+    z_top = tl.full((BLOCK_V,), EMPTY, tl.float32)
     z_at = tl.zeros((BLOCK_V,), tl.int32)
     z_sum = tl.zeros((BLOCK_V,), tl.float32)
     z_sum_s = tl.zeros((BLOCK_V,), tl.float32)
     z_sum1 = tl.zeros((BLOCK_V,), tl.float32)
-    t_top = tl.full((BLOCK_V,), LOW, tl.float32)
+    t_top = tl.full((BLOCK_V,), EMPTY, tl.float32)
     t_at = tl.zeros((BLOCK_V,), tl.int32)
     t_sum = tl.zeros((BLOCK_V,), tl.float32)
     t_sum_s = tl.zeros((BLOCK_V,), tl.float32)
@@ -155,13 +118,13 @@ def _dense_rows_kernel(
     total = tl.zeros((BLOCK_V,), tl.float32)
     for v0 in range(0, width, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
-        raw = tl.load(z_ptr + v, mask=v < width, other=LOW)
+        raw = tl.load(z_ptr + v, mask=v < width, other=EMPTY)
         z = head_logits(raw, bias_ptr, v, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
-        t = tl.load(t_ptr + v, mask=v < width, other=LOW)
+        t = tl.load(t_ptr + v, mask=v < width, other=EMPTY)
         if SMOOTH:
             total += tl.where(v < V, z, 0.0)
-        z = tl.where((v >= V) | (z < LOW), LOW, z)
-        t = tl.where((v >= V) | (t < LOW), LOW, t)
+        z = tl.where((v >= V) | (z < EMPTY), EMPTY, z)
+        t = tl.where((v >= V) | (t < EMPTY), EMPTY, t)
         z_top, z_at, z_sum, z_sum_s, z_sum1 = add_to_lanes(
             z, v, z_top, z_at, z_sum, z_sum_s, z_sum1, inv_t, TEMPERED
         )
@@ -181,15 +144,15 @@ def _dense_rows_kernel(
         lse1 = z_max + tl.log(all_z1)
 
     weight = 0.5
-    if DIVERGENCE == 6:
+    if DIVERGENCE == ADAPTIVE_KL:
         head_logit = tl.load(head_ptr + row)
         gap = tl.zeros((BLOCK_V,), tl.float32)
         gap_head = tl.zeros((BLOCK_V,), tl.float32)
         for v0 in range(0, width, BLOCK_V):
             v = v0 + tl.arange(0, BLOCK_V)
-            raw = tl.load(z_ptr + v, mask=v < width, other=LOW)
+            raw = tl.load(z_ptr + v, mask=v < width, other=EMPTY)
             z = head_logits(raw, bias_ptr, v, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
-            t = tl.load(t_ptr + v, mask=v < width, other=LOW)
+            t = tl.load(t_ptr + v, mask=v < width, other=EMPTY)
             here = tl.abs(tl.exp(t * inv_t - lse_t) - tl.exp(z * inv_t - lse))
             here = tl.where(v < V, here, 0.0)
             gap += here
@@ -210,22 +173,25 @@ def _dense_rows_kernel(
     pull = tl.sum(lane_pull, 0)
 
     kd = tl.where(labelled, tl.sum(lane_kd, 0), 0.0)
-    nll = tl.where(labelled, lse1 - label_logit, 0.0)
-    ce = nll
-    if SMOOTH:
-        even = tl.where(labelled, lse1 - tl.sum(total, 0) / V, 0.0)
-        ce = (1.0 - smoothing) * nll + smoothing * even
+    total_logit = tl.sum(total, 0)
+    nll, ce = cross_entropy(lse1, label_logit, total_logit, V, labelled, smoothing, SMOOTH)
     kd_weight = tl.where(labelled, alpha * temperature, 0.0)
     ce_weight = tl.where(labelled, 1.0 - alpha, 0.0)
-    # A part that counts for nothing adds nothing, even where it is infinite.
-    loss = tl.where(ce_weight > 0, ce_weight * ce, 0.0)
-    loss += tl.where(kd_weight > 0, kd_weight * temperature * kd, 0.0)
-    tl.store(out_ptr + row, loss)
-    tl.store(out_ptr + num_rows + row, kd)
-    tl.store(out_ptr + 2 * num_rows + row, nll)
-    tl.store(out_ptr + 3 * num_rows + row, tl.where(labelled & (z_id == t_id), 1.0, 0.0))
     entropy = lse - z_max * inv_t - all_zs / all_z
-    tl.store(out_ptr + 4 * num_rows + row, tl.where(labelled, entropy, 0.0))
+    store_values(
+        out_ptr,
+        num_rows,
+        row,
+        kd,
+        nll,
+        ce,
+        labelled & (z_id == t_id),
+        entropy,
+        labelled,
+        kd_weight,
+        ce_weight,
+        temperature,
+    )
     if not WITH_GRAD:
         return
 

@@ -1,13 +1,22 @@
-"""The loss on materialised logits, written as its formula: the oracle and the fallback."""
+"""The backend `reference`: the loss on materialised logits, as its formula reads."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from distill_kernels.checks import check_shapes, check_values
-from distill_kernels.divergences import EMPTY, MIN_LOGPROB, adaptive_weight, log_mix, resolve
+from distill_kernels.divergences import EMPTY, plain_divergence
+from distill_kernels.reduction import denominator, row_weights, weighted
 from distill_kernels.spec import IGNORE, DistillOutput, DistillSpec
-from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, Teacher
+from distill_kernels.teacher import (
+    DenseLogits,
+    DenseTeacher,
+    SparseTeacher,
+    Teacher,
+    head_mass,
+    taught_rows,
+    teacher_top1,
+)
 
 
 def distill_loss(
@@ -78,25 +87,6 @@ def distill_loss(
         )
 
 
-def weighted(values_N: Tensor, weight_N: Tensor) -> Tensor:
-    """weight * values; what counts for nothing adds nothing, even where it is infinite."""
-    return weight_N * values_N.masked_fill(weight_N == 0, 0.0)
-
-
-def row_weights(labels: Tensor, weights: Tensor) -> Tensor:
-    """fp32 or wider [N]; 0 in rows without a label."""
-    wide = torch.promote_types(weights.dtype, torch.float32)
-    return weights.to(wide).masked_fill(labels == IGNORE, 0.0)
-
-
-def denominator(labels: Tensor, weights: Tensor | None) -> Tensor:
-    """What reduction "mean" divides by: the weight of the rows with a label; 1 where that is 0."""
-    if weights is None:
-        return (labels != IGNORE).sum().clamp_min(1)
-    total = row_weights(labels, weights).sum()
-    return torch.where(total > 0, total, 1.0)
-
-
 def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillSpec) -> Tensor:
     """D in nats over the bins of `spec.support`, [N]; student_NV holds logprobs at T.
 
@@ -113,8 +103,8 @@ def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillS
     p_NK = teacher.logprobs.to(student_NV.dtype).masked_fill(~mask, 0.0)
 
     if spec.support == "sampled":
-        kl = -(p_NK.exp() * mask * q_NK.clamp_min(EMPTY)).sum(-1)
-        return kl if teacher.entropy is None else kl - teacher.entropy * mask.any(-1)
+        kd = -(p_NK.exp() * mask * q_NK.clamp_min(EMPTY)).sum(-1)
+        return kd if teacher.entropy is None else kd - teacher.entropy * mask.any(-1)
     if spec.support == "renormalize":
         q_NK, p_NK = (_condition(x, mask) for x in (q_NK, p_NK))
         return plain_divergence(p_NK, q_NK, spec, mask)
@@ -132,70 +122,9 @@ def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillS
     return plain_divergence(p_bins, q_bins, spec, torch.cat([mask, tailed], 1), has_tail=True)
 
 
-def plain_divergence(
-    log_p: Tensor,
-    log_q: Tensor,
-    spec: DistillSpec,
-    mask: Tensor | None = None,
-    has_tail: bool = False,
-) -> Tensor:
-    """D of divergences.py as its equation reads, [N]; arguments as for `divergence` there."""
-    if mask is None:
-        mask = torch.ones_like(log_p, dtype=torch.bool)
-    log_p = log_p.clamp_min(MIN_LOGPROB).masked_fill(~mask, 0.0)
-    log_q = log_q.clamp_min(EMPTY).masked_fill(~mask, 0.0)
-    p, q = log_p.exp() * mask, log_q.exp() * mask
-    name, mix = resolve(spec)
-
-    def kl(a: Tensor, b: Tensor, log_ratio: Tensor) -> Tensor:
-        return (b - a + a * log_ratio).sum(-1)
-
-    ratio = log_p - log_q
-    if name == "forward_kl":
-        return kl(p, q, ratio)
-    if name == "reverse_kl":
-        return kl(q, p, -ratio)
-    if name == "tvd":
-        return 0.5 * (p - q).abs().sum(-1)
-    if name == "adaptive_kl":
-        weight = adaptive_weight(p.detach(), q.detach(), spec.akl_mu, has_tail).squeeze(-1)
-        return weight * kl(p, q, ratio) + (1 - weight) * kl(q, p, -ratio)
-    m = (1 - mix) * q + mix * p
-    # From log(p/q) and not from m, which may underflow, and near an end is all but one of them.
-    p_over_m, q_over_m = -log_mix(-ratio, 1 - mix), -log_mix(ratio, mix)
-    if name == "jsd":  # m - p and m - q cancel between the two
-        return (p * p_over_m / (1 - mix) + q * q_over_m / mix).sum(-1)
-    if name == "skew_forward_kl":
-        return kl(p, m, p_over_m)
-    return kl(q, m, q_over_m)
-
-
 def _condition(logprobs_NK: Tensor, mask_NK: Tensor) -> Tensor:
     total = logprobs_NK.masked_fill(~mask_NK, -torch.inf).logsumexp(-1, keepdim=True)
     return (logprobs_NK - total.nan_to_num(neginf=0.0)).masked_fill(~mask_NK, 0.0)
-
-
-def taught_rows(teacher: Teacher, labels: Tensor) -> Tensor:
-    """Rows with a label and a teacher, bool [N]."""
-    labelled = labels != IGNORE
-    if isinstance(teacher, SparseTeacher):
-        return labelled & (teacher.ids >= 0).any(-1)
-    return labelled
-
-
-def teacher_top1(teacher: SparseTeacher) -> Tensor:
-    """The teacher's likeliest token, int64 [N]; -1 for a row without entries."""
-    best = teacher.logprobs.masked_fill(teacher.ids < 0, -torch.inf).argmax(-1, keepdim=True)
-    return teacher.ids.gather(1, best).squeeze(1)
-
-
-def head_mass(teacher: Teacher) -> Tensor:
-    """Teacher probability that the entries hold, fp32 [N]; 1 where no tail is known."""
-    if not isinstance(teacher, SparseTeacher):
-        return torch.ones((), dtype=torch.float32)
-    if teacher.tail_logprob is None:
-        return torch.ones_like(teacher.logprobs[:, 0])
-    return -torch.expm1(teacher.tail_logprob)
 
 
 def teacher_logits(
