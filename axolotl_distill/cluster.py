@@ -1,13 +1,12 @@
 """Ray, where `--executor ray` asks for it: the cluster, and rows streamed through its workers."""
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.extras import pip_install
-
-Row = dict[str, Any]
 
 
 def connect() -> int:
@@ -24,8 +23,8 @@ def connect() -> int:
         ) from None
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, logging_level="warning", **local)
+        local: dict[str, Any] = {} if address else {"include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING, **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
@@ -39,7 +38,7 @@ def has_gpus() -> bool:
 
 
 def stream(
-    items: list[Row],
+    items: list[dict[str, Any]],
     worker: type,
     arguments: tuple[Any, ...],
     *,
@@ -47,7 +46,7 @@ def stream(
     batch_size: int,
     gpus: float = 0.0,
     **remote_args: Any,
-) -> Iterator[Row]:
+) -> Iterator[dict[str, Any]]:
     """The rows that `worker(*arguments)(batch)` makes of `items`, in their order.
 
     `worker` is built once in each of up to `workers` processes of the cluster and called with

@@ -5,6 +5,7 @@ typo is told before torch and Axolotl are there.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -33,12 +34,12 @@ def distill() -> None:
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first N prompts.")
 @click.option("--executor", type=EXECUTOR, default="local", show_default=True)
 @framed(KEPT_ANSWERS)
-def generate(recipe: str, limit: int | None, executor: str) -> dict[str, Any] | None:
+def generate(recipe: str, limit: int | None, executor: str) -> Mapping[str, object]:
     """Ask the teacher of RECIPE every prompt and keep what it writes.
 
     Can be stopped at any moment; the same command goes on and asks for nothing twice.
     """
-    from axolotl_distill.config.recipe import load_recipe
+    from axolotl_distill.commands.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "teacher", "generate")
     from axolotl_distill.commands.generate import run
@@ -50,12 +51,12 @@ def generate(recipe: str, limit: int | None, executor: str) -> dict[str, Any] | 
 @click.argument("recipe", type=PATH)
 @click.option("--executor", type=EXECUTOR, default="local", show_default=True)
 @framed(KEPT_DATASET)
-def filter_(recipe: str, executor: str) -> dict[str, Any]:
+def filter_(recipe: str, executor: str) -> Mapping[str, object]:
     """Verify, deduplicate, score and split RECIPE's trajectories into a dataset.
 
     Says what each step dropped and why, and keeps what was dropped beside the dataset.
     """
-    from axolotl_distill.config.recipe import load_recipe
+    from axolotl_distill.commands.recipe import load_recipe
 
     loaded = load_recipe(_file(recipe), "filter")
     from axolotl_distill.commands.filter import run

@@ -1,32 +1,34 @@
 """`axolotl distill filter`."""
 
-from typing import Any
-
+from axolotl_distill.commands.recipe import Recipe
 from axolotl_distill.commands.say import say, warn
-from axolotl_distill.config.recipe import Recipe
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.executor import map_rows
-from axolotl_distill.filter.output.report import step_table, token_table
+from axolotl_distill.filter.output.report import Report, step_table, token_table
 from axolotl_distill.filter.ray_executor import ray_rows
-from axolotl_distill.filter.run import run_filter
+from axolotl_distill.filter.run import Filter
 from axolotl_distill.generate.prompts import read_prompts
+from axolotl_distill.trajectories.row import Row
 
 TEXT_COLUMNS = ("step", "tokens", "reasons")
 
 
-def run(recipe: Recipe, *, executor: str) -> dict[str, Any]:
+def run(recipe: Recipe, *, executor: str) -> Report:
     """Filter, then say what each step dropped and why, and how long the rows are.
 
     Returns the dataset's report.json, which --json prints.
     """
+    assert recipe.filter is not None and recipe.rows is not None
     rows = ray_rows if executor == "ray" else map_rows
-    report = run_filter(recipe.filter, recipe.rows, executor=rows, warn=warn, metas=_metas(recipe))
+    report = Filter(
+        recipe.filter, recipe.rows, executor=rows, warn=warn, metas=_metas(recipe)
+    ).run()
     for line in summary(report, recipe.filter.output):
         say(line)
     return report
 
 
-def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
+def _metas(recipe: Recipe) -> dict[str, Row]:
     """The columns of the prompts as they are now: an answer that was corrected counts at once."""
     args = recipe.generate
     if args is None or recipe.rows != args.output:
@@ -44,7 +46,7 @@ def _metas(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return {prompt.id: prompt.meta for prompt in prompts}
 
 
-def summary(report: dict[str, Any], output: str) -> list[str]:
+def summary(report: Report, output: str) -> list[str]:
     """Lines for the terminal."""
     rows, prompts, tokens = report["rows"], report["prompts"], report["tokens"]
     lines = ["", *_aligned(step_table(report)), ""]

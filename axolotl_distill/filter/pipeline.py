@@ -12,7 +12,7 @@ from axolotl_distill.errors import FilterError
 from axolotl_distill.filter.executor import Executor, StepPlan
 from axolotl_distill.filter.rows import Trajectories
 from axolotl_distill.filter.step import Verdict
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.row import Row
 
 DETAIL_CHARS = 1000
 ROWS = "rows"  # the name of what is put aside before any step

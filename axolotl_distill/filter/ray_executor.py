@@ -1,7 +1,7 @@
 """`--executor ray`: steps that judge each row alone run in the workers of a Ray cluster.
 
-Steps that compare rows (deduplicate, best_of_n, top) and those whose work a server does (judge,
-reward from a server) run in this process, as with the local executor.
+The others, which compare rows or whose work a server does, run in this process, as with the local
+executor.
 """
 
 import pickle
@@ -13,8 +13,8 @@ from typing import Any
 from axolotl_distill import cluster
 from axolotl_distill.errors import DistillError
 from axolotl_distill.filter.executor import StepPlan, map_rows
-from axolotl_distill.filter.step import Step, Verdict
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.filter.step import STEPS, Step, Verdict, Where
+from axolotl_distill.trajectories.row import Row
 
 # What is in flight at once. Workers are built anew for each window, so it must not be small; its
 # rows are in memory, so it must not be large.
@@ -24,11 +24,11 @@ BATCH_ROWS = 64
 
 def ray_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
     """The executor: one verdict a row, in order. Raises what a step raises in a worker."""
-    if not plan.is_row_wise():
+    if plan.where is Where.HERE:
         yield from map_rows(plan, rows)
         return
     cpus = cluster.connect()
-    gpus = 1.0 if plan.kind == "reward" and cluster.has_gpus() else 0.0
+    gpus = 1.0 if plan.where is Where.ON_GPU and cluster.has_gpus() else 0.0
     remaining = iter(rows)
     while window := list(islice(remaining, WINDOW_ROWS)):
         results = cluster.stream(
@@ -47,10 +47,7 @@ def ray_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
 
 
 def _for_one_worker(plan: StepPlan) -> StepPlan:
-    """A verifier's pool has a process for every CPU; here the cluster has a worker for each."""
-    if plan.kind != "verify":
-        return plan
-    return replace(plan, args=plan.args.model_copy(update={"workers": 1}))
+    return replace(plan, args=STEPS[plan.kind].one_of_many(plan.args))
 
 
 class _Worker:

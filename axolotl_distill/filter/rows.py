@@ -1,24 +1,21 @@
 """The trajectories as the filter reads them: checked, split, with every field there."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from axolotl_distill.filter.source import as_trajectory, read_source
-from axolotl_distill.trajectories import Damage, parts_of, split
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories import Damage, split
 from axolotl_distill.trajectories.messages import (
     as_calls,
     as_tools,
     calls_of,
     message_fault,
-    spoken,
     text_of,
 )
+from axolotl_distill.trajectories.row import Row
 
 DEFAULTS: dict[str, Any] = {
     "sample": 0,
@@ -145,33 +142,3 @@ def _message(message: Any) -> Row:
     if message.get("tool_calls"):
         return {**message, "tool_calls": as_calls(message["tool_calls"])}
     return message
-
-
-def part(row: Row, of: str) -> str:
-    """The row's "thinking", "answer", "prompt" (system messages aside), or "all" it wrote."""
-    if of == "prompt":
-        return "\n".join(spoken(m) for m in row["messages"] if m["role"] != "system")
-    thinking, answer, _ = parts_of(row)
-    if of == "thinking":
-        return thinking or ""
-    return answer.strip() if of == "answer" else "\n".join(filter(None, (thinking, answer.strip())))
-
-
-def calls_text(row: Row) -> str:
-    """The calls of tools in the row's answer, as text to compare or to grade; "" without any."""
-    return spoken({**(row.get("message") or {}), "content": ""})
-
-
-def tools_text(row: Row) -> str:
-    """The tools that the teacher was offered, as JSON; "" without any."""
-    return json.dumps(row["tools"], ensure_ascii=False, sort_keys=True) if row.get("tools") else ""
-
-
-def plain(text: str) -> str:
-    """Without differences in white space and case."""
-    return " ".join(text.split()).casefold()
-
-
-def text_hash(text: str, salt: str = "") -> int:
-    """64 bits, the same in every process."""
-    return int.from_bytes(blake2b(f"{salt}\0{text}".encode(), digest_size=8).digest())

@@ -2,24 +2,20 @@
 of finished conversations."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from axolotl_distill.errors import TrajectoryError
+from axolotl_distill.disk.rows import LINES, is_saved_dataset, json_rows, parquet_rows, saved_rows
+from axolotl_distill.errors import TrajectoryError, UnreadableError
 from axolotl_distill.show import foreign
 from axolotl_distill.trajectories import Damage, read_trajectories
-from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import text_of
 from axolotl_distill.trajectories.plain import plain, without_nulls
+from axolotl_distill.trajectories.row import Row
 
-LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 KNOWN = (*LINES, ".parquet")
 # Columns of a conversation, of ShareGPT's, and of one question with its answer.
 CHATS = ("messages", "conversations", "conversation")
@@ -57,13 +53,18 @@ def as_trajectory(row: Row, occurrences: Counter[str]) -> Row:
 
 
 def _rows(path: Path, damaged: Callable[[Damage], None]) -> Iterator[tuple[Path, int, Row]]:
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        yield from _saved_dataset(path)
-        return
-    for file in _files(path):
-        rows = read_trajectories(file, damaged) if file.suffix == ".jsonl" else _table(file)
-        for number, row in enumerate(rows, 1):
-            yield file, number, row
+    try:
+        if is_saved_dataset(path):
+            for number, row in enumerate(saved_rows(path), 1):
+                yield path, number, row
+            return
+        for file in _files(path):
+            lines = file.suffix == ".jsonl"
+            rows = enumerate(read_trajectories(file, damaged), 1) if lines else _table(file)
+            for number, row in rows:
+                yield file, number, row
+    except UnreadableError as error:
+        raise TrajectoryError(str(error)) from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -85,48 +86,17 @@ def _files(path: Path) -> list[Path]:
     )
 
 
-def _table(file: Path) -> Iterator[Row]:
-    try:
-        if file.suffix == ".parquet":
-            for batch in pq.ParquetFile(file).iter_batches(1024):
-                yield from batch.to_pylist()
-            return
-        with io.BufferedReader(pa.input_stream(str(file), compression="detect")) as stream:
-            yield from _json_lines(stream, file)
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise TrajectoryError(
-            f"{file} cannot be read: {foreign(error)}. It may be damaged or cut off, or another "
-            "kind of file than its name says."
-        ) from None
-
-
-def _json_lines(stream: Any, file: Path) -> Iterator[Row]:
-    for number, line in enumerate(stream, 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"it is a {type(row).__name__}")
-        except (ValueError, RecursionError) as error:
+def _table(file: Path) -> Iterator[tuple[int, Row]]:
+    if file.suffix == ".parquet":
+        yield from enumerate(parquet_rows(file), 1)
+        return
+    for line in json_rows(file):
+        if line.row is None:
             raise TrajectoryError(
-                f"{file}, line {number} is not a JSON object: {foreign(error)}. Mend or delete it."
-            ) from None
-        yield row
-
-
-def _saved_dataset(path: Path) -> Iterator[tuple[Path, int, Row]]:
-    import datasets
-
-    found = datasets.load_from_disk(str(path))
-    splits = found if isinstance(found, dict) else {"": found}
-    if len(splits) > 1:
-        raise TrajectoryError(
-            f"{path} has the splits {', '.join(splits)}. Name the folder of one of them."
-        )
-    (rows,) = splits.values()
-    for number, row in enumerate(rows, 1):
-        yield path, number, row
+                f"{file}, line {line.number} is not a JSON object: {foreign(line.fault)}. Mend or "
+                "delete it."
+            )
+        yield line.number, line.row
 
 
 def _conversation(row: Row, occurrences: Counter[str]) -> Row:

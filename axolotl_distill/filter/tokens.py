@@ -4,8 +4,8 @@ from functools import cache
 from typing import Any
 
 from axolotl_distill.errors import ConfigError, FilterError
-from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import for_template
+from axolotl_distill.trajectories.row import Row
 
 
 @cache

@@ -5,11 +5,12 @@
     plan.py            prompts × n, less what is there already -> requests
     backend.py         who answers: server_backend.py (what an answer holds: answer.py), or
                        model_backend.py (draws: sampling.py)
-    run.py             requests -> backend -> journal (writer.py), many at once
-    ray_executor.py      the same loop in the workers of a cluster
+    loop.py            requests -> backend -> journal (writer.py), many at once
+    executor.py        where the loop runs: here, or in the workers of a cluster (ray_executor.py)
     meter.py           what was spent, and whether another request fits the budget
     folder.py          the folder: settings, lock, what is there
     progress.py        the bar and the summary, over counts (tally.py)
+    run.py             all of it, as one object: Generation
 
 Imports neither torch nor openai; a backend's module does.
 """

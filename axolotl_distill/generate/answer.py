@@ -7,11 +7,10 @@ from typing import Any
 
 from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.generate.request import Completion
-from axolotl_distill.trajectories import ending, split
+from axolotl_distill.trajectories import Row, Usage, ending, split
 from axolotl_distill.trajectories.plain import plain
 from axolotl_distill.trajectories.thinking import KNOWN, Tags
 
-Answer = dict[str, Any]
 # Where servers put the thinking that they split off themselves.
 REASONING = ("reasoning_content", "reasoning", "thinking", "thinking_content", "reasoning_text")
 # What stands for a probability of zero in vLLM's JSON.
@@ -23,11 +22,11 @@ def tags_of(args: GenerateArgs) -> Sequence[Tags]:
     """The pairs that stand around thinking."""
     if args.thinking_tags is None:
         return KNOWN
-    return [Tags(*pair) for pair in args.thinking_tags]
+    return [Tags(opening, closing) for opening, closing in args.thinking_tags]
 
 
 def read_answer(
-    answer: Answer, tags: Sequence[Tags] = KNOWN, opened: bool | None = None
+    answer: Row, tags: Sequence[Tags] = KNOWN, opened: bool | None = None
 ) -> Completion:
     """The completion in an answer to /chat/completions; thinking and answer apart, and all else of
     the message to the letter.
@@ -105,14 +104,14 @@ def _part(part: Any, kind: str, *keys: str) -> str:
     raise ValueError(f"a part `{kind}` must hold text, and is {part!r:.200}")
 
 
-def _reasoning(message: dict[str, Any], name: str) -> str:
+def _reasoning(message: Row, name: str) -> str:
     value = message.get(name)
     if value is None or isinstance(value, str | dict):
         return value if isinstance(value, str) else ""
     return _part({name: value}, name, name)
 
 
-def _rest(message: dict[str, Any]) -> dict[str, Any] | None:
+def _rest(message: Row) -> Row | None:
     """All that says something beside role, content and thinking; null and [] say nothing."""
     kept = {key: value for key, value in message.items() if key not in OWN}
     kept |= {key: message[key] for key in REASONING if isinstance(message.get(key), dict)}
@@ -134,7 +133,7 @@ def _has_more(part: Any) -> bool:
     )
 
 
-def _usage(usage: Any) -> dict[str, int] | None:
+def _usage(usage: Any) -> Usage | None:
     """The server's count of tokens, under OpenAI's names or Anthropic's."""
     for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
         if isinstance(usage, dict) and all(isinstance(usage.get(name), int) for name in names):
@@ -142,7 +141,7 @@ def _usage(usage: Any) -> dict[str, int] | None:
     return None
 
 
-def _logprobs(logprobs: Any) -> list[dict[str, Any]] | None:
+def _logprobs(logprobs: Any) -> list[Row] | None:
     """JSON has no infinity, and a probability of zero is one in some servers'."""
     content = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(content, list):

@@ -9,8 +9,9 @@ from axolotl_distill.generate.request import Completion, Refused, Request
 
 
 class Backend(Protocol):
-    """`concurrency` batches are under way at once."""
+    """`concurrency` batches are under way at once; rows name the `teacher`."""
 
+    teacher: str
     concurrency: int
 
     def batches(self, todo: Iterable[Request]) -> Iterator[list[Request]]:

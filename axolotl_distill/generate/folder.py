@@ -7,7 +7,6 @@ aside/prompts.jsonl  rows of the prompts that could not be asked in the last run
 aside/damaged.jsonl  lines of part-*.jsonl that were no longer what was written; asked for again
 """
 
-import fcntl
 import json
 import secrets
 from collections.abc import Collection, Iterable
@@ -15,11 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from axolotl_distill.config.recipe import Recipe
-from axolotl_distill.disk.atomic import atomically, write_atomically
+from filelock import FileLock
+
+from axolotl_distill.config.generate import GenerateArgs
+from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.disk.atomic import TEMPORARY, atomically, write_atomically
+from axolotl_distill.disk.lock import LOCK, lock_folder
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.prompts import Aside
-from axolotl_distill.generate.tally import Tally
+from axolotl_distill.generate.tally import Tally, counted
 from axolotl_distill.show import without_secrets
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.trajectories import Damage, Journal, read_trajectories
@@ -29,15 +32,14 @@ FORMAT = "axolotl-distill generation"
 VERSION = 1
 
 
-def settings_of(recipe: Recipe) -> dict[str, Any]:
+def settings_of(teacher: TeacherArgs, args: GenerateArgs) -> dict[str, Any]:
     """What decides how a completion reads. Where a server is, how many prompts, budgets are not.
     Which weights a server has it does not tell."""
     keys = (
         *("temperature", "top_p", "max_tokens", "system", "examples", "seed", "logprobs", "extra"),
         *("thinking_tags", "thinking_opened"),
     )
-    chosen = without_secrets(recipe.generate.model_dump(mode="json"))
-    teacher = recipe.teacher
+    chosen = without_secrets(args.model_dump(mode="json"))
     who = {"name": teacher.model} if teacher.server is not None else identity(teacher)
     return {"teacher": who, **{key: chosen[key] for key in keys}}
 
@@ -51,7 +53,7 @@ class GenerationFolder:
     damaged  lines that were put aside when it was opened
     """
 
-    def __init__(self, path: Path, lock: Any):
+    def __init__(self, path: Path, lock: FileLock):
         self.path = path
         self.uid = ""
         self._lock = lock
@@ -66,7 +68,7 @@ class GenerationFolder:
                         f"wrote: {row!r:.200}. Take it out, or use another `generate.output`."
                     )
                 self.done[row["id"]] = (row["prompt_id"], row["sample"])
-                self.earlier.add(row)
+                self.earlier.add(counted(row))
 
     @classmethod
     def open(
@@ -88,9 +90,8 @@ class GenerationFolder:
         path = Path(path)
         _refuse_strangers(path)
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        lock = lock_folder(path, GenerateError)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             header = _header(path, settings)
             folder = cls(path, lock)
             folder._refuse_other_prompts(prompt_ids)
@@ -101,13 +102,8 @@ class GenerationFolder:
             for old in [*(path / "failed").glob("*.jsonl"), path / "aside" / "prompts.jsonl"]:
                 old.unlink(missing_ok=True)
             return folder
-        except BlockingIOError:
-            lock.close()
-            raise GenerateError(
-                f"{path} is being written by another process. Wait for it, or stop it."
-            ) from None
         except BaseException:
-            lock.close()
+            lock.release()
             raise
 
     def strays(self, prompt_ids: Collection[str], n: int) -> tuple[int, int]:
@@ -171,13 +167,22 @@ class GenerationFolder:
                     file.unlink()
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-        self._lock.close()
+        self._lock.release()
 
 
-def journals(path: Path, part: int = 0) -> tuple[Journal, Journal]:
-    """Where the worker `part` keeps trajectories, and what was refused; one writer each."""
-    name = f"part-{part:05d}.jsonl"
-    return Journal(path / name), Journal(path / "failed" / name)
+class Part:
+    """Where one worker keeps what comes: trajectories, and what was refused. A context."""
+
+    def __init__(self, folder: Path, number: int = 0):
+        name = f"part-{number:05d}.jsonl"
+        self.answers, self.refusals = Journal(folder / name), Journal(folder / "failed" / name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.answers.close()
+        self.refusals.close()
 
 
 def _shown(value: Any) -> Any:
@@ -227,7 +232,7 @@ def _refuse_strangers(path: Path) -> None:
     if not path.exists() or (path / FILE).exists():
         return
     strangers = (
-        [entry.name for entry in path.iterdir() if entry.name not in (".lock", FILE + ".tmp")]
+        [entry.name for entry in path.iterdir() if entry.name not in (LOCK, FILE + TEMPORARY)]
         if path.is_dir()
         else [path.name]
     )

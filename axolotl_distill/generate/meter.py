@@ -3,15 +3,29 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.errors import GenerateError
 from axolotl_distill.generate.request import Request
 from axolotl_distill.generate.tally import Tally, usd
+from axolotl_distill.trajectories import Row, Usage
 
 # For a chat template's own words, and a default system prompt in it.
 TEMPLATE_TOKENS = 256
+
+
+class Allowance(Protocol):
+    """Says how much may be asked: a Meter, or one elsewhere."""
+
+    async def reserve(self, requests: Sequence[Request]) -> int: ...
+
+    async def settle(
+        self,
+        requests: Sequence[Request],
+        answered: Sequence[Usage | None],
+        refused: Sequence[Usage | None],
+    ) -> None: ...
 
 
 class Meter:
@@ -25,7 +39,8 @@ class Meter:
     """
 
     def __init__(self, args: GenerateArgs, spent: Tally):
-        self._budget, self._price, self._most = args.budget, args.price, args.most_tokens
+        self._budget, self._price = args.budget, args.price
+        self._most = args.most_tokens or 0  # with a budget there is a limit
         # `extra` may hold tools, which a chat template writes into the prompt.
         self._common_bytes = _bytes(args.examples) + _bytes(args.extra)
         self._prompt, self._completion = spent.prompt_tokens, spent.completion_tokens
@@ -70,39 +85,41 @@ class Meter:
     async def settle(
         self,
         requests: Sequence[Request],
-        rows: Sequence[dict[str, Any]],
-        refused: Sequence[dict[str, Any]] = (),
+        answered: Sequence[Usage | None],
+        refused: Sequence[Usage | None] = (),
     ) -> None:
-        """Count what `requests` used: `rows` are those that were answered, `refused` the others,
-        of which some cost something too.
+        """Count what `requests` used: those that were answered, and the others, of which some cost
+        something too.
 
-        Raises GenerateError for an answered row without usage when there is a budget.
+        Raises GenerateError for an answer without usage when there is a budget.
         """
         if self._budget is None:
             return
         async with self._changed:
             self._under_way -= len(requests)
             self._under_way_prompt -= self._most_prompt_tokens(requests)
-            for row in rows:
-                if row["usage"] is None:
-                    raise GenerateError(
-                        "The server gives no `usage` with its answers, so no budget can be held. "
-                        "Remove `generate.budget`."
-                    )
-            for row in [*rows, *(row for row in refused if row.get("usage"))]:
-                self._prompt += row["usage"]["prompt_tokens"]
-                self._completion += row["usage"]["completion_tokens"]
+            if None in answered:
+                raise GenerateError(
+                    "The server gives no `usage` with its answers, so no budget can be held. "
+                    "Remove `generate.budget`."
+                )
+            for usage in filter(None, [*answered, *refused]):
+                self._prompt += usage["prompt_tokens"]
+                self._completion += usage["completion_tokens"]
             self._changed.notify_all()
 
     def _fitting(self, requests: Sequence[Request]) -> int:
         prompt = self._prompt + self._under_way_prompt
         completion = self._completion + self._most * self._under_way
+        assert self._budget is not None
         tokens, dollars = self._budget.tokens, self._budget.usd
         for fits, request in enumerate(requests):
             prompt += self._most_prompt_tokens([request])
             completion += self._most
             if (tokens is not None and prompt + completion > tokens) or (
-                dollars is not None and usd(prompt, completion, self._price) > dollars
+                dollars is not None
+                and self._price is not None
+                and usd(prompt, completion, self._price) > dollars
             ):
                 return fits
         return len(requests)
@@ -116,5 +133,5 @@ class Meter:
         )
 
 
-def _bytes(value: list[dict[str, Any]] | dict[str, Any]) -> int:
+def _bytes(value: list[Row] | Row) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode(errors="replace"))

@@ -20,7 +20,7 @@ from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.generate.sampling import Draws, sampled
 from axolotl_distill.teachers.load import CANNOT_LOAD, explain, input_device, load_causal_lm
-from axolotl_distill.trajectories import split
+from axolotl_distill.trajectories import Row, split
 from axolotl_distill.trajectories.messages import for_template
 
 # What decides where a completion ends and what comes back: one row a request, its own draws, ended
@@ -53,14 +53,15 @@ class ModelBackend:
     concurrency = 1
 
     def __init__(self, teacher: TeacherArgs, args: GenerateArgs):
-        assert args.max_tokens is not None  # Recipe sees to it
-        self._args = args
+        assert args.max_tokens is not None and teacher.model is not None  # Recipe sees to it
+        self.teacher = teacher.model
+        self._args, self._max_tokens = args, args.max_tokens
         extra = dict(args.extra)
         self._template = extra.pop("chat_template_kwargs", {})
         self._tags = tags_of(args)
         _check_extra(extra)
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 teacher.model, padding_side="left", **teacher.origin
             )
             if not self._tokenizer.chat_template:
@@ -69,7 +70,7 @@ class ModelBackend:
                     "telling how to ask it. Use an instruction-tuned model, or serve it with a "
                     "template."
                 )
-            self._model = load_causal_lm(teacher)
+            self._model: Any = load_causal_lm(teacher)
         except GenerateError:
             raise
         except CANNOT_LOAD as error:
@@ -104,17 +105,14 @@ class ModelBackend:
         self._stop.set()
 
     def _complete(self, batch: list[Request]) -> list[Completion | Refused]:
-        prompts = [self._encode(request) for request in batch]
-        asked = [index for index, found in enumerate(prompts) if not isinstance(found, Refused)]
-        answers: list[Any] = list(prompts)
-        if asked:
-            written = self._generate([batch[i] for i in asked], [prompts[i] for i in asked])
-            for index, completion in zip(asked, written, strict=True):
-                empty = EMPTY.format(reason=completion.finish_reason)
-                answers[index] = (
-                    Refused(empty, completion.usage) if completion.is_empty else completion
-                )
-        return answers
+        encoded = [self._encode(request) for request in batch]
+        asked = [
+            (request, prompt)
+            for request, prompt in zip(batch, encoded, strict=True)
+            if not isinstance(prompt, Refused)
+        ]
+        written = iter(self._generate(asked) if asked else [])
+        return [p if isinstance(p, Refused) else _unless_empty(next(written)) for p in encoded]
 
     def _length(self, request: Request) -> int:
         prompt = self._encode(request)
@@ -134,7 +132,7 @@ class ModelBackend:
             return Refused(f"the chat template refuses the messages: {error}")
         # The template has written the special tokens already.
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        most = self._args.max_tokens
+        most = self._max_tokens
         if self._positions is None or len(ids) + most <= self._positions:
             opened = self._args.thinking_opened
             if opened is None:
@@ -145,7 +143,7 @@ class ModelBackend:
             f"{self._positions} positions"
         )
 
-    def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+    def _render(self, messages: list[Row], tools: list[Row] | None) -> str:
         return self._tokenizer.apply_chat_template(
             for_template(messages),
             tools=tools,
@@ -155,11 +153,12 @@ class ModelBackend:
         )
 
     @torch.inference_mode()
-    def _generate(self, requests: list[Request], prompts: list[_Encoded]) -> list[Completion]:
-        inputs = self._tokenizer.pad({"input_ids": [p.ids for p in prompts]}, return_tensors="pt")
+    def _generate(self, asked: list[tuple[Request, _Encoded]]) -> list[Completion]:
+        ids = [prompt.ids for _, prompt in asked]
+        inputs = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt")
         inputs = inputs.to(input_device(self._model))
-        seeds = [request.seed(self._args.seed) for request in requests]
-        draws = Draws(seeds, self._args.max_tokens, self._args.logprobs)
+        seeds = [request.seed(self._args.seed) for request, _ in asked]
+        draws = Draws(seeds, self._max_tokens, self._args.logprobs)
         ids_BS = self._model.generate(
             **inputs,
             **self._settings,
@@ -169,11 +168,11 @@ class ModelBackend:
         new_BT = ids_BS[:, inputs["input_ids"].shape[1] :].tolist()
         return [
             self._completion(prompt, new, draws.logprobs(row))
-            for row, (prompt, new) in enumerate(zip(prompts, new_BT, strict=True))
+            for row, ((_, prompt), new) in enumerate(zip(asked, new_BT, strict=True))
         ]
 
     def _completion(
-        self, prompt: _Encoded, new: list[int], logprobs: list[dict[str, Any]] | None
+        self, prompt: _Encoded, new: list[int], logprobs: list[Row] | None
     ) -> Completion:
         end = next((at for at, token in enumerate(new) if token in self._eos), None)
         written = new if end is None else new[: end + 1]
@@ -188,14 +187,14 @@ class ModelBackend:
         )
 
     def _text(self, ids: list[int]) -> str:
-        """Without special tokens, unless they are the tags that stand around the thinking."""
+        """Without special tokens, unless they are tags around the thinking or the answer."""
         text, whole = (
             self._tokenizer.decode(
                 ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False
             )
             for skip in (True, False)
         )
-        tags = {tag for pair in self._tags for tag in (pair.open, pair.close)}
+        tags = {tag for pair in self._tags for tag in (*pair[:2], *(pair.answer or ()))}
         return whole if any(tag in whole and tag not in text for tag in tags) else text
 
     def _stopped(self, ids_BS: Tensor) -> Tensor:
@@ -228,6 +227,12 @@ class ModelBackend:
             if self._args.top_p is not None:
                 settings["top_p"] = self._args.top_p
         return settings | extra
+
+
+def _unless_empty(completion: Completion) -> Completion | Refused:
+    if not completion.is_empty:
+        return completion
+    return Refused(EMPTY.format(reason=completion.finish_reason), completion.usage)
 
 
 def _check_extra(extra: dict[str, Any]) -> None:

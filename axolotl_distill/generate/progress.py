@@ -3,15 +3,14 @@
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from tqdm import tqdm
 
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.generate.tally import Tally, usd
+from axolotl_distill.generate.request import Refusal
+from axolotl_distill.generate.tally import Counted, Tally, usd
 from axolotl_distill.show import printable
 
-Row = dict[str, Any]
 # A share of completions cut at the limit that somebody should hear of.
 MANY_CUT = 0.1
 
@@ -36,7 +35,7 @@ class Progress:
             mininterval=0.5 if sys.stderr.isatty() else 10.0,
         )
 
-    def add(self, answered: Sequence[Row], refused: Sequence[Row]) -> None:
+    def add(self, answered: Sequence[Counted], refused: Sequence[Refusal]) -> None:
         for row in answered:
             self.now.add(row)
         self.now.refused += len(refused)
@@ -54,7 +53,8 @@ class Progress:
 
     @property
     def cost(self) -> float:
-        """USD for all rows in the folder."""
+        """USD for all rows in the folder, where there is a `price`."""
+        assert self._args.price is not None
         prompt = self._earlier.prompt_tokens + self.now.prompt_tokens
         completion = self._earlier.completion_tokens + self.now.completion_tokens
         return usd(prompt, completion, self._args.price)

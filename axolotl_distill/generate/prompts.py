@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from axolotl_distill.config.generate import PromptsArgs
+from axolotl_distill.disk.rows import Line
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.generate.sources import Source, UnreadableError, open_source
+from axolotl_distill.generate.sources import Source, open_source
 from axolotl_distill.trajectories.messages import (
     as_calls,
     as_tools,
@@ -18,7 +19,8 @@ from axolotl_distill.trajectories.messages import (
     message_fault,
     text_of,
 )
-from axolotl_distill.trajectories.plain import Row, plain, whole, without_nulls
+from axolotl_distill.trajectories.plain import plain, whole, without_nulls
+from axolotl_distill.trajectories.row import Row
 
 Messages = list[Row]
 COLUMNS = ("messages", "prompt", "question", "instruction")
@@ -115,7 +117,7 @@ class _Sayer:
     row: Any
 
     def __call__(self, reason: str, asked: bool = True) -> None:
-        given = self.row.text if isinstance(self.row, UnreadableError) else self.row
+        given = self.row.data.decode(errors="replace") if isinstance(self.row, Line) else self.row
         self.aside(Aside(self.source, self.number, reason, given, asked))
 
 
@@ -123,8 +125,8 @@ def _read(
     row: Any, args: PromptsArgs, source: Source, say: Callable[[str], None]
 ) -> tuple[Messages, list[Row] | None, Row]:
     """(what to ask, the tools offered, the columns that go with it). Raises ValueError."""
-    if isinstance(row, UnreadableError):
-        raise row
+    if isinstance(row, Line):
+        raise ValueError(f"line {row.number} is not a JSON object: {row.fault}")
     fixed = whole(row)
     if fixed != row:
         say("they hold half of a surrogate pair, which no request can carry: U+FFFD is sent")

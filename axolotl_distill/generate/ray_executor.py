@@ -11,56 +11,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from axolotl_distill import cluster
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.recipe import Recipe
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import DistillError, GenerateError
 from axolotl_distill.generate.backend import make_backend
-from axolotl_distill.generate.folder import GenerationFolder, journals
+from axolotl_distill.generate.executor import Work
+from axolotl_distill.generate.folder import Part
+from axolotl_distill.generate.loop import HOPELESS, Loop, hopeless
 from axolotl_distill.generate.meter import Meter
-from axolotl_distill.generate.progress import Progress
-from axolotl_distill.generate.request import Request
-from axolotl_distill.generate.run import HOPELESS, hopeless, run_requests
-from axolotl_distill.generate.tally import Tally, brief
+from axolotl_distill.generate.request import Refusal, Request
+from axolotl_distill.generate.tally import Counted, Tally
+from axolotl_distill.trajectories import Usage
 
 # Batches a worker is given at a time: enough to keep it busy, few enough to share out evenly.
 ROUNDS = 8
 
-Row = dict[str, Any]
 
-
-def run(
-    recipe: Recipe,
-    folder: GenerationFolder,
-    todo: list[Request],
-    meter: Meter,
-    progress: Progress,
-) -> None:
-    """As `run_requests`, on a cluster. After an error nothing new is asked anywhere, what is under
-    way is kept, and the first error is raised."""
+def ask_on_ray(work: Work) -> None:
+    """The executor. After an error nothing new is asked anywhere, what is under way is kept, and
+    the first error is raised."""
     cpus = cluster.connect()
-    local = recipe.teacher.server is None
-    concurrency = recipe.generate.batch_size if local else recipe.teacher.server.concurrency
-    workers = cpus if local else min(cpus, concurrency)
-    each = recipe.model_copy(deep=True)
-    if not local:
-        each.teacher.server.concurrency = max(1, concurrency // workers)
-    batch_size = ROUNDS * (concurrency if local else each.teacher.server.concurrency)
+    import ray
 
-    bank = (
+    teacher, args, folder = work.teacher, work.args, work.folder
+    concurrency = args.batch_size if teacher.server is None else teacher.server.concurrency
+    workers = cpus if teacher.server is None else min(cpus, concurrency)
+    batch_size = ROUNDS * concurrency
+    each = teacher.model_copy(deep=True)
+    if each.server is not None:
+        each.server.concurrency = max(1, concurrency // workers)
+        batch_size = ROUNDS * each.server.concurrency
+    bank: Any = (
         ray.remote(_Bank)
         .options(max_concurrency=1000)
-        .remote(recipe.generate, folder.earlier, folder.next_part)
+        .remote(args, folder.earlier, folder.next_part)
     )
     results = cluster.stream(
-        [{"request": pickle.dumps(request)} for request in todo],
+        [{"request": pickle.dumps(request)} for request in work.todo],
         _Worker,
-        (each, folder.uid, str(folder.path.resolve()), folder.earlier.completions, bank),
+        (each, args, folder.uid, folder.path.resolve(), folder.earlier.completions, bank),
         workers=workers,
-        batch_size=min(batch_size, max(1, len(todo) // workers)),
-        gpus=1.0 if local and cluster.has_gpus() else 0.0,
+        batch_size=min(batch_size, max(1, len(work.todo) // workers)),
+        gpus=1.0 if teacher.server is None and cluster.has_gpus() else 0.0,
         # A worker that died has rows on disk which its batch, done again, would pay for twice.
         max_restarts=0,
         max_task_retries=0,
@@ -69,8 +62,8 @@ def run(
     try:
         for result in results:
             answered, refused, failed = pickle.loads(result["result"])
-            progress.add(answered, refused)
-            if progress.nothing_but_refusals >= HOPELESS and not failed:
+            work.progress.add(answered, refused)
+            if work.progress.nothing_but_refusals >= HOPELESS and not failed:
                 failed = hopeless(refused[-1]["reason"])
             if failed and not error:
                 error = failed
@@ -80,7 +73,7 @@ def run(
             f"A worker of the Ray cluster died: {death}\nWhat it had received is kept; run the "
             "same command again."
         ) from death
-    meter.stopped = ray.get(bank.is_stopped.remote())
+    work.meter.stopped = ray.get(bank.is_stopped.remote())
     if error:
         raise GenerateError(error)
 
@@ -96,9 +89,12 @@ class _Bank:
         return await self._meter.reserve(requests)
 
     async def settle(
-        self, requests: Sequence[Request], rows: Sequence[Row], refused: Sequence[Row]
+        self,
+        requests: Sequence[Request],
+        answered: Sequence[Usage | None],
+        refused: Sequence[Usage | None],
     ) -> None:
-        await self._meter.settle(requests, rows, refused)
+        await self._meter.settle(requests, answered, refused)
 
     async def halt(self) -> None:
         await self._meter.halt()
@@ -121,10 +117,12 @@ class _SharedMeter:
         return await self._bank.reserve.remote(requests)
 
     async def settle(
-        self, requests: Sequence[Request], rows: Sequence[Row], refused: Sequence[Row]
+        self,
+        requests: Sequence[Request],
+        answered: Sequence[Usage | None],
+        refused: Sequence[Usage | None],
     ) -> None:
-        used = ([{"usage": row["usage"]} for row in some] for some in (rows, refused))
-        await self._bank.settle.remote(requests, *used)
+        await self._bank.settle.remote(requests, answered, refused)
 
 
 class _Counts:
@@ -132,12 +130,12 @@ class _Counts:
 
     def __init__(self, earlier: int) -> None:
         self._earlier = earlier
-        self.answered: list[Row] = []
-        self.refused: list[Row] = []
+        self.answered: list[Counted] = []
+        self.refused: list[Refusal] = []
 
-    def add(self, answered: Sequence[Row], refused: Sequence[Row]) -> None:
-        self.answered += map(brief, answered)
-        self.refused += [{"reason": row["reason"]} for row in refused]
+    def add(self, answered: Sequence[Counted], refused: Sequence[Refusal]) -> None:
+        self.answered += answered
+        self.refused += refused
 
     @property
     def nothing_but_refusals(self) -> int:
@@ -147,38 +145,38 @@ class _Counts:
 class _Worker:
     """Asks batches of requests; lives in a process of the cluster."""
 
-    def __init__(self, recipe: Recipe, uid: str, folder: str, earlier: int, bank: Any):
-        self._loop = asyncio.new_event_loop()
-        self._earlier = earlier
-        self._bank = bank
-        self._teacher = recipe.teacher.model
+    def __init__(
+        self,
+        teacher: TeacherArgs,
+        args: GenerateArgs,
+        uid: str,
+        folder: Path,
+        earlier: int,
+        bank: Any,
+    ):
+        import ray
+
+        self._events = asyncio.new_event_loop()
+        self._earlier, self._bank = earlier, bank
         self._error: str | None = None
         try:
-            self._backend = make_backend(recipe.teacher, recipe.generate, uid)
+            self._backend = make_backend(teacher, args, uid)
         except DistillError as failure:
             # Ray would wrap it in an error of its own, and build the worker again.
             self._error = str(failure)
             return
-        part = ray.get(bank.next_part.remote())
-        self._journal, self._refusals = journals(Path(folder), part)
+        self._part = Part(folder, ray.get(bank.next_part.remote()))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        import ray
+
         todo = [pickle.loads(request) for request in batch["request"]]
         counts, error = _Counts(self._earlier), None
         if self._error:
             return {"result": [pickle.dumps(([], [], self._error))]}
+        loop = Loop(self._backend, self._part, _SharedMeter(self._bank), counts)
         try:
-            self._loop.run_until_complete(
-                run_requests(
-                    todo,
-                    self._backend,
-                    self._teacher,
-                    self._journal,
-                    self._refusals,
-                    _SharedMeter(self._bank),
-                    counts,
-                )
-            )
+            self._events.run_until_complete(loop.run(todo))
         except DistillError as failure:
             error = str(getattr(failure, "cause", failure))
             ray.get(self._bank.halt.remote())

@@ -2,10 +2,10 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from axolotl_distill.generate.prompts import Prompt
-from axolotl_distill.trajectories import sealed
+from axolotl_distill.trajectories import Row, Usage, sealed
 from axolotl_distill.trajectories.thinking import Form
 
 # What of a message says something beside its content and its thinking.
@@ -43,9 +43,9 @@ class Completion:
     finish_reason: str | None
     reasoning_content: str | None = None
     thinking_form: Form = "none"
-    message: dict[str, Any] | None = None
-    usage: dict[str, int] | None = None
-    logprobs: list[dict[str, Any]] | None = None
+    message: Row | None = None
+    usage: Usage | None = None
+    logprobs: list[Row] | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -53,7 +53,7 @@ class Completion:
         others = [(self.message or {}).get(key) for key in SAYING]
         return not (self.content.strip() or self.reasoning_content or any(others))
 
-    def row(self, request: Request, teacher: str) -> dict[str, Any]:
+    def row(self, request: Request, teacher: str) -> Row:
         """The trajectory's row; see `axolotl_distill.trajectories`."""
         return sealed(
             {
@@ -75,6 +75,18 @@ class Completion:
         )
 
 
+class Refusal(TypedDict):
+    """What is kept, beside the trajectories, of a request that was not answered."""
+
+    id: str
+    reason: str
+    messages: list[Row]
+    tools: list[Row] | None
+    usage: Usage | None
+    teacher: str
+    meta: Row
+
+
 @dataclass(frozen=True, slots=True)
 class Refused:
     """Why there is no answer to this one request; the next may well be answered.
@@ -83,10 +95,9 @@ class Refused:
     """
 
     reason: str
-    usage: dict[str, int] | None = None
+    usage: Usage | None = None
 
-    def row(self, request: Request, teacher: str) -> dict[str, Any]:
-        """What is kept of it, beside the trajectories."""
+    def row(self, request: Request, teacher: str) -> Refusal:
         return {
             "id": request.id,
             "reason": self.reason,

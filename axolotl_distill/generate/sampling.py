@@ -42,11 +42,10 @@ class Draws:
             uniform_B = self._uniform_TB[self._step].to(cdf_BV.device)
             chosen_B = torch.searchsorted(cdf_BV, uniform_B[:, None], right=True).squeeze(1)
         self._step += 1
-        if self._raw_BV is not None:
+        if self._raw_BV is not None and self._top is not None:
             top = self._raw_BV.topk(self._top, dim=-1)
             own_B = self._raw_BV.gather(1, chosen_B[:, None]).squeeze(1)
-            kept = (top.indices, top.values, chosen_B, own_B)
-            self._kept.append(tuple(part.cpu() for part in kept))
+            self._kept.append((top.indices.cpu(), top.values.cpu(), chosen_B.cpu(), own_B.cpu()))
             self._raw_BV = None
         return chosen_B
 

@@ -11,6 +11,7 @@ from axolotl_distill.generate.prompts import with_examples
 from axolotl_distill.generate.request import EMPTY, Completion, Refused, Request
 from axolotl_distill.show import redact
 from axolotl_distill.teachers.client import RequestRefusedError, ServerClient, TriesUsedUpError
+from axolotl_distill.trajectories import Row
 
 # Requests in a row that came to nothing, without an answer between: then it is the server.
 MOST_GIVEN_UP = 20
@@ -20,6 +21,8 @@ class ServerBackend:
     """One chat completion a request, so that a kill loses little and every seed is its own."""
 
     def __init__(self, teacher: TeacherArgs, args: GenerateArgs, uid: str):
+        assert teacher.server is not None and teacher.model is not None
+        self.teacher = teacher.model
         self._client = ServerClient(teacher.server)
         self._logprobs = args.logprobs
         self._seed = args.seed
@@ -34,7 +37,7 @@ class ServerBackend:
             "top_p": args.top_p,
             "max_tokens": args.max_tokens,
         }
-        self._body = {name: value for name, value in wanted.items() if value is not None}
+        self._body: Row = {name: value for name, value in wanted.items() if value is not None}
         if args.logprobs is not None:
             self._body |= {"logprobs": True, "top_logprobs": args.logprobs}
             if teacher.server.engine == "vllm":

@@ -2,11 +2,24 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 from axolotl_distill.config.generate import PriceArgs
 from axolotl_distill.generate.request import SAYING
-from axolotl_distill.trajectories import ending
+from axolotl_distill.trajectories import Row, Usage, ending
+
+
+class Counted(TypedDict):
+    """All that is counted of a trajectory. marks: what somebody should hear of it, if there are
+    many of its kind."""
+
+    usage: Usage | None
+    finish_reason: str | None
+    marks: list[str]
+
+
+def counted(row: Row) -> Counted:
+    return {"usage": row["usage"], "finish_reason": row["finish_reason"], "marks": _marks(row)}
 
 
 @dataclass
@@ -21,12 +34,11 @@ class Tally:
     finish_reasons: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Count a trajectory's row, or what is `brief` of it."""
+    def add(self, row: Counted) -> None:
         self.completions += 1
-        self.finish_reasons[str(row.get("finish_reason"))] += 1
-        self.marks.update(row["marks"] if "marks" in row else marks(row))
-        if row.get("usage"):
+        self.finish_reasons[str(row["finish_reason"])] += 1
+        self.marks.update(row["marks"])
+        if row["usage"]:
             self.prompt_tokens += row["usage"]["prompt_tokens"]
             self.completion_tokens += row["usage"]["completion_tokens"]
         else:
@@ -46,8 +58,7 @@ def usd(prompt_tokens: int, completion_tokens: int, price: PriceArgs) -> float:
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
 
 
-def marks(row: dict[str, Any]) -> list[str]:
-    """What somebody should hear of a row, if there are many of its kind."""
+def _marks(row: Row) -> list[str]:
     message = row.get("message") or {}
     found = [row.get("thinking_form") or "none"]
     found += ["refusal"] if message.get("refusal") else []
@@ -55,8 +66,3 @@ def marks(row: dict[str, Any]) -> list[str]:
     if not (row.get("content") or "").strip() and not any(message.get(key) for key in SAYING):
         found.append("no answer")
     return found
-
-
-def brief(row: dict[str, Any]) -> dict[str, Any]:
-    """All that is counted of a row."""
-    return {"usage": row["usage"], "finish_reason": row["finish_reason"], "marks": marks(row)}

@@ -1,20 +1,21 @@
 """Rows to disk from many tasks at once, off the event loop."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 from axolotl_distill.errors import GenerateError
-from axolotl_distill.trajectories.journal import Journal, Row
+from axolotl_distill.trajectories.journal import Journal
 
 
 @dataclass
 class _Share:
     """The rows of one task, and what went wrong with them."""
 
-    rows: Sequence[Row]
+    rows: Sequence[Mapping[str, Any]]
     error: GenerateError | None = None
 
 
@@ -31,7 +32,7 @@ class GroupWriter:
         self._changing = Lock()
         self._thread = ThreadPoolExecutor(1)
 
-    async def append(self, rows: Sequence[Row]) -> None:
+    async def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Returns when `rows` are on the disk. A task cancelled here loses none: `close` writes
         them. Raises GenerateError when the disk does not take them; then they are not there."""
         share = _Share(rows)

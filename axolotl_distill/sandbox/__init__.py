@@ -1,6 +1,10 @@
 """Runs Python code in a limited process, behind walls where bubblewrap can build them.
 
-    caller (run.py)  ->  supervisor (supervisor.py, a process)  ->  [bwrap  ->]  the code
+    base.py         what a sandbox is (Sandbox), and a pool of workers (Pool)
+    local.py        the two of this machine: Processes, and Bubblewrap with walls
+    workers.py      a pool of processes of this machine
+
+    caller (local.py)  ->  supervisor (supervisor.py, a process)  ->  [bwrap  ->]  the code
 
     bubblewrap.py   walls: no other process, file, network or memory is there for the code
     become.py       the process becomes the code: limits, a user of its own, a bare environment
@@ -16,16 +20,22 @@ This package uses the standard library only and imports itself relatively: the s
 without site-packages and whatever a .pth file there imports.
 """
 
+from .base import CUT, GRACE, Failed, Limits, Outcome, Pool, Sandbox
+from .local import Bubblewrap, Processes, best_here, missing_walls
 from .processes import MARK, hide_memory
-from .run import CUT, GRACE, Limits, Outcome, missing_walls, run_python
 
 __all__ = [
     "CUT",
     "GRACE",
     "MARK",
+    "Bubblewrap",
+    "Failed",
     "Limits",
     "Outcome",
+    "Pool",
+    "Processes",
+    "Sandbox",
+    "best_here",
     "hide_memory",
     "missing_walls",
-    "run_python",
 ]

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any
 
-SYSTEM = (
+SYSTEM: tuple[str, ...] = (
     "/usr",
     "/bin",
     "/sbin",

@@ -21,7 +21,7 @@ from .processes import descendants, hide_memory, kill_all, libc, memory
 from .remove import remove, remove_leftovers
 
 LOOK = 0.1  # seconds between two looks at the memory and the files of all processes together
-Order = dict[str, Any]  # run.Limits, and what run.run_python adds
+Order = dict[str, Any]  # base.Limits, and what local.Processes adds
 
 
 def main() -> None:

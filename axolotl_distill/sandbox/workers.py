@@ -1,4 +1,4 @@
-"""Processes that answer one kind of question over and over, and may hang, crash or eat memory.
+"""A pool of processes of this machine.
 
 They are our own, not multiprocessing's: those import the caller's main module again, which on the
 command line is Axolotl with torch, and takes longer and more memory than all they are to do.
@@ -17,14 +17,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
 from axolotl_distill.errors import FilterError
-from axolotl_distill.sandbox import hide_memory
+from axolotl_distill.sandbox.base import Failed
+from axolotl_distill.sandbox.processes import hide_memory
 
 START_SECONDS = 300.0  # for the imports, on a busy machine
 # Of the environment. The rest may hold keys, which text that is evaluated has no business with.
@@ -34,29 +34,15 @@ NEEDED = re.compile(
 SERVE = "import sys; from axolotl_distill.sandbox.workers import serve; serve(*sys.argv[1:])"
 
 
-@dataclass(frozen=True)
-class Failed:
-    """No answer: why, in few words, and what is known of it."""
-
-    reason: str
-    detail: str = ""
-
-
-TIMED_OUT = "verifier timed out"
-OUT_OF_MEMORY = "verifier ran out of memory"
-CRASHED = "verifier crashed"
-ERROR = "verifier failed"
-
-
 class Workers:
-    """`count` processes that call `function` ("package.module:name").
+    """A Pool: `count` processes that call `function` ("package.module:name").
 
     memory_mb  address space of a process, in MiB; no limit where the system knows none (macOS)
     confined   deny the process files to write, other processes and the network. It is a net for
                text that a library evaluates, and no security boundary.
 
     Processes start with the first calls and end with `close`, or with this process, however it
-    ends. A call may come from any thread.
+    ends.
     """
 
     def __init__(self, function: str, *, count: int, memory_mb: int, confined: bool = True):
@@ -67,15 +53,13 @@ class Workers:
             self._idle.put(process)
 
     def submit(self, *arguments: Any, timeout: float) -> "Future[Any]":
-        """The future of what the function returns, or of a Failed.
+        """As Pool.submit. A process whose call takes longer than `timeout` is killed and replaced.
 
-        timeout: seconds that the call may take; then its process is killed, and replaced.
         Raises FilterError, from the future, when the processes cannot be started.
         """
         return self._threads.submit(self._call, arguments, timeout)
 
     def close(self) -> None:
-        """Kills the processes; calls under way end as Failed, waiting ones are cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for process in self._processes:
             process.retire()
@@ -86,7 +70,7 @@ class Workers:
         try:
             fresh = process.start()
             answer = process.ask(arguments, timeout)
-            if not fresh and answer in (Failed(OUT_OF_MEMORY), Failed(CRASHED)):
+            if not fresh and answer in (Failed("ran out of memory"), Failed("crashed")):
                 # It may have been what earlier calls left behind.
                 process.start()
                 answer = process.ask(arguments, timeout)
@@ -140,25 +124,27 @@ class _Process:
 
     def ask(self, arguments: tuple[Any, ...], timeout: float) -> Any:
         if self._pipe is None:
-            return Failed(CRASHED)
+            return Failed("crashed")
         try:
             self._pipe.send_bytes(json.dumps(arguments).encode())
             reply = self._receive(timeout)
         except OSError:
-            reply = Failed(CRASHED)
+            reply = Failed("crashed")
         if isinstance(reply, Failed):
-            if reply.reason != ERROR:
+            if reply.reason != "failed":
                 self.kill()
             return reply
         return reply["answer"]
 
     def _receive(self, timeout: float) -> Any:
+        if self._pipe is None:
+            return Failed("crashed")
         try:
             if not self._pipe.poll(timeout):
-                return Failed(TIMED_OUT, f"after {timeout:g} s")
+                return Failed("timed out", f"after {timeout:g} s")
             reply = json.loads(self._pipe.recv_bytes())
         except (OSError, EOFError, ValueError):
-            return Failed(CRASHED)
+            return Failed("crashed")
         return Failed(*reply["failed"]) if "failed" in reply else reply
 
     def kill(self) -> None:
@@ -189,7 +175,7 @@ def serve(pipe: str, function: str, memory_mb: str, confined: str) -> None:
         module, _, name = function.partition(":")
         call: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except Exception as error:
-        connection.send_bytes(json.dumps({"failed": [ERROR, repr(error)]}).encode())
+        connection.send_bytes(json.dumps({"failed": ["failed", repr(error)]}).encode())
         return
     _limit_memory(int(memory_mb))
     if int(confined):
@@ -207,9 +193,9 @@ def _reply(call: Callable[..., Any], arguments: list[Any]) -> bytes:
     try:
         return json.dumps({"answer": call(*arguments)}).encode()
     except MemoryError:
-        return json.dumps({"failed": [OUT_OF_MEMORY]}).encode()
+        return json.dumps({"failed": ["ran out of memory"]}).encode()
     except Exception as error:
-        return json.dumps({"failed": [ERROR, f"{type(error).__name__}: {error}"[:500]]}).encode()
+        return json.dumps({"failed": ["failed", f"{type(error).__name__}: {error}"[:500]]}).encode()
 
 
 def _die_with_parent() -> None:

@@ -9,9 +9,50 @@ from axolotl_distill.errors import StoreError, TokenizerMismatchError
 from axolotl_distill.store.manifest import Manifest
 
 
+def _byte_characters() -> dict[str, int]:
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
+
+
+# GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100.
+BYTE_OF = _byte_characters()
+CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
+
+
 def tokens_of(tokenizer: Any) -> dict[int, str]:
-    """{id: token} of a Hugging Face tokenizer, added tokens included, by id."""
+    """{id: token} of a tokenizer as transformers loads it, added tokens included, by id.
+
+    One of mistral-common's calls a thousand tokens that are parts of characters U+FFFD, so these
+    are named by their bytes, as a tokenizer.json names them.
+    """
+    tekken = _tekken(tokenizer)
+    if tekken is not None:
+        special = added_tokens(tokenizer)
+        named = {number: token for token, number in special.items()}
+        for number in range(tekken.n_words):
+            if number not in named:
+                raw = tekken.id_to_byte_piece(number)
+                named[number] = "".join(CHARACTER_OF[byte] for byte in raw)
+        return dict(sorted(named.items()))
     return {number: token for token, number in sorted(tokenizer.get_vocab().items(), key=_by_id)}
+
+
+def added_tokens(tokenizer: Any) -> dict[str, int]:
+    """{token: id} of what is no ordinary text: added tokens, or mistral-common's special ones."""
+    if hasattr(tokenizer, "get_added_vocab"):
+        return tokenizer.get_added_vocab()
+    ids = sorted(tokenizer.all_special_ids)
+    return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+
+
+def _tekken(tokenizer: Any) -> Any | None:
+    """mistral-common's own tokenizer, where it is one of bytes."""
+    instruct = getattr(getattr(tokenizer, "tokenizer", None), "instruct_tokenizer", None)
+    inner = getattr(instruct, "tokenizer", None)
+    return inner if hasattr(inner, "id_to_byte_piece") else None
 
 
 def tokenizer_fingerprint(
@@ -39,7 +80,7 @@ def describe_tokenizer(tokenizer: Any, vocab_size: int, used: Iterable[int]) -> 
                   [first, last]) left out: other names for them are no difference …
     text          {token: id} of the added tokens in the text: … unless the text has them
     """
-    added = sorted(set(tokenizer.get_added_vocab().values()))
+    added = sorted(set(added_tokens(tokenizer).values()))
     tokens, used = tokens_of(tokenizer), set(used)
     return {
         "fingerprint": tokenizer_fingerprint(tokenizer, vocab_size=vocab_size, apart=added),
@@ -84,7 +125,7 @@ def check_compatible(manifest: Manifest, *, tokenizer: Any, student_vocab_size: 
             "may have more tokens; teachers with another tokenizer are what "
             "`distill.cross_tokenizer` is for, which this release does not have yet."
         )
-    added = set(tokenizer.get_added_vocab().values())
+    added = set(added_tokens(tokenizer).values())
     ordinary = max((number for number in tokens if number not in added), default=-1)
     if student_vocab_size < min(manifest.vocab_size, ordinary + 1):
         raise StoreError(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, TokenizerMismatchError
-from axolotl_distill.store.tokenizer import tokens_of
+from axolotl_distill.store.tokenizer import added_tokens, tokens_of
 
 PROBE_TEXTS = (
     "The quick brown fox jumps over 13 lazy dogs, doesn't it?",
@@ -17,6 +18,7 @@ PROBE_TEXTS = (
     "naïve façade, Straße, смысл, 日本語の文章, 한국어, العربية, 🙂👩🏽‍🚀",
 )
 PROBED_TOKENS = 512
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def share(tokenizer: Any, foreign: Iterable[int], head: int | None = None) -> Sh
 def probe_texts(tokenizer: Any) -> list[str]:
     """Texts that two tokenizers read alike only when they share their ordinary vocabulary:
     several scripts, and tokens from all over the vocabulary, added ones left out."""
-    added = set(tokenizer.get_added_vocab().values())
+    added = set(added_tokens(tokenizer).values())
     ids = range(0, len(tokenizer), max(1, len(tokenizer) // PROBED_TOKENS))
     spread = [tokenizer.decode([token]) for token in ids if token not in added]
     return [
@@ -96,7 +98,7 @@ def compare_tokenizers(teacher: str, theirs: Any, tokenizer: Any) -> set[int]:
     read otherwise, raises TokenizerMismatchError with the first ids that differ.
     """
     own, other = tokens_of(tokenizer), tokens_of(theirs)
-    added = set(tokenizer.get_added_vocab().values())
+    added = set(added_tokens(tokenizer).values())
     foreign = {number for number, token in own.items() if other.get(number) != token}
     wrong = sorted(foreign - added)
     if wrong:
@@ -115,7 +117,8 @@ def local_vocabulary(teacher: TeacherArgs, tokenizer: Any) -> tuple[SharedVocabu
     """(what a Hugging Face model shares with the student's tokenizer, whether it has a tokenizer
     to be compared). Reads no weights.
 
-    Raises TokenizerMismatchError, and CaptureError when its head lacks ordinary tokens.
+    Raises TokenizerMismatchError, and CaptureError when its head lacks ordinary tokens or its
+    tokenizer cannot be read.
     """
     path = teacher.model
     try:
@@ -124,11 +127,16 @@ def local_vocabulary(teacher: TeacherArgs, tokenizer: Any) -> tuple[SharedVocabu
         head = None
     try:
         theirs = AutoTokenizer.from_pretrained(path, **teacher.origin)
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError) as error:
+        if any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
+            raise CaptureError(
+                f"The tokenizer of the teacher `{path}` cannot be read, so whether it reads text "
+                f"as the student is unknown: {type(error).__name__}: {str(error)[:300]}"
+            ) from error
         theirs = None
     foreign = set() if theirs is None else compare_tokenizers(path, theirs, tokenizer)
     shared = share(tokenizer, foreign, head)
-    added = tokenizer.get_added_vocab().values()
+    added = added_tokens(tokenizer).values()
     beyond = len(set(shared.foreign) - foreign - set(added))
     if beyond:
         raise CaptureError(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from axolotl_distill.errors import TermsError
 from axolotl_distill.terms.names import base_names, card_licences, hub_page, own_name
-from axolotl_distill.terms.table import STRICTEST_FIRST, Row, Verdict, rows_of
+from axolotl_distill.terms.table import STRICTEST_FIRST, Family, Ruling, rows_of
 
-_SAYS: dict[Verdict, str] = {
+_SAYS: dict[Ruling, str] = {
     "permitted": "training on its output is permitted",
     "duties": "training on its output is permitted, with duties",
     "prohibited": "training on its output is prohibited, or for non-commercial use only",
@@ -25,7 +25,7 @@ class Terms:
     """
 
     family: str
-    verdict: Verdict
+    verdict: Ruling
     licence: str
     duties: list[str] = field(default_factory=list)
     source: str = ""
@@ -69,7 +69,7 @@ def check_terms(model_name: str, agreement: str | None) -> Terms:
     return terms
 
 
-def _find(model_name: str) -> list[Row]:
+def _find(model_name: str) -> list[Family]:
     found = rows_of(own_name(model_name))
     folder = Path(model_name)
     if folder.is_dir():
@@ -81,7 +81,7 @@ def _find(model_name: str) -> list[Row]:
     return sorted(found.values(), key=lambda row: STRICTEST_FIRST.index(row.verdict))
 
 
-def _joined(found: list[Row], agreement: str | None) -> Terms:
+def _joined(found: list[Family], agreement: str | None) -> Terms:
     def all_of(key: str) -> str:
         return " + ".join(dict.fromkeys(getattr(row, key) for row in found))
 

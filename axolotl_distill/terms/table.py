@@ -8,12 +8,12 @@ from typing import Literal
 
 import yaml
 
-Verdict = Literal["permitted", "duties", "prohibited", "unknown"]
-STRICTEST_FIRST: tuple[Verdict, ...] = ("prohibited", "unknown", "duties", "permitted")
+Ruling = Literal["permitted", "duties", "prohibited", "unknown"]
+STRICTEST_FIRST: tuple[Ruling, ...] = ("prohibited", "unknown", "duties", "permitted")
 
 
 @dataclass(frozen=True)
-class Row:
+class Family:
     """One family of models under one licence, from a file in `rows/`.
 
     A version whose licence nobody looked at belongs to no row: "not known" is better than a guess.
@@ -28,7 +28,7 @@ class Row:
     `licence/<identifier>` for the licence in a local model's card."""
     examples: tuple[str, ...]
     """Names that fall to this row and no other of its line; the first two are shown."""
-    verdict: Verdict
+    verdict: Ruling
     """`prohibited` also where the model or its output is for non-commercial use only."""
     licence: str
     duties: tuple[str, ...]
@@ -39,15 +39,15 @@ class Row:
 
 
 @cache
-def rows() -> tuple[Row, ...]:
+def rows() -> tuple[Family, ...]:
     """Every row: the files by name, and within a file from top to bottom."""
     folder = files(__package__) / "rows"
     paths = sorted((p for p in folder.iterdir() if p.name.endswith(".yml")), key=lambda p: p.name)
     return tuple(_row(values) for p in paths for values in yaml.safe_load(p.read_text("utf-8")))
 
 
-def _row(values: dict) -> Row:
-    return Row(
+def _row(values: dict) -> Family:
+    return Family(
         **{
             **values,
             "match": re.compile(values["match"]),
@@ -58,10 +58,10 @@ def _row(values: dict) -> Row:
     )
 
 
-def rows_of(name: str) -> dict[str, Row]:
+def rows_of(name: str) -> dict[str, Family]:
     """The rows that a name falls under, by line; empty for a name the table does not know."""
     plain = re.sub(r"[\s_:]+", "-", name.lower())
-    found: dict[str, Row] = {}
+    found: dict[str, Family] = {}
     for row in rows():
         if row.line not in found and row.match.search(plain):
             found[row.line] = row

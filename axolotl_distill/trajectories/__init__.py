@@ -29,6 +29,7 @@ stand in the content.
 from axolotl_distill.trajectories.finish import ending, is_unfinished
 from axolotl_distill.trajectories.journal import Damage, Journal, read_trajectories
 from axolotl_distill.trajectories.plain import sealed
+from axolotl_distill.trajectories.row import Row, Usage
 from axolotl_distill.trajectories.thinking import (
     CLOSE,
     OPEN,
@@ -46,6 +47,8 @@ __all__ = [
     "OPEN",
     "Damage",
     "Journal",
+    "Row",
+    "Usage",
     "ending",
     "is_unfinished",
     "join_thinking",

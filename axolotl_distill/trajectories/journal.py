@@ -1,14 +1,15 @@
 """A file of JSON lines that only grows: what it has taken is there after any kill."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from axolotl_distill.disk import journal
 from axolotl_distill.disk.rows import json_lines
 from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.trajectories.plain import Row, is_damaged, whole
+from axolotl_distill.trajectories.plain import is_damaged, whole
+from axolotl_distill.trajectories.row import Row
 
 
 class Damage(NamedTuple):
@@ -30,7 +31,7 @@ class Journal:
         self.path = Path(path)
         self._file = journal.Journal(self.path)
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Returns when the rows are on the disk: one write and one fsync for all of them.
 
         Raises OSError when the disk takes them not; then none of them is in the file.
@@ -47,7 +48,7 @@ class Journal:
         self.close()
 
 
-def _line(row: Row) -> bytes:
+def _line(row: Mapping[str, Any]) -> bytes:
     """Half an emoji, where a token limit cut it, becomes U+FFFD."""
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
     try:

@@ -5,7 +5,8 @@ import math
 from hashlib import blake2b
 from typing import Any
 
-Row = dict[str, Any]
+from axolotl_distill.trajectories.row import Row
+
 SEAL = "seal"
 
 

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from axolotl_distill.trajectories import harmony
+
 OPEN, CLOSE = "<think>", "</think>"
 
 Form = Literal["apart", "tags", "closing tag", "unclosed", "none"]
@@ -26,6 +28,8 @@ class Tags(NamedTuple):
     alone: bool = True
 
 
+# gpt-oss: several messages, which harmony.py tells apart.
+HARMONY = Tags(harmony.OPEN, "<|end|>", ("<|channel|>final<|message|>", "<|return|>"), alone=False)
 KNOWN = (
     Tags(OPEN, CLOSE),  # DeepSeek, Qwen, Nemotron, GLM, MiniMax, Phi and most others
     Tags("<thinking>", "</thinking>"),
@@ -42,16 +46,9 @@ KNOWN = (
         ("<|begin_of_solution|>", "<|end_of_solution|>"),
     ),
     Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
-    # gpt-oss: channels, of which `analysis` is thinking and `final` is the answer.
-    Tags(
-        "<|channel|>analysis<|message|>",
-        "<|end|>",
-        ("<|start|>assistant<|channel|>final<|message|>", "<|return|>"),
-        alone=False,
-    ),
+    HARMONY,
 )
 
-TURN = "<|start|>assistant"  # the prompt ends with it, so the first channel goes without
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 INLINE = re.compile(r"`[^`\n]*`")
 QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“", "(": ")", "[": "]", "{": "}"}
@@ -86,6 +83,10 @@ def split(
     """
     if reasoning and reasoning.strip():
         return Parts(reasoning.strip(), _unrepeated(content, reasoning, tags), "apart")
+    if HARMONY in tags:
+        within = bool(opened) and "<|start|>" in content
+        if said := harmony.read(f"{harmony.OPEN}{content}" if within else content):
+            return _joined(said)
     start = len(content) - len(content.lstrip())
     for pair in tags:
         if _starts(content, pair.open, start):
@@ -98,7 +99,7 @@ def split(
     if opened:
         return Parts(content.strip() or None, "", "unclosed")
     for pair in tags:
-        if pair.answer and _starts(content, pair.answer[0].removeprefix(TURN), start):
+        if pair.answer and _starts(content, pair.answer[0], start):
             return Parts(None, _unwrapped(content.strip(), pair), "none")
     return Parts(None, content, "none")
 
@@ -137,10 +138,16 @@ def _parts(text: str, begin: int, close: re.Match[str] | None, pair: Tags, form:
 
 def _unwrapped(answer: str, pair: Tags) -> str:
     """Without the tags that some models put around the answer too."""
-    for opening in (pair.answer[0], pair.answer[0].removeprefix(TURN)) if pair.answer else ():
-        if _starts(answer, opening, 0):
-            return answer[len(opening) :].rstrip().removesuffix(pair.answer[1]).strip()
+    if pair.answer and _starts(answer, pair.answer[0], 0):
+        return answer[len(pair.answer[0]) :].rstrip().removesuffix(pair.answer[1]).strip()
     return answer
+
+
+def _joined(said: harmony.Said) -> Parts:
+    thinking, answer = ("\n\n".join(filter(None, texts)) for texts in (said.thinking, said.answer))
+    if not thinking:
+        return Parts(None, answer, "none")
+    return Parts(thinking, answer, "unclosed" if said.is_open and not answer else "tags")
 
 
 def _unrepeated(content: str, reasoning: str, tags: Sequence[Tags]) -> str:

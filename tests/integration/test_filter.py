@@ -16,9 +16,9 @@ from support.axolotl_run import environment
 from support.faulty_server import FaultyServer
 from support.trajectories import trajectory, write_trajectories
 
-from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError, TrajectoryError
-from axolotl_distill.filter.run import run_filter
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.run import Filter
 
 AXOLOTL = [sys.executable, "-m", "axolotl.cli.main", "distill", "filter"]
 # The same command without Axolotl's own imports, which take most of its time.
@@ -70,7 +70,7 @@ def source(tmp_path):
 
 def cli(tmp_path, source, code=0, command=FILTER, **values):
     recipe = {
-        "teacher": {"name": "big-one", "type": "model"},
+        "teacher": {"model": "big-one"},
         "generate": {"prompts": [{"path": "prompts.jsonl"}], "output": str(source)},
         "filter": {"output": str(tmp_path / "dataset"), **values},
     }
@@ -181,7 +181,7 @@ def test_card_is_read_by_the_hub_library(tmp_path, source):
     from huggingface_hub import DatasetCard
 
     args = FilterArgs(output=str(tmp_path / "dataset"))
-    run_filter(args, source)
+    Filter(args, source).run()
     card = DatasetCard.load(tmp_path / "dataset" / "README.md")
     assert card.data.license == "other" and card.data.license_name == "Qwen License"
 
@@ -191,7 +191,7 @@ def test_two_folders_of_one_name(tmp_path):
     for where, prompts in (("a", 25), ("b", 30), ("a", 40)):
         source = write_trajectories(tmp_path / f"t{where}{prompts}", answers(prompts, 1))
         args = FilterArgs(output=str(tmp_path / where / "dataset"))
-        run_filter(args, source)
+        Filter(args, source).run()
         data = load_dataset(args.output, cache_dir=str(tmp_path / "cache"))
         assert len(data["train"]) + len(data["eval"]) == prompts
 
@@ -202,7 +202,7 @@ def test_same_rows_same_bytes(tmp_path, source):
         args = FilterArgs(
             output=str(tmp_path / name), file="jsonl", shard_rows=17, steps=["format"]
         )
-        run_filter(args, source)
+        Filter(args, source).run()
         files = sorted((tmp_path / name).glob("*/*"))
         made.append({file.name: file.read_bytes() for file in files})
     assert made[0] == made[1] and len(made[0]) > 6
@@ -218,7 +218,7 @@ def test_all_dropped(tmp_path, source):
     assert len(rejected(folder)) == 120
     assert len(json.loads((folder / "report.json").read_text())["steps"]) == 2
     assert not (folder / "data").exists()
-    run_filter(FilterArgs(output=str(folder)), source)
+    Filter(FilterArgs(output=str(folder)), source).run()
     assert (folder / "README.md").exists() and not (folder / "rejected").exists()
 
 
@@ -236,14 +236,14 @@ def test_unreadable_row(tmp_path, change, said):
     rows = list(answers(4))
     change(rows[9])
     source = write_trajectories(tmp_path / "t", rows, parts=2)
-    report = run_filter(FilterArgs(output=str(tmp_path / "d")), source)
+    report = Filter(FilterArgs(output=str(tmp_path / "d")), source).run()
     assert report["rows"]["rejected"] == 1 and "1 of 16 rows are put aside" in report["warnings"][0]
     (row,) = rejected(tmp_path / "d")
     assert re.match(rf"part-00001\.jsonl, row 5 .*{said}", row["detail"])
     assert json.loads(row["row"]) == rows[9], "as it was written"
     write_trajectories(tmp_path / "only", [rows[9]])
     with pytest.raises(TrajectoryError, match=rf"none of its 1 rows .*row 1 .*{said}"):
-        run_filter(FilterArgs(output=str(tmp_path / "e")), tmp_path / "only")
+        Filter(FilterArgs(output=str(tmp_path / "e")), tmp_path / "only").run()
     assert not (tmp_path / "e").exists()
 
 
@@ -251,23 +251,23 @@ def test_minimal_rows(tmp_path):
     keys = ("id", "prompt_id", "messages", "content")
     rows = [{key: row[key] for key in keys} for row in answers()]
     source = write_trajectories(tmp_path / "t", rows)
-    report = run_filter(FilterArgs(output=str(tmp_path / "d"), steps=["format"]), source)
+    report = Filter(FilterArgs(output=str(tmp_path / "d"), steps=["format"]), source).run()
     assert report["rows"]["rejected"] == 30 and report["steps"][0]["reasons"] == {"no answer": 30}
 
 
 def test_refused_before_anything_runs(tmp_path, source):
     steps = [{"verify": {"method": "math"}}, {"language": {"allow": ["klingon"]}}]
     with pytest.raises(ConfigError, match="klingon"):
-        run_filter(FilterArgs(output=str(tmp_path / "d"), steps=steps), source)
+        Filter(FilterArgs(output=str(tmp_path / "d"), steps=steps), source).run()
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "thesis.tex").write_text("x")
     with pytest.raises(ConfigError, match=r"thesis\.tex"):
-        run_filter(FilterArgs(output=str(tmp_path / "d")), source)
+        Filter(FilterArgs(output=str(tmp_path / "d")), source).run()
     turns = [{"role": role, "content": "x"} for role in ("user", "assistant", "user")]
     with (tmp_path / "trajectories" / "part-00009.jsonl").open("w") as file:
         file.write(json.dumps(trajectory(99, messages=turns)) + "\n")
     with pytest.raises(FilterError, match=r"p99-0.*several turns"):
-        run_filter(FilterArgs(output=str(tmp_path / "e"), format="alpaca"), source)
+        Filter(FilterArgs(output=str(tmp_path / "e"), format="alpaca"), source).run()
     assert not (tmp_path / "e").exists()
 
 
@@ -287,8 +287,8 @@ def test_template_without_system(tmp_path, source, tokenizer):
         raise AssertionError("a step ran")
 
     with pytest.raises(FilterError, match=r"refuses row p99-0.*no system role.*system: drop"):
-        run_filter(FilterArgs(**args, steps=["format"]), source, executor=executor)
-    report = run_filter(FilterArgs(**args, system="drop"), source)
+        Filter(FilterArgs(**args, steps=["format"]), source, executor=executor).run()
+    report = Filter(FilterArgs(**args, system="drop"), source).run()
     assert report["rows"]["train"] + report["rows"]["eval"] == 121
 
 
@@ -303,14 +303,14 @@ def test_source_that_changes(tmp_path, source):
         return map_rows(plan, rows)
 
     with pytest.raises(FilterError, match="changed while"):
-        run_filter(
+        Filter(
             FilterArgs(output=str(tmp_path / "d"), steps=["format"]), source, executor=executor
-        )
+        ).run()
 
 
 def test_killed(tmp_path, source):
     """kill -9 in the middle of a judge: the old dataset stands, and no grade is paid for twice."""
-    run_filter(FilterArgs(output=str(tmp_path / "dataset")), source)
+    Filter(FilterArgs(output=str(tmp_path / "dataset")), source).run()
     before = {file: file.read_bytes() for file in (tmp_path / "dataset").glob("**/*.*")}
 
     def grade(body):

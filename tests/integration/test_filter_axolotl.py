@@ -9,8 +9,8 @@ from axolotl.utils.dict import DictDefault
 from support.axolotl_run import BASE
 from support.trajectories import trajectory, write_trajectories
 
-from axolotl_distill.config.filter import FilterArgs
-from axolotl_distill.filter.run import run_filter
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.run import Filter
 from axolotl_distill.host.datasets.types import resolve_types
 from axolotl_distill.host.tokenise import tokenised
 
@@ -54,7 +54,7 @@ def found(tmp_path_factory, tiny_llama_dir, source):
     folder = tmp_path_factory.mktemp("axolotl")
     entries, sizes = [], []
     for name, (settings, entry) in DATASETS.items():
-        report = run_filter(FilterArgs(output=str(folder / name), **settings), source)
+        report = Filter(FilterArgs(output=str(folder / name), **settings), source).run()
         card = (folder / name / "README.md").read_text()
         suggested = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
         for split, key in (("train", "datasets"), ("eval", "test_datasets")):
@@ -122,5 +122,5 @@ def test_reasoning_in_its_field(tmp_path, found, smollm2_dir, source):
         assert "One more, try " in learnt and "\n</think>\n\nIt is " in learnt
     said = []
     args = FilterArgs(output=str(tmp_path / "d"), reasoning="field", tokenizer=str(smollm2_dir))
-    run_filter(args, source, warn=said.append)
+    Filter(args, source, warn=said.append).run()
     assert any("leaves the thinking of 50 rows out" in text for text in said)

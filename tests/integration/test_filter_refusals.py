@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.trajectories import trajectory, write_trajectories
 
-from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError, TrajectoryError
+from axolotl_distill.filter.args import FilterArgs
 from axolotl_distill.filter.output.folder import DatasetFolder
-from axolotl_distill.filter.run import run_filter
+from axolotl_distill.filter.run import Filter
 
 JUDGE = {"model": "j", "server": {"base_url": "http://localhost:9/v1"}}
 
@@ -23,7 +23,7 @@ def refused(tmp_path, error, match, rows=None, **values):
     source = write_trajectories(tmp_path / "t", rows or [trajectory()])
     args = FilterArgs(output=str(tmp_path / "d"), **values)
     with pytest.raises(error, match=match):
-        run_filter(args, source, executor=no_step)
+        Filter(args, source, executor=no_step).run()
     assert not (tmp_path / "d").exists()
 
 
@@ -46,7 +46,7 @@ def test_packages_of_other_recipes_are_not_needed(tmp_path, monkeypatch):
     for package in ("py3langid", "datasketch", "matplotlib"):
         monkeypatch.setitem(sys.modules, package, None)
     source = write_trajectories(tmp_path / "t", [trajectory()])
-    report = run_filter(FilterArgs(output=str(tmp_path / "d"), steps=["deduplicate"]), source)
+    report = Filter(FilterArgs(output=str(tmp_path / "d"), steps=["deduplicate"]), source).run()
     assert report["rows"]["train"] == 1
 
 
@@ -79,7 +79,7 @@ def test_messages_with_more_than_role_and_content(tmp_path):
     )
     args = FilterArgs(output=str(tmp_path / "d"), steps=["format"])
     told = []
-    report = run_filter(args, source, warn=told.append)
+    report = Filter(args, source, warn=told.append).run()
     assert any("also have tokens, for which" in text for text in told)
     assert report["warnings"] == told
     (row,) = pq.read_table(next((tmp_path / "d" / "data").glob("*"))).to_pylist()
@@ -105,9 +105,9 @@ def test_another_filter_is_at_work(tmp_path):
     with DatasetFolder(args.output).build() as building:
         (building / "report.json").write_text("{}")
         with pytest.raises(FilterError, match=r"/d \(`filter\.output`\) is being written"):
-            run_filter(args, source, executor=no_step)
+            Filter(args, source, executor=no_step).run()
         assert (building / "report.json").exists()
-    run_filter(args, source)
+    Filter(args, source).run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "t"]
 
 
@@ -124,7 +124,7 @@ def test_rows_that_are_put_aside(tmp_path):
     ]
     source = write_trajectories(tmp_path / "t", rows, n=4)
     told = []
-    report = run_filter(FilterArgs(output=str(tmp_path / "d")), source, warn=told.append)
+    report = Filter(FilterArgs(output=str(tmp_path / "d")), source, warn=told.append).run()
     assert report["rows"]["train"] == 1
     assert report["steps"][0]["reasons"] == {
         "cannot be read again from the dataset": 2,
@@ -135,10 +135,10 @@ def test_rows_that_are_put_aside(tmp_path):
     details = [row["detail"] for row in pq.read_table(rejected).to_pylist()]
     assert "`filter.reasoning: field`" in details[0] and "are no JSON" in details[1]
     assert "row 4 is not" in details[2] and "`sample`" in details[3]
-    kept = run_filter(FilterArgs(output=str(tmp_path / "d"), reasoning="field"), source)
+    kept = Filter(FilterArgs(output=str(tmp_path / "d"), reasoning="field"), source).run()
     assert kept["rows"]["train"] == 2
     text = FilterArgs(output=str(tmp_path / "d"), format="alpaca")
     rows = [trajectory(1), trajectory(2, tools=[{"name": "a"}])]
     tools = write_trajectories(tmp_path / "u", rows)
     with pytest.raises(FilterError, match=r"p2-0 has tools .* `format: alpaca` holds text only"):
-        run_filter(text, tools)
+        Filter(text, tools).run()

@@ -7,8 +7,8 @@ import pytest
 from support.faulty_server import FaultyServer
 from support.recipes import CHAT, Recipe
 
-from axolotl_distill.config.filter import FilterArgs
-from axolotl_distill.filter.run import run_filter
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.run import Filter
 
 ARGUMENTS = '{"to": "Ulm"}'
 FUNCTION = {"name": "find_train", "arguments": ARGUMENTS}
@@ -120,7 +120,7 @@ def filtered(recipe, **values):
     """(rows of the dataset by what they were asked, those that were dropped, warnings)."""
     args = FilterArgs(output=str(recipe.folder / "dataset"), split={"eval": 0.0}, **values)
     told = []
-    run_filter(args, recipe.output, warn=told.append)
+    Filter(args, recipe.output, warn=told.append).run()
     folder = recipe.folder / "dataset"
     kept = {row["messages"][0]["content"]: row for row in dataset(folder).values()}
     dropped = [

@@ -1,4 +1,4 @@
-"""`--executor ray` on a local Ray cluster: the same rows as the local engine, whatever happens."""
+"""`--executor ray` on a local Ray cluster: the rows of the local executor, whatever happens."""
 
 import json
 from collections import Counter
@@ -15,8 +15,8 @@ from support.recipes import CHAT, Recipe, say
 from support.trajectories import trajectory, write_trajectories
 
 from axolotl_distill.cli import distill
-from axolotl_distill.config.steps import StepArgs
 from axolotl_distill.filter import ray_executor
+from axolotl_distill.filter.step import STEPS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -196,7 +196,7 @@ def test_filter_says_what_stops_a_worker(tmp_path, monkeypatch, kind, there, sai
     monkeypatch.setattr(
         ray_executor,
         "_for_one_worker",
-        lambda plan: replace(plan, args=StepArgs.model_validate({kind: there}).args),
+        lambda plan: replace(plan, args=STEPS[kind].Args.model_validate(there)),
     )
     done = CliRunner().invoke(
         distill, ["filter", str(tmp_path / "recipe.yml"), "--executor", "ray"]

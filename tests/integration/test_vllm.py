@@ -16,8 +16,8 @@ from support.cli import CHATS, capture_config, distill
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from axolotl_distill.config.steps import RewardArgs
-from axolotl_distill.filter.steps.reward import ModelRewardStep, ServerRewardStep
+from axolotl_distill.filter.step import Around
+from axolotl_distill.filter.steps.reward import RewardArgs, RewardStep
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
@@ -97,12 +97,12 @@ def test_reward_model_scores_as_in_this_process(tmp_path, vllm, smollm2_dir, out
     AutoTokenizer.from_pretrained(smollm2_dir).save_pretrained(folder)
     rows = [trajectory(n, content=f"It is {'so ' * n}{n}.") for n in range(12)]
     common = {"label": outputs - 1 if outputs > 1 else None}
-    local = ModelRewardStep(RewardArgs(model=str(folder), device="cpu", **common))
+    local = RewardStep(RewardArgs(model=str(folder), device="cpu", **common))
     expected = [verdict.score for verdict in local.judge(iter(rows))]
     with vllm.serve(folder, dtype="float32") as base_url:
         about = {"base_url": base_url, "engine": "vllm"}
         args = RewardArgs(model="teacher", tokenizer=str(folder), server=about, **common)
-        served = ServerRewardStep(args, tmp_path / "answers.jsonl")
+        served = RewardStep(args, Around(answers=tmp_path))
         seen = [verdict.score for verdict in served.judge(iter(rows))]
     assert max(expected) - min(expected) > 0.05
     assert seen == pytest.approx(expected, abs=1e-3)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import trajectory
 
-from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError, FilterError
+from axolotl_distill.filter.args import FilterArgs
 from axolotl_distill.filter.output.folder import DatasetFolder
 from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.shards import Shards

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from axolotl_distill.config.block import parse_block
-from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.args import FilterArgs
 
 
 def parse(text: str) -> FilterArgs:
@@ -73,7 +73,7 @@ def test_light():
     """A wrong recipe is refused at once: reading one loads nothing heavy."""
     heavy = ("torch", "transformers", "openai", "matplotlib", "datasketch", "py3langid", "numpy")
     code = (
-        "import sys, axolotl_distill.config.recipe\n"
+        "import sys, axolotl_distill.commands.recipe\n"
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,8 @@ import torch
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from axolotl_distill.config.steps import RewardArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.steps.reward import ModelRewardStep, verdict_of
+from axolotl_distill.filter.steps.reward import RewardArgs, RewardStep, verdict_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def classifier(tmp_path_factory, smollm2_dir):
 
 
 def judge(folder, rows, **values):
-    step = ModelRewardStep(RewardArgs(model=str(folder), device="cpu", **values))
+    step = RewardStep(RewardArgs(model=str(folder), device="cpu", **values))
     return list(step.judge(iter(rows)))
 
 
@@ -74,7 +73,7 @@ def test_several_outputs(classifier):
         probs = expected(model, tokenizer, row, "answer").softmax(-1)
         assert each.score == pytest.approx(probs[2].item(), abs=1e-5)
     with pytest.raises(ConfigError, match="3 outputs"):
-        ModelRewardStep(RewardArgs(model=str(folder)))
+        RewardStep(RewardArgs(model=str(folder)))
 
 
 def test_too_long(classifier):
@@ -89,7 +88,7 @@ def test_no_classifier(tiny_llama_dir, tmp_path):
     with pytest.raises(ConfigError, match=r"no trained sequence classifier.*score\.weight"):
         judge(tiny_llama_dir, ROWS[:1], label=0)
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        ModelRewardStep(RewardArgs(model=str(tmp_path / "nothing")))
+        RewardStep(RewardArgs(model=str(tmp_path / "nothing")))
 
 
 def test_auto_is_a_device_that_can_be_used(classifier, monkeypatch):
@@ -97,7 +96,7 @@ def test_auto_is_a_device_that_can_be_used(classifier, monkeypatch):
     folder, _, _ = classifier(1)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    step = ModelRewardStep(RewardArgs(model=str(folder)))
+    step = RewardStep(RewardArgs(model=str(folder)))
     assert len(list(step.judge(ROWS[:1]))) == 1
 
 
@@ -124,5 +123,5 @@ def test_a_tokenizer_with_code_of_its_own(classifier, monkeypatch, tmp_path):
     file = folder / "tokenizer_config.json"
     settings = {**json.loads(file.read_text()), "tokenizer_class": "Own"}
     file.write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": [None, "own.Own"]}}))
-    step = ModelRewardStep(RewardArgs(model=str(folder), trust_remote_code=True))
+    step = RewardStep(RewardArgs(model=str(folder), trust_remote_code=True))
     assert type(step.reader.tokenizer).__name__ == "Own"

@@ -1,19 +1,24 @@
 """The judge and reward servers, over real HTTP, with faults."""
 
-import json
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from support.faulty_server import KINDS, FaultyServer
 from support.trajectories import trajectory
 
 from axolotl_distill.config.server import ServerArgs
-from axolotl_distill.config.steps import JudgeArgs, RewardArgs
 from axolotl_distill.errors import ConfigError, ServerError
-from axolotl_distill.filter.steps.judge import JudgeStep
-from axolotl_distill.filter.steps.reward import ServerRewardStep
+from axolotl_distill.filter.step import Around
+from axolotl_distill.filter.steps.judge import JudgeArgs, JudgeStep
+from axolotl_distill.filter.steps.reward import RewardArgs, RewardStep
 
+TESTS = Path(__file__).parents[1]
 CHAT = "/v1/chat/completions"
 
 
@@ -38,7 +43,13 @@ def server_args(server, **values):
 
 def judge(server, path, rows, retries=6, **values):
     args = JudgeArgs(server=server_args(server, retries=retries), **{"model": "j", **values})
-    return list(JudgeStep(args, path / "judge.jsonl").judge(iter(rows)))
+    return list(JudgeStep(args, Around(answers=path)).judge(iter(rows)))
+
+
+def kept(path):
+    """The ids of the rows whose answers are in the file, as anybody would read it."""
+    with closing(sqlite3.connect(path / "answers.sqlite")) as database:
+        return [id for (id,) in database.execute("SELECT row FROM answers ORDER BY row")]
 
 
 def test_scores(tmp_path):
@@ -118,13 +129,40 @@ def test_nothing_is_paid_for_twice(tmp_path):
         judge(server, tmp_path, rows[:6])
         judge(server, tmp_path, rows, min_score=4)
         assert len(server.answered) == 10
-        (tmp_path / "judge.jsonl").open("a").write('{"key": "torn')
-        assert [v.score for v in judge(server, tmp_path, rows)] == list(range(10))
-        assert len(server.answered) == 10
         judge(server, tmp_path, rows[:1], model="another")
         judge(server, tmp_path, [rows[0] | {"id": "another"}])
         judge(server, tmp_path, rows[:1], rubric="Is it short?")
         assert len(server.answered) == 13
+
+
+JUDGE = """
+import sys
+from pathlib import Path
+from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.filter.step import Around
+from axolotl_distill.filter.steps.judge import JudgeArgs, JudgeStep
+sys.path.insert(0, sys.argv[3])
+from support.trajectories import trajectory
+args = JudgeArgs(server=ServerArgs(base_url=sys.argv[1], concurrency=4), model="j")
+rows = (trajectory(n, content=f"It is {n % 10}") for n in range(60))
+for number, verdict in enumerate(JudgeStep(args, Around(answers=Path(sys.argv[2]))).judge(rows)):
+    print(number, verdict.score, flush=True)
+"""
+
+
+def test_nothing_that_was_paid_for_is_lost_to_a_kill(tmp_path):
+    """SIGKILL at four moments. Asked again is only what was on its way then, four at most."""
+    with FaultyServer({CHAT: grade}) as server:
+        for last in (3, 17, 18, 40, 59):
+            command = [sys.executable, "-c", JUDGE, server.url, str(tmp_path), str(TESTS)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as judging:
+                said = []
+                while len(said) <= last:
+                    said.append(judging.stdout.readline().split())
+                judging.kill()
+            assert said == [[str(n), f"{n % 10:.1f}"] for n in range(last + 1)]
+            assert len(kept(tmp_path)) > last
+        assert 60 <= len(server.answered) <= 60 + 4 * 4
 
 
 def test_what_came_before_the_server_died_is_kept(tmp_path):
@@ -132,8 +170,7 @@ def test_what_came_before_the_server_died_is_kept(tmp_path):
     dies = lambda number, *_: "500" if number >= 7 else None  # noqa: E731
     with FaultyServer({CHAT: grade}, dies) as server, pytest.raises(ServerError):
         judge(server, tmp_path, rows, retries=1)
-    kept = [json.loads(line) for line in (tmp_path / "judge.jsonl").open()]
-    assert len(kept) == len(server.answered) == 7
+    assert len(kept(tmp_path)) == len(server.answered) == 7
     with FaultyServer({CHAT: grade}) as server:
         assert [v.score for v in judge(server, tmp_path, rows)] == [*range(10), 0, 1]
         assert len(server.answered) == 5
@@ -148,18 +185,17 @@ def test_what_is_under_way_when_the_server_fails_is_kept(tmp_path):
     fails = lambda number, path, body: "500" if "It is 0" in str(body) else None  # noqa: E731
     with FaultyServer({CHAT: slow}, fails) as server, pytest.raises(ServerError):
         judge(server, tmp_path, rows, retries=0)
-    kept = [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").open()]
-    assert sorted(kept) == [each["id"] for each in rows[1:]]
+    assert kept(tmp_path) == [each["id"] for each in rows[1:]]
 
 
 def test_a_consumer_that_stops(tmp_path):
     with FaultyServer({CHAT: grade}) as server:
         args = JudgeArgs(server=server_args(server), model="j")
-        verdicts = JudgeStep(args, tmp_path / "judge.jsonl").judge(row(n) for n in range(10**9))
+        verdicts = JudgeStep(args, Around(answers=tmp_path)).judge(row(n) for n in range(10**9))
         for _, _ in zip(range(20), verdicts, strict=False):
             pass
         verdicts = None
-    assert len((tmp_path / "judge.jsonl").read_text().splitlines()) >= 20
+    assert len(kept(tmp_path)) >= 20
 
 
 def test_rows_without_a_grade(tmp_path):
@@ -192,7 +228,7 @@ def reward(server, path, tokenizer, engine, rows, **values):
     args = RewardArgs(
         model="r", server=server_args(server, engine=engine), tokenizer=tokenizer, **values
     )
-    return list(ServerRewardStep(args, path / "reward.jsonl").judge(iter(rows)))
+    return list(RewardStep(args, Around(answers=path)).judge(iter(rows)))
 
 
 def test_reward_servers(tmp_path, tokenizer):

@@ -10,21 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.trajectories import trajectory
 
-from axolotl_distill.config.steps import (
-    BestOfNArgs,
-    DeduplicateArgs,
-    FormatArgs,
-    LanguageArgs,
-    LengthArgs,
-    ThinkingArgs,
-    TopArgs,
-)
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.steps import checks
-from axolotl_distill.filter.steps.checks import FormatStep, LengthStep, ThinkingStep
-from axolotl_distill.filter.steps.choose import BestOfNStep, TopStep
-from axolotl_distill.filter.steps.deduplicate import deduplicate, shingles
-from axolotl_distill.filter.steps.language import LanguageStep
+from axolotl_distill.filter.step import Around
+from axolotl_distill.filter.steps import format as format_step
+from axolotl_distill.filter.steps.choose import BestOfNArgs, BestOfNStep, TopArgs, TopStep
+from axolotl_distill.filter.steps.deduplicate import DeduplicateArgs, DeduplicateStep, shingles
+from axolotl_distill.filter.steps.format import FormatArgs, FormatStep
+from axolotl_distill.filter.steps.language import LanguageArgs, LanguageStep
+from axolotl_distill.filter.steps.length import LengthArgs, LengthStep
+from axolotl_distill.filter.steps.thinking import ThinkingArgs, ThinkingStep
 
 
 def verdicts(step, *rows):
@@ -59,14 +53,14 @@ def test_format():
 
 
 def test_thinking(tokenizer):
-    step = ThinkingStep(ThinkingArgs(min_chars=5), None)
+    step = ThinkingStep(ThinkingArgs(min_chars=5))
     assert verdict(step).keep
     assert verdict(step, content="It is 4.").reason == "no thinking"
     assert verdict(step, content="<think>\n\n</think>\n\n4").reason == "no thinking"
     assert verdict(step, content="<think>Hm.</think>4").reason == "thinking too short"
     assert verdict(step, content="<think>Hm, let me see").reason == "thinking not closed"
     assert verdict(step, content="4", reasoning_content="I know this.").keep
-    counting = ThinkingStep(ThinkingArgs(min_tokens=4), tokenizer.name_or_path)
+    counting = ThinkingStep(ThinkingArgs(min_tokens=4), Around(tokenizer=tokenizer.name_or_path))
     assert verdict(counting, content="4", reasoning_content="one two three four").keep
     short = verdict(counting, content="4", reasoning_content="one two three")
     assert (short.reason, short.detail) == ("thinking too short", "3 tokens")
@@ -74,14 +68,14 @@ def test_thinking(tokenizer):
 
 def test_length(tokenizer):
     row = {"content": "<think>one two three</think>four five"}
-    path = tokenizer.name_or_path
-    assert verdict(LengthStep(LengthArgs(max_tokens=2, of="answer"), path), **row).keep
-    long = verdict(LengthStep(LengthArgs(max_tokens=2, of="thinking"), path), **row)
+    around = Around(tokenizer=tokenizer.name_or_path)
+    assert verdict(LengthStep(LengthArgs(max_tokens=2, of="answer"), around), **row).keep
+    long = verdict(LengthStep(LengthArgs(max_tokens=2, of="thinking"), around), **row)
     assert (long.reason, long.detail) == ("longer than 2 tokens", "3 tokens")
-    assert verdict(LengthStep(LengthArgs(min_chars=14, of="thinking"), None), **row).reason == (
+    assert verdict(LengthStep(LengthArgs(min_chars=14, of="thinking")), **row).reason == (
         "shorter than 14 characters"
     )
-    assert verdict(LengthStep(LengthArgs(min_chars=23, max_chars=23), None), **row).keep
+    assert verdict(LengthStep(LengthArgs(min_chars=23, max_chars=23)), **row).keep
 
 
 def test_language():
@@ -168,10 +162,10 @@ def test_exact_duplicates():
         trajectory(2, 0, **same),
         trajectory(2, 1, content="It is 5."),
     ]
-    found = verdicts(deduplicate(DeduplicateArgs()), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs()), *rows)
     assert [v.keep for v in found] == [True, False, True, True]
     assert "p1-0" in found[1].detail
-    found = verdicts(deduplicate(DeduplicateArgs(within="dataset")), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs(within="dataset")), *rows)
     assert [v.keep for v in found] == [True, False, False, True]
 
 
@@ -189,7 +183,7 @@ def test_duplicate_prompts():
         trajectory(2, 1, messages=again),
         trajectory(3, 0),
     ]
-    found = verdicts(deduplicate(DeduplicateArgs(of="prompt")), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs(of="prompt")), *rows)
     assert [v.keep for v in found] == [True, False, True, False, True]
     assert {v.reason for v in found} == {"", "duplicate prompt"}
 
@@ -210,7 +204,7 @@ def test_near_duplicates_against_jaccard():
     random.shuffle(texts)
     rows = [trajectory(0, i, content=" ".join(text)) for i, text in enumerate(texts)]
     sets = [shingles(row["content"]) for row in rows]
-    found = verdicts(deduplicate(DeduplicateArgs(method="near", threshold=0.8)), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs(method="near", threshold=0.8)), *rows)
     kept: list[int] = []
     wrong = seen = 0
     for i, each in enumerate(found):
@@ -233,9 +227,9 @@ def test_near_duplicates_go_by_prompt_and_order_of_words():
         trajectory(1, 2, content=other),
         trajectory(2, 0, content=text),
     ]
-    found = verdicts(deduplicate(DeduplicateArgs(method="near")), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs(method="near")), *rows)
     assert [v.keep for v in found] == [True, False, True, True]
-    found = verdicts(deduplicate(DeduplicateArgs(method="near", within="dataset")), *rows)
+    found = verdicts(DeduplicateStep(DeduplicateArgs(method="near", within="dataset")), *rows)
     assert [v.keep for v in found] == [True, False, True, False]
     assert "like p1-0" in found[3].detail and found[3].reason == "near duplicate"
 
@@ -243,12 +237,18 @@ def test_near_duplicates_go_by_prompt_and_order_of_words():
 def test_near_duplicates_of_short_and_unspaced_texts():
     near = DeduplicateArgs(method="near")
     short = [trajectory(0, i, content=text) for i, text in enumerate(["4", "4", "2+2", "2-2", ""])]
-    assert [v.keep for v in verdicts(deduplicate(near), *short)] == [True, False, True, True, True]
+    assert [v.keep for v in verdicts(DeduplicateStep(near), *short)] == [
+        True,
+        False,
+        True,
+        True,
+        True,
+    ]
     chinese = "我们先看看篮子里还剩下多少个苹果然后把它们全部加起来得到最后的答案是四十二个苹果"
     rows = [
         trajectory(0, i, content=t) for i, t in enumerate([chinese, chinese + "。", chinese[:9]])
     ]
-    assert [v.keep for v in verdicts(deduplicate(near), *rows)] == [True, False, True]
+    assert [v.keep for v in verdicts(DeduplicateStep(near), *rows)] == [True, False, True]
 
 
 SCORES = st.lists(
@@ -296,7 +296,7 @@ def test_top_share_is_exact():
 
 
 def test_a_pattern_that_backtracks_for_ever(monkeypatch):
-    monkeypatch.setattr(checks, "MATCH_SECONDS", 0.5)
+    monkeypatch.setattr(format_step, "MATCH_SECONDS", 0.5)
     step = FormatStep(FormatArgs(match=r"(a+)+$"))
     found = verdicts(step, trajectory(content="a" * 60 + "b"), trajectory(content="aa"))
     step.close()

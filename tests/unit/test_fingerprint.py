@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from support import synthetic
 
-from axolotl_distill.config.recipe import Recipe
+from axolotl_distill.commands.recipe import Recipe
 from axolotl_distill.errors import StoreError
 from axolotl_distill.generate.folder import settings_of
 from axolotl_distill.store import StoreWriter
@@ -163,10 +163,13 @@ def test_a_generation_knows_its_weights(model):
             "generate": {"prompts": [{"path": "x.jsonl"}], "output": "out"},
         }
     )
-    before = settings_of(recipe)
-    assert settings_of(recipe) == before
+    before = settings_of(recipe.teacher, recipe.generate)
+    assert settings_of(recipe.teacher, recipe.generate) == before
     one_bit(model)
-    assert settings_of(recipe)["teacher"]["weights"] != before["teacher"]["weights"]
+    assert (
+        settings_of(recipe.teacher, recipe.generate)["teacher"]["weights"]
+        != before["teacher"]["weights"]
+    )
 
 
 def test_content_of_files(tmp_path):

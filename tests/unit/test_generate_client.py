@@ -10,8 +10,8 @@ import pytest
 import torch
 from support.faulty_server import FaultyServer
 
+from axolotl_distill.commands.recipe import load_recipe
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.recipe import load_recipe
 from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.errors import ConfigError, GenerateError, ServerError, TrajectoryError
 from axolotl_distill.generate.meter import Meter
@@ -238,12 +238,10 @@ def test_a_batch_that_fits_in_part():
     async def spend():
         meter = Meter(args, Tally())
         assert await meter.reserve(requests) == 2 and not meter.stopped
-        used = {"usage": {"prompt_tokens": 10, "completion_tokens": 10}}
+        used = {"prompt_tokens": 10, "completion_tokens": 10}
         await meter.settle(requests[:2], [used, used])
         assert await meter.reserve(requests[2:]) == 1
-        await meter.settle(
-            requests[2:], [{"usage": {"prompt_tokens": 700, "completion_tokens": 9}}]
-        )
+        await meter.settle(requests[2:], [{"prompt_tokens": 700, "completion_tokens": 9}])
         assert await meter.reserve(requests) == 0 and meter.stopped
 
     asyncio.run(spend())

@@ -1,6 +1,5 @@
 """The sandbox against hostile code: a verdict in time, and nothing left behind."""
 
-import functools
 import json
 import os
 import shutil
@@ -15,8 +14,14 @@ import psutil
 import pytest
 
 from axolotl_distill import sandbox
-from axolotl_distill.sandbox import CUT, MARK, Limits, missing_walls
-from axolotl_distill.sandbox import run_python as run_anyhow
+from axolotl_distill.sandbox import (
+    CUT,
+    MARK,
+    Bubblewrap,
+    Limits,
+    Processes,
+    missing_walls,
+)
 
 DAEMON = """
 import os, sys, time
@@ -54,6 +59,7 @@ HOSTILE = {
 }
 
 
+BOX = {False: "Processes()", True: "Bubblewrap()"}
 LOAD = "import sys; sys.path += [sys.argv[1]]\nfrom axolotl_distill.sandbox import *\n"
 WALLS = pytest.param(
     True, id="walls", marks=pytest.mark.skipif(bool(missing_walls()), reason=missing_walls())
@@ -67,7 +73,7 @@ def walls(request):
 
 @pytest.fixture
 def run_python(walls):
-    return functools.partial(run_anyhow, walls=walls)
+    return (Bubblewrap if walls else Processes)().run
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +111,7 @@ def test_hostile_code_gets_its_verdict_and_leaves_nothing(name, run_python):
 
 def test_the_supervisor_cannot_be_killed_by_root_s_code_and_its_loss_is_seen_otherwise():
     code = "import os; os.kill(os.getppid(), 9); import time; time.sleep(1000)"
-    outcome = run_anyhow(code, walls=False)
+    outcome = Processes().run(code)
     assert outcome.status == ("failed" if os.geteuid() == 0 else "lost")
     assert left_behind() == []
 
@@ -178,7 +184,7 @@ def test_started_by_root_the_code_is_nobody(tmp_path):
     target = tmp_path / "target"
     tmp_path.chmod(0o755)
     code = f"import os; print(os.getuid()); open({str(target)!r}, 'w')"
-    outcome = run_anyhow(code, walls=False)
+    outcome = Processes().run(code)
     assert int(outcome.stdout) >= 61_184
     assert "PermissionError" in outcome.stderr and not target.exists()
 
@@ -189,8 +195,7 @@ def test_two_at_once_do_not_share_their_number_of_processes(run_python, walls):
         pytest.skip("only root can give each a user of its own")
     fork = "import os, time\nfor _ in range(20):\n    if os.fork() == 0: time.sleep(1); os._exit(0)"
     script = (
-        f"from axolotl_distill.sandbox import *; run_python({FORK_BOMB!r}, '', Limits(3), "
-        f"walls={walls})"
+        f"from axolotl_distill.sandbox import *; {BOX[walls]}.run({FORK_BOMB!r}, '', Limits(3))"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as bomb:
         while not left_behind():
@@ -203,8 +208,7 @@ def test_two_at_once_do_not_share_their_number_of_processes(run_python, walls):
 def test_a_killed_caller_leaves_nothing(tmp_path, walls):
     script = (
         "from axolotl_distill.sandbox import *\n"
-        f"run_python({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600), "
-        f"walls={walls})"
+        f"{BOX[walls]}.run({DAEMON.format(act='pass')!r} + 'time.sleep(1000)', '', Limits(600))"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", script], env=environment) as caller:
@@ -250,7 +254,7 @@ def test_the_same_without_root_and_walls(tmp_path, kills_supervisor):
     act = "os.kill(os.getppid(), 9)" if kills_supervisor else "pass"
     codes = [DAEMON.format(act="pass") + act, FORK_BOMB + (f"\n    {act}" if act != "pass" else "")]
     done = without_root(
-        f"for code in {codes!r}: print(run_python(code, '', Limits(2, 256), walls=False).status)",
+        f"for code in {codes!r}: print(Processes().run(code, '', Limits(2, 256)).status)",
         tmp_path,
         walls=False,
     )
@@ -331,7 +335,7 @@ def test_the_caller_s_environment_cannot_be_read(run_python, monkeypatch):
 )
 def test_without_root_neither(tmp_path, walls):
     """The caller, who shares the user with the code, has closed its memory (`hide_memory`)."""
-    script = f"hide_memory(); print(run_python({SPY!r}, walls={walls}))"
+    script = f"hide_memory(); print({BOX[walls]}.run({SPY!r}))"
     done = without_root(script, tmp_path, walls=walls, OPENAI_API_KEY="sk-secret")
     assert "status='ok'" in done.stdout and "main.py" in done.stdout, done
     assert "sk-secret" not in done.stdout
@@ -349,7 +353,7 @@ def test_behind_walls_there_is_no_network_no_other_process_and_no_file():
         "    except OSError: pass\n"
         "import numpy; print(numpy.ones(2).sum())\n"
     )
-    outcome = run_anyhow(code, walls=True)
+    outcome = Bubblewrap().run(code)
     assert outcome.stdout == "True\nFalse False\n['lo']\n2.0\n", outcome
 
 
@@ -359,7 +363,7 @@ def test_a_bubblewrap_that_cannot_run_is_said(tmp_path):
         "#!/bin/sh\necho 'No permissions to create namespace' >&2\nexit 1"
     )
     (tmp_path / "bwrap").chmod(0o755)
-    script = LOAD + "print(missing_walls()); print(run_python('print(1)').stdout)"
+    script = LOAD + "print(missing_walls()); print(best_here().run('print(1)').stdout)"
     done = subprocess.run(
         [sys.executable, "-c", script, str(Path(sandbox.__file__).parents[2])],
         capture_output=True,

@@ -11,7 +11,7 @@ import pytest
 from axolotl_distill.errors import DistillError, TermsError
 from axolotl_distill.terms import check_terms
 from axolotl_distill.terms.names import own_name
-from axolotl_distill.terms.table import STRICTEST_FIRST, Row, as_markdown, rows, rows_of
+from axolotl_distill.terms.table import STRICTEST_FIRST, Family, as_markdown, rows, rows_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = [(name, row) for row in rows() for name in row.examples]
@@ -23,14 +23,14 @@ def families(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("name", "row"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
-def test_every_example_falls_to_its_own_row(name: str, row: Row):
+def test_every_example_falls_to_its_own_row(name: str, row: Family):
     seen = name if name.startswith("licence/") else own_name(name)
 
     assert rows_of(seen)[row.line] is row
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.family)
-def test_every_row_says_what_it_says_it_from(row: Row):
+def test_every_row_says_what_it_says_it_from(row: Family):
     assert row.family and row.licence and row.examples
     assert row.verdict in STRICTEST_FIRST
     assert row.source.startswith("https://")

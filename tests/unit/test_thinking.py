@@ -39,6 +39,50 @@ def test_spellings(text):
     assert split(text + "\n").answer.startswith("It is 12.")
 
 
+A, C, F = (f"<|channel|>{name}<|message|>" for name in ("analysis", "commentary", "final"))
+NEXT = "<|end|><|start|>assistant"
+CALL = '<|channel|>commentary to=functions.add <|constrain|>json<|message|>{"a": 1}<|call|>'
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (f"{A}One.{NEXT}{A}Two.{NEXT}{F}12.<|return|>", ("One.\n\nTwo.", "12.", "tags")),
+        (
+            f"{A}One.{NEXT}{C}I look.{NEXT}{A}Two.{NEXT}{F}12.",
+            ("One.\n\nTwo.", "I look.\n\n12.", "tags"),
+        ),
+        (f"{C}I look.{NEXT}{F}12.<|return|>", (None, "I look.\n\n12.", "none")),
+        (f"{A}One.{NEXT}{CALL}", ("One.", f"<|start|>assistant{CALL}", "tags")),
+        (
+            f"{A}One.{NEXT} to=functions.add{C}{{}}<|call|>",
+            ("One.", f"<|start|>assistant to=functions.add{C}{{}}<|call|>", "tags"),
+        ),
+        (
+            f"{A}A message ends with <|end|>, I know.{NEXT}{F}12.",
+            ("A message ends with <|end|>, I know.", "12.", "tags"),
+        ),
+        (f" to=functions.add{C}{{}}<|call|>", (None, f"to=functions.add{C}{{}}<|call|>", "none")),
+        (f"{A}One.{NEXT}{A}Tw", ("One.\n\nTw", "", "unclosed")),
+        (f"{A}One.{NEXT}", ("One.", "", "tags")),
+        (f"{A}One.{NEXT}{F}1", ("One.", "1", "tags")),
+        (f"{A}One.<|start|>assistant{F}12.", ("One.", "12.", "tags")),
+        (f"{A}One.{NEXT}{F}", ("One.", "", "tags")),
+        (f"Say `{A}` first.", (None, f"Say `{A}` first.", "none")),
+    ],
+)  # fmt: skip
+def test_channels_of_harmony(text, parts):
+    """All that is in `analysis` is thinking; what users are shown, and calls, are the answer."""
+    assert split(text) == parts
+
+
+def test_channels_whose_first_the_prompt_opened():
+    assert split(f"One.{NEXT}{A}Two.{NEXT}{F}12.<|return|>", opened=True) == (
+        "One.\n\nTwo.", "12.", "tags"
+    )  # fmt: skip
+    assert split(f"{A}One.{NEXT}{F}12.", tags=[Tags("<a>", "</a>")]).form == "none"
+
+
 CLOSED_ONLY = [
     "I add.\n</think>\n\nIt is 12.",
     "I add.</think>It is 12.",

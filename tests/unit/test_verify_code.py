@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from axolotl_distill.config.verify import VerifyArgs
-from axolotl_distill.filter.verify import VerifyStep
+from axolotl_distill.filter.steps.verify import VerifyStep
+from axolotl_distill.filter.verify.args import VerifyArgs
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 

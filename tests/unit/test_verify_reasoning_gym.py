@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from axolotl_distill.config.verify import VerifyArgs
 from axolotl_distill.errors import FilterError
-from axolotl_distill.filter.verify import VerifyStep
+from axolotl_distill.filter.steps.verify import VerifyStep
+from axolotl_distill.filter.verify.args import VerifyArgs
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 

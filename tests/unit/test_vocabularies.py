@@ -1,15 +1,17 @@
 """Tokens that only the student has are no difference; tokens that mean something else are."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, MistralCommonBackend, PreTrainedTokenizerFast
+from transformers.integrations.mistral import convert_tekken_tokenizer
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, StoreError, TokenizerMismatchError
-from axolotl_distill.store import check_compatible, describe_tokenizer
+from axolotl_distill.store import check_compatible, describe_tokenizer, tokens_of
 from axolotl_distill.teachers.tokenizer import compare_tokenizers, local_vocabulary, share
 
 SIZE = 49_152
@@ -125,3 +127,60 @@ def test_a_teacher_without_a_tokenizer(tmp_path, tiny_llama_dir, extended):
     (tmp_path / "config.json").write_text(json.dumps({**about, "vocab_size": 49_000}))
     with pytest.raises(CaptureError, match="49000 tokens, and 152 ordinary tokens"):
         local_vocabulary(TeacherArgs(model=str(tmp_path)), extended)
+
+
+@pytest.fixture(scope="module")
+def tekken(tmp_path_factory):
+    """Mistral's own files: Nemo's tokenizer as mistral-common reads it and as a tokenizer.json, and
+    the SentencePiece one before it."""
+    data = pytest.importorskip("mistral_common").__path__[0] + "/data"
+    folder = tmp_path_factory.mktemp("mistral")
+    for name, source in (
+        ("tekken.json", "tekken_240718.json"),
+        ("tokenizer.model", "mistral_instruct_tokenizer_240323.model.v3"),
+    ):
+        (folder / name.split(".")[0]).mkdir()
+        shutil.copy(f"{data}/{source}", folder / name.split(".")[0] / name)
+    about = {"model_type": "mistral", "vocab_size": 131_072}
+    (folder / "tekken" / "config.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_a_tekken_tokenizer_is_its_tokenizer_json(tekken):
+    """mistral-common's names lose 1,435 tokens that are parts of characters; its bytes do not."""
+    own = AutoTokenizer.from_pretrained(tekken / "tekken")
+    assert (
+        type(own).__name__ == "MistralCommonBackend"
+        and len(set(own.get_vocab().values())) < 130_000
+    )
+    tokens = tokens_of(own)
+    assert len(tokens) == len(own) == 131_072 == len(set(tokens.values()))
+    assert tokens[0] == "<unk>" and tokens[own("Hello", add_special_tokens=False).input_ids[0]]
+    converted = convert_tekken_tokenizer(str(tekken / "tekken" / "tekken.json"))
+    assert tokens_of(converted) == tokens
+    for teacher, student in ((own, own), (own, converted), (converted, own)):
+        assert compare_tokenizers("t", teacher, student) == set()
+        store = manifest(teacher, 131_072, used={1, 5000})
+        check_compatible(store, tokenizer=student, student_vocab_size=131_072)
+    shared, compared = local_vocabulary(TeacherArgs(model=str(tekken / "tekken")), own)
+    assert compared and shared.size == 131_072 and not shared.foreign
+
+
+def test_a_tekken_tokenizer_is_no_other(tekken, plain):
+    own = AutoTokenizer.from_pretrained(tekken / "tekken")
+    older = MistralCommonBackend.from_pretrained(tekken / "tokenizer")
+    assert tokens_of(older)[29473] == "▁"
+    for teacher, student in ((own, plain), (plain, own), (own, older), (older, plain)):
+        with pytest.raises(TokenizerMismatchError, match="ordinary tokens"):
+            compare_tokenizers("t", teacher, student)
+    with pytest.raises(TokenizerMismatchError):
+        check_compatible(manifest(own, 131_072), tokenizer=older, student_vocab_size=131_072)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_not_none(tmp_path, plain):
+    """The teacher has one, so that nobody may say that it has none."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": SIZE}))
+    for content in ("{}", "not JSON"):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(CaptureError, match="cannot be read"):
+            local_vocabulary(TeacherArgs(model=str(tmp_path)), plain)

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from axolotl_distill.commands.recipe import load_recipe
 from axolotl_distill.config.reading import check_config_file
-from axolotl_distill.config.recipe import load_recipe
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
 

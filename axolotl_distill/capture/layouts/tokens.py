@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.store.tokenizer import BYTE_OF
 
 PREFIX = "token_id:"
 # SentencePiece's space, and its tokens for bytes that no other token has.
@@ -201,22 +202,10 @@ def _has_words(found: str, text: str) -> bool:
 
 
 def _from_byte_level(token: str) -> bytes:
-    return bytes(_BYTE_OF[character] for character in token if character in _BYTE_OF)
+    return bytes(BYTE_OF[character] for character in token if character in BYTE_OF)
 
 
 def _from_sentencepiece(token: str) -> bytes:
     if BYTE_TOKEN.fullmatch(token):
         return bytes([int(token[3:5], 16)])
     return token.replace(MARK, " ").encode()
-
-
-def _byte_characters() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others follow from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {
-        chr(0x100 + place): byte for place, byte in enumerate(others)
-    }
-
-
-_BYTE_OF = _byte_characters()

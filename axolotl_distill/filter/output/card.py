@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from axolotl_distill.config.filter import FilterArgs
-from axolotl_distill.filter.output.report import step_table, token_table
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.output.report import Report, step_table, token_table
 from axolotl_distill.filter.output.shards import SUFFIX
 from axolotl_distill.show import as_markdown, fenced, without_secrets
 
@@ -34,8 +35,8 @@ NOTES = {
 }
 
 
-def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
-    """Markdown, with the front matter that tells `datasets.load_dataset` the splits.
+def dataset_card(report: Report, args: FilterArgs) -> DatasetCard:
+    """The card, whose header tells `datasets.load_dataset` the splits.
 
     Where the files lie on this machine is nobody's business, and not in it.
     """
@@ -44,7 +45,6 @@ def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
     generation = _public(report["generation"])
     terms = report["generation"].get("terms") or {}
     parts = [
-        _front_matter(report, terms, args.file),
         "# Distillation data\n\nWritten by a teacher model, then filtered, with "
         "[axolotl-distill](https://pypi.org/project/axolotl-distill/).",
         _markdown(
@@ -66,7 +66,8 @@ def dataset_card(report: dict[str, Any], args: FilterArgs) -> str:
         parts.append(
             "## Warnings\n\n" + "\n".join(f"* {as_markdown(line)}" for line in report["warnings"])
         )
-    return "\n\n".join(parts) + "\n"
+    header = _data(report, terms, args.file).to_yaml(line_break="\n")
+    return DatasetCard("\n\n".join([f"---\n{header}\n---", *parts]) + "\n")
 
 
 def _public(value: Any) -> Any:
@@ -78,24 +79,23 @@ def _public(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
-def _front_matter(report: dict[str, Any], terms: dict[str, Any], kind: str) -> str:
+def _data(report: Report, terms: dict[str, Any], kind: str) -> DatasetCardData:
     files = [
         {"split": split, "path": f"data/{split}-{report['uid']}-*{SUFFIX[kind]}"}
         for split in ("train", "eval")
         if report["rows"][split]
     ]
-    matter: dict[str, Any] = {"configs": [{"config_name": "default", "data_files": files}]}
     licence = str(terms.get("licence") or "").lower()
-    if licence:
-        known = licence in HUB_LICENCES
-        matter["license"] = licence if known else "other"
-        if not known:
-            matter["license_name"] = terms["licence"]
-    matter["tags"] = ["knowledge-distillation", "synthetic", "axolotl-distill"]
-    return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---"
+    known = licence in HUB_LICENCES
+    return DatasetCardData(
+        configs=[{"config_name": "default", "data_files": files}],
+        license=(licence if known else "other") if licence else None,
+        license_name=None if known or not licence else terms["licence"],
+        tags=["knowledge-distillation", "synthetic", "axolotl-distill"],
+    )
 
 
-def _usage(report: dict[str, Any], args: FilterArgs) -> str:
+def _usage(report: Report, args: FilterArgs) -> str:
     entry = {
         "path": f"./{Path(args.output).name}",
         "type": TYPES[args.format],
@@ -151,8 +151,8 @@ def _settings(values: dict[str, Any], skip: tuple[str, ...]) -> str:
     return _markdown([["", ""], *flat])
 
 
-def _tokens(report: dict[str, Any]) -> str:
-    tokens = report["tokens"]
+def _tokens(report: Report) -> str:
+    tokens = report["tokens"] or {}
     past = ""
     if "past" in tokens:
         limit = tokens["sequence_len"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from axolotl_distill.config.filter import FilterArgs
-from axolotl_distill.filter.output.formats import conversation
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.conversation import conversation
 from axolotl_distill.filter.packages import require
-from axolotl_distill.filter.rows import part
+from axolotl_distill.filter.parts import part
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer, render
 from axolotl_distill.show import printable
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.row import Row
 
 PARTS = ("total", "prompt", "thinking", "answer")
 BATCH = 256
@@ -112,13 +112,20 @@ class Lengths:
             values = [count for count in self.counts[name] if count]
             if values:
                 label = f"{name}, {len(values):,} rows"
-                axes.hist(values, edges, histtype="step", linewidth=1.6, color=colour, label=label)
+                axes.hist(
+                    values,
+                    edges.tolist(),
+                    histtype="step",
+                    linewidth=1.6,
+                    color=colour,
+                    label=label,
+                )
         if limit is not None and limit <= 2 * longest:
             axes.axvline(limit, color="black", linestyle="--", label=f"sequence_len {limit:,}")
         elif limit is not None:
             # Drawn so far to the right, it would leave no room for the rows.
             axes.plot([], [], "k--", label=f"sequence_len {limit:,}\n(further right)")
-        name = printable(Path(self.args.tokenizer).name, 40)
+        name = printable(Path(self.args.tokenizer or "").name, 40)
         axes.set_title(f"Tokens of the rows, as {name} counts them", parse_math=False)
         axes.set_xlabel("tokens in a row")
         axes.set_ylabel(f"rows (in each {edges[1]:,.3g} tokens)")

@@ -2,32 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from axolotl_distill.config.filter import CHOOSING, FilterArgs
 from axolotl_distill.errors import TrajectoryError
-from axolotl_distill.filter.pipeline import StepCount
+from axolotl_distill.filter.args import FilterArgs
+from axolotl_distill.filter.output.write import Written
+from axolotl_distill.filter.pipeline import ROWS, StepCount
+from axolotl_distill.filter.step import STEPS
 from axolotl_distill.show import foreign, without_secrets
-
-PARTIAL = (
-    "If nearly right answers are worth learning from, give partial credit (`verify.min_score` "
-    "below 1), or let a model grade them (`judge`)."
-)
-REMEDIES = {
-    "rows": "They are in `rejected/`, with what is wrong with each.",
-    "verify": f"Look at `rejected/`: is the reference right, and found in the answer? {PARTIAL}",
-    "format": "Answers cut off need a larger `generate.max_tokens`; a form that the teacher does "
-    "not keep has to be asked for in `generate.system`.",
-    "thinking": "Does this teacher think, and does its server pass the thinking on?",
-    "length": "See the details in `rejected/` for the lengths seen, and move the limits.",
-    "language": "Lower `min_confidence`, allow the language seen, or look at `of: answer` only.",
-    "deduplicate": "The teacher repeats itself: a higher `generate.temperature` or fewer "
-    "completions a prompt; or raise `threshold`.",
-    "judge": "A lower `min_score`, or no `min_score` and `best_of_n: {by: judge}`, keeps the best "
-    "of what there is.",
-    "reward": "A lower `min_score`, or no `min_score` and `best_of_n: {by: reward}`, keeps the "
-    "best of what there is.",
-}
 
 
 def read_generation(source: Path) -> dict[str, Any]:
@@ -51,18 +33,19 @@ def drop_warning(count: StepCount, max_drop: float) -> str | None:
     """What to say of a step that dropped more than `max_drop` of its rows, and of rows that were
     put aside before any step.
 
-    Steps that choose (best_of_n, top) drop what they were asked to.
+    Steps without a remedy drop what they were asked to.
     """
-    if count.kind == "rows":
+    if count.kind == ROWS:
         return (
-            f"{count.dropped} of {count.rows} rows are put aside: {top_reasons(count)}. "
-            f"{REMEDIES[count.kind]}"
+            f"{count.dropped} of {count.rows} rows are put aside: {top_reasons(count)}. They are "
+            "in `rejected/`, with what is wrong with each."
         )
-    if count.kind in CHOOSING or count.share <= max_drop:
+    remedy = STEPS[count.kind].remedy
+    if not remedy or count.share <= max_drop:
         return None
     return (
         f"Step `{count.name}` dropped {count.dropped} of {count.rows} rows ({count.share:.0%}; "
-        f"max_drop is {max_drop:.0%}): {top_reasons(count)}. {REMEDIES[count.kind]}"
+        f"max_drop is {max_drop:.0%}): {top_reasons(count)}. {remedy}"
     )
 
 
@@ -73,31 +56,45 @@ def top_reasons(count: StepCount, most: int = 3) -> str:
     return ", ".join([*shown, *([f"{rest} for other reasons"] if rest else [])])
 
 
+class Report(TypedDict):
+    """report.json. `uid` names the kept rows: the same rows, the same uid."""
+
+    made_by: str
+    uid: str
+    input: str
+    rows: dict[str, int]
+    prompts: dict[str, int]
+    steps: list[dict[str, Any]]
+    tokens: dict[str, Any] | None
+    warnings: list[str]
+    settings: dict[str, Any]
+    generation: dict[str, Any]
+
+
 def make_report(
     args: FilterArgs,
     source: Path,
+    generation: dict[str, Any],
     counts: list[StepCount],
     prompts: dict[str, int],
-    written: dict[str, Any],
+    written: Written,
     warnings: list[str],
-) -> dict[str, Any]:
-    """report.json. `uid` names the kept rows: the same rows, the same uid."""
-    steps = [{**count._asdict(), "dropped": count.dropped} for count in counts]
+) -> Report:
     return {
         "made_by": "axolotl-distill filter",
         "uid": written["uid"],
         "input": str(source),
         "rows": {"input": sum(written["rows"].values()), **written["rows"]},
         "prompts": prompts,
-        "steps": steps,
-        "tokens": written.get("tokens"),
+        "steps": [{**count._asdict(), "dropped": count.dropped} for count in counts],
+        "tokens": written["tokens"],
         "warnings": warnings,
         "settings": without_secrets(args.model_dump(mode="json")),
-        "generation": without_secrets(read_generation(source)),
+        "generation": generation,
     }
 
 
-def step_table(report: dict[str, Any]) -> list[list[str]]:
+def step_table(report: Report) -> list[list[str]]:
     """Header and a line a step."""
     lines = [["step", "in", "kept", "dropped", "share", "reasons"]]
     for step in report["steps"]:
@@ -108,10 +105,10 @@ def step_table(report: dict[str, Any]) -> list[list[str]]:
     return lines
 
 
-def token_table(report: dict[str, Any]) -> list[list[str]]:
+def token_table(report: Report) -> list[list[str]]:
     """Header and a line for the whole, the prompt, the thinking and the answer."""
     keys = ("min", "p50", "p90", "p99", "max", "sum")
     lines = [["tokens", "rows", *keys]]
-    for name, found in report["tokens"]["parts"].items():
+    for name, found in (report["tokens"] or {"parts": {}})["parts"].items():
         lines.append([name, str(found["rows"]), *(f"{found[key]:.0f}" for key in keys)])
     return lines

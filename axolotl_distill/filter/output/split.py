@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from axolotl_distill.filter.rows import part, plain, text_hash
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.filter.parts import part, plain, text_hash
+from axolotl_distill.trajectories.row import Row
 
 ALWAYS_FROM = 20
 

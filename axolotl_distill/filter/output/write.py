@@ -4,25 +4,32 @@ import json
 from collections.abc import Callable, Collection
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from axolotl_distill.config.filter import FilterArgs
+from axolotl_distill.filter.args import FilterArgs
 from axolotl_distill.filter.output.formats import columns, formatter
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.shards import Shards
 from axolotl_distill.filter.pipeline import Pipeline
 from axolotl_distill.filter.rows import as_written
 
+TEXTS = ("id", "prompt_id", "step", "reason", "detail")
 REJECTED = pa.schema(
-    [
-        *((name, pa.string()) for name in ("id", "prompt_id", "step", "reason", "detail")),
-        ("score", pa.float64()),
-        ("row", pa.string()),
-    ]
+    [pa.field(name, pa.string()) for name in TEXTS]
+    + [pa.field("score", pa.float64()), pa.field("row", pa.string())]
 )
+
+
+class Written(TypedDict):
+    """uid: a hash of the rows kept. rows: of each split, and "rejected". tokens: as
+    Lengths.summary, or None where none were counted."""
+
+    uid: str
+    rows: dict[str, int]
+    tokens: dict[str, Any] | None
 
 
 def write_dataset(
@@ -33,7 +40,7 @@ def write_dataset(
     used: Collection[str] = (),
     lengths: Lengths | None = None,
     seen: Callable[[], Any] = lambda: None,
-) -> dict[str, Any]:
+) -> Written:
     """data/ and rejected/ in `folder`, and tokens.png where tokens are counted.
 
     is_eval  bool, one a row of the source
@@ -41,7 +48,6 @@ def write_dataset(
     lengths  counts the tokens of what is kept
     seen     is called after every row
 
-    Returns "uid", a hash of the rows kept; "rows" of each split; "tokens", as Lengths.summary.
     The uid is part of the data files' names: `datasets` keys its cache by the folder's name and
     the card's patterns (seen with 4.8), and would give the rows of another dataset, or of an
     earlier filter, for this one.
@@ -76,8 +82,8 @@ def write_dataset(
         shards.close(f"{name}-{uid}")
     rejected.close("rejected")
     rows = {name: shards.rows for name, shards in splits.items()}
-    found: dict[str, Any] = {"uid": uid, "rows": {**rows, "rejected": rejected.rows}}
+    tokens = None
     if lengths is not None and rejected.rows < pipeline.count:
-        found["tokens"] = lengths.summary()
+        tokens = lengths.summary()
         lengths.plot(folder / "tokens.png")
-    return found
+    return {"uid": uid, "rows": {**rows, "rejected": rejected.rows}, "tokens": tokens}

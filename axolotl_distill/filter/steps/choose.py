@@ -3,10 +3,40 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from axolotl_distill.config.steps import BestOfNArgs, TopArgs
-from axolotl_distill.filter.step import Verdict
-from axolotl_distill.trajectories.journal import Row
+from pydantic import Field
+
+from axolotl_distill.config.block import Block
+from axolotl_distill.filter.step import KEEP, Step, Verdict, Where, registered
+from axolotl_distill.trajectories.row import Row
+
+
+class BestOfNArgs(Block):
+    """The best rows of every prompt."""
+
+    by: str = Field(description="Name of an earlier step that scores.")
+    keep: int = Field(1, ge=1, description="Rows a prompt.")
+
+
+class TopArgs(Block):
+    """The best rows of all."""
+
+    by: str = Field(description="Name of an earlier step that scores.")
+    share: float = Field(0.5, gt=0.0, le=1.0)
+
+
+C = TypeVar("C", BestOfNArgs, TopArgs)
+
+
+class _Chooser(Step[C]):
+    @classmethod
+    def where(cls, args: C) -> Where:
+        return Where.HERE
+
+    @classmethod
+    def chooses_by(cls, args: C) -> str:
+        return args.by
 
 
 def _score(row: Row, by: str) -> float:
@@ -23,19 +53,17 @@ def _best(scores: list[float], places: list[int], keep: int) -> list[int]:
 def _verdicts(scores: list[float], kept: set[int], reason: str) -> Iterator[Verdict]:
     for place, score in enumerate(scores):
         if place in kept:
-            yield Verdict(True)
+            yield KEEP
         else:
             yield Verdict(False, reason, score=None if score == -math.inf else score)
 
 
-class BestOfNStep:
+@registered
+class BestOfNStep(_Chooser[BestOfNArgs]):
     """Keeps min(keep, n) rows of a prompt with n."""
 
-    name = "best_of_n"
-    row_wise = False
-
-    def __init__(self, args: BestOfNArgs):
-        self.args = args
+    kind = "best_of_n"
+    Args = BestOfNArgs
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
         scores: list[float] = []
@@ -51,14 +79,12 @@ class BestOfNStep:
         return _verdicts(scores, kept, f"not among the best {self.args.keep} of its prompt")
 
 
-class TopStep:
+@registered
+class TopStep(_Chooser[TopArgs]):
     """Keeps ceil(share · rows) rows."""
 
-    name = "top"
-    row_wise = False
-
-    def __init__(self, args: TopArgs):
-        self.args = args
+    kind = "top"
+    Args = TopArgs
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
         scores = [_score(row, self.args.by) for row in rows]

@@ -2,16 +2,18 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any, Literal, Protocol
 
-from axolotl_distill.config.steps import DeduplicateArgs
-from axolotl_distill.filter.rows import calls_text, part, plain, tools_text
-from axolotl_distill.filter.step import Step, Verdict
-from axolotl_distill.trajectories.journal import Row
+from pydantic import Field
 
-KEEP = Verdict(True)
+from axolotl_distill.config.block import Block, ReadBy
+from axolotl_distill.filter.packages import require
+from axolotl_distill.filter.parts import calls_text, part, plain, tools_text
+from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, Where, registered
+from axolotl_distill.trajectories.row import Row
+
 PERMUTATIONS = 128
 SHINGLE = 5
 # Signs count: 2+2 and 2-2 differ. Scripts without spaces have no words; there a character is one.
@@ -25,16 +27,35 @@ def shingles(text: str) -> set[str]:
     return {" ".join(words[at : at + SHINGLE]) for at in range(last)}
 
 
-def deduplicate(args: DeduplicateArgs) -> Step:
-    """The step for `args`.
+class DeduplicateArgs(Block):
+    """Of rows that say the same, the first is kept."""
 
-    What is kept stays in memory: a hash of 16 bytes a text (exact), about 1 kB (near, within a
-    prompt) or 6 kB (near, within the dataset), as measured with datasketch 2.0.
-    """
-    seen: Callable[[], Any] = (
-        ExactSeen if args.method == "exact" else (lambda: NearSeen(args.threshold))
+    method: Literal["exact", "near"] = Field(
+        "exact",
+        description="exact: up to white space. near: Jaccard similarity of word 5-grams, by "
+        "MinHash.",
     )
-    return PromptStep(seen) if args.of == "prompt" else RowStep(args, seen)
+    threshold: Annotated[float, ReadBy("method", "near")] = Field(
+        0.8, gt=0.0, lt=1.0, description="near: similarity of a duplicate."
+    )
+    of: Literal["all", "thinking", "answer", "prompt"] = Field(
+        "all",
+        description="prompt: all rows of a prompt go when an earlier prompt says the same.",
+    )
+    within: Annotated[Literal["prompt", "dataset"], ReadBy("of", unless=("prompt",))] = Field(
+        "prompt",
+        description="Compare with rows of the same prompt, or with all; prompts always with all.",
+    )
+
+
+class Seen(Protocol):
+    """Texts met so far."""
+
+    reason: str
+
+    def like(self, text: str, scope: str, key: str) -> str:
+        """Who said the same before in this scope, and how like; else "", and it counts as seen."""
+        ...
 
 
 class ExactSeen:
@@ -46,7 +67,6 @@ class ExactSeen:
         self.first: dict[bytes, str] = {}
 
     def like(self, text: str, scope: str, key: str) -> str:
-        """Who said the same before in this scope, and how like; else "", and it counts as seen."""
         words = f"{scope}\0{' '.join(text.split())}"
         first = self.first.setdefault(blake2b(words.encode(), digest_size=16).digest(), key)
         return "" if first == key else f"the same as {first}"
@@ -71,7 +91,6 @@ class NearSeen:
         self.hashes: dict[str, dict[str, Any]] = defaultdict(dict)
 
     def like(self, text: str, scope: str, key: str) -> str:
-        """As ExactSeen.like."""
         from datasketch import LeanMinHash
 
         made = self.empty.copy()
@@ -89,17 +108,37 @@ class NearSeen:
         return ""
 
 
-class RowStep:
-    """Drops a row that says what an earlier one said."""
+@registered
+class DeduplicateStep(Step[DeduplicateArgs]):
+    """Drops a row that says what an earlier one said, or all rows of a prompt that does.
 
-    name = "deduplicate"
-    row_wise = False
+    What is kept stays in memory: a hash of 16 bytes a text (exact), about 1 kB (near, within a
+    prompt) or 6 kB (near, within the dataset), as measured with datasketch 2.0.
 
-    def __init__(self, args: DeduplicateArgs, seen: Callable[[], Any]):
-        self.args, self.seen = args, seen
+    Reasons: "duplicate", "near duplicate", "duplicate prompt", "near duplicate prompt".
+    """
+
+    kind = "deduplicate"
+    Args = DeduplicateArgs
+    remedy = (
+        "The teacher repeats itself: a higher `generate.temperature` or fewer completions a "
+        "prompt; or raise `threshold`."
+    )
+
+    def __init__(self, args: DeduplicateArgs, around: Around = ALONE):
+        super().__init__(args, around)
+        if args.method == "near":
+            require("datasketch", f"filter.steps: {around.name}")
+
+    @classmethod
+    def where(cls, args: DeduplicateArgs) -> Where:
+        return Where.HERE
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
-        seen = self.seen()
+        seen = ExactSeen() if self.args.method == "exact" else NearSeen(self.args.threshold)
+        return self._prompts(rows, seen) if self.args.of == "prompt" else self._rows(rows, seen)
+
+    def _rows(self, rows: Iterable[Row], seen: Seen) -> Iterator[Verdict]:
         for number, row in enumerate(rows):
             scope = row["prompt_id"] if self.args.within == "prompt" else ""
             text = part(row, self.args.of)
@@ -108,18 +147,8 @@ class RowStep:
             detail = seen.like(text, scope, f"{row['id']} (row {number})")
             yield Verdict(False, seen.reason, detail=detail) if detail else KEEP
 
-
-class PromptStep:
-    """Drops all rows of a prompt that says what an earlier prompt said."""
-
-    name = "deduplicate"
-    row_wise = False
-
-    def __init__(self, seen: Callable[[], Any]):
-        self.seen = seen
-
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
-        seen, verdicts = self.seen(), {}
+    def _prompts(self, rows: Iterable[Row], seen: Seen) -> Iterator[Verdict]:
+        verdicts: dict[str, Verdict] = {}
         for row in rows:
             prompt = row["prompt_id"]
             if prompt not in verdicts:

@@ -2,16 +2,18 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from axolotl_distill.config.steps import JudgeArgs
-from axolotl_distill.filter.rows import calls_text, part, tools_text
-from axolotl_distill.filter.step import Verdict
-from axolotl_distill.filter.steps.ask import Question, Reply, ask
+from pydantic import Field, model_validator
+
+from axolotl_distill.config.block import Block
+from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.filter.ask import Question, Reply, ask
+from axolotl_distill.filter.parts import calls_text, part, tools_text
+from axolotl_distill.filter.step import Step, Verdict, Where, registered
 from axolotl_distill.trajectories import ending, split_thinking
-from axolotl_distill.trajectories.journal import Row
 from axolotl_distill.trajectories.messages import text_of
+from axolotl_distill.trajectories.row import Row
 
 PROMPT = """You grade an answer to a question.
 
@@ -35,25 +37,62 @@ CUT = "the judge was cut off at `judge.max_tokens`"
 FIELD = re.compile(r"\{(rubric|question|thinking|answer|reference|max_score)\}")
 
 
-class JudgeStep:
+class JudgeArgs(Block):
+    """A language model behind a server grades every row."""
+
+    server: ServerArgs
+    model: str = Field(description="As the server calls it.")
+    rubric: str = Field(
+        "Is the answer correct, complete and clearly written?", description="What to grade."
+    )
+    prompt: str | None = Field(
+        None,
+        description="In place of the built-in prompt. {rubric}, {question}, {thinking}, {answer}, "
+        "{reference} and {max_score} are filled in. It must ask for a last line `Score: N`.",
+    )
+    reference: str | None = Field(
+        None, description="Column of the prompts with the reference answer, shown to the judge."
+    )
+    max_score: float = Field(10.0, gt=0.0, description="Scores run from 0 to this.")
+    min_score: float | None = Field(None, description="Drop below it; default: only score.")
+    max_tokens: int = Field(1024, ge=1, description="Of the judge's answer.")
+    temperature: float = Field(0.0, ge=0.0)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "JudgeArgs":
+        if self.min_score is not None and self.min_score > self.max_score:
+            raise ValueError(f"min_score {self.min_score:g} is above max_score {self.max_score:g}.")
+        return self
+
+
+@registered
+class JudgeStep(Step[JudgeArgs]):
     """Scores from 0 to max_score, read from the last `Score: N` of the judge's answer.
 
-    The last 500 characters of its answers are kept in the journal `cache`, under the model, the
-    whole request and the row's id.
+    The last 500 characters of its answers are kept (`filter/answers.py`).
+
+    Reasons: "judged below …", "the judge gave no score", "the judge refused the request".
     """
 
-    name = "judge"
-    row_wise = False  # one process writes the cache; the work is the server's anyway
+    kind = "judge"
+    Args = JudgeArgs
+    remedy = (
+        "A lower `min_score`, or no `min_score` and `best_of_n: {by: judge}`, keeps the best of "
+        "what there is."
+    )
+    scores = True
+    column_keys = ("reference",)
 
-    def __init__(self, args: JudgeArgs, cache: Path):
-        self.args, self.cache = args, cache
+    @classmethod
+    def where(cls, args: JudgeArgs) -> Where:
+        return Where.HERE
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
         questions = (
             Question(self.args.model, row["id"], "/chat/completions", self._body(row))
             for row in rows
         )
-        return map(self._verdict, ask(self.args.server, self.cache, questions, _end))
+        return map(self._verdict, ask(self.args.server, self.around.answers, questions, _end))
 
     def _body(self, row: Row) -> dict[str, Any]:
         args = self.args

@@ -5,12 +5,16 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
-from axolotl_distill.config.steps import LanguageArgs
+from pydantic import Field
+
+from axolotl_distill.config.block import Block
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.rows import part
-from axolotl_distill.filter.step import Verdict
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.filter.packages import require
+from axolotl_distill.filter.parts import part
+from axolotl_distill.filter.step import ALONE, Around, Step, Verdict, registered
+from axolotl_distill.trajectories.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,27 @@ SCRIPTS = {
 SCRIPT_LETTERS = 4  # a text with as many letters has a script
 
 
-class LanguageStep:
+class LanguageArgs(Block):
+    """Only these languages. Code, formulas and numbers are no language and are not looked at."""
+
+    allow: list[str] = Field(["en"], min_length=1, description="ISO 639-1 codes.")
+    of: Literal["all", "thinking", "answer"] = Field(
+        "all", description="all: thinking and answer, each by itself."
+    )
+    max_other: float = Field(
+        0.1, ge=0.0, le=1.0, description="Share of a text that may be in other languages."
+    )
+    min_confidence: float = Field(0.0, ge=0.0, le=1.0)
+    min_letters: int = Field(
+        40,
+        ge=1,
+        description="A text with fewer letters cannot be told apart: it is kept, unless most of it "
+        "is in a script that no allowed language has.",
+    )
+
+
+@registered
+class LanguageStep(Step[LanguageArgs]):
     """In a language that is allowed, as py3langid sees it.
 
     Thinking and answer are asked about separately, each in samples all over its text; a text is
@@ -47,13 +71,15 @@ class LanguageStep:
     Reasons: "language xx", "language not sure" (`min_confidence`), "another script".
     """
 
-    name = "language"
-    row_wise = True
+    kind = "language"
+    Args = LanguageArgs
+    remedy = "Lower `min_confidence`, allow the language seen, or look at `of: answer` only."
 
-    def __init__(self, args: LanguageArgs):
+    def __init__(self, args: LanguageArgs, around: Around = ALONE):
+        super().__init__(args, around)
+        require("py3langid", f"filter.steps: {around.name}")
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-        self.args = args
         self.identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
         unknown = sorted(set(args.allow) - set(self.identifier.labels))
         if unknown:

@@ -4,18 +4,87 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from axolotl_distill.config.steps import RewardArgs
+from pydantic import Field, field_validator
+
+from axolotl_distill.config.block import PathText, ReadBy
+from axolotl_distill.config.server import ServerArgs
+from axolotl_distill.config.teacher import ModelArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.filter.output.formats import conversation
-from axolotl_distill.filter.step import Verdict
-from axolotl_distill.filter.steps.ask import Question, ask
+from axolotl_distill.filter.ask import Question, ask
+from axolotl_distill.filter.conversation import conversation
+from axolotl_distill.filter.step import ALONE, Around, Step, Verdict, Where, registered
 from axolotl_distill.filter.tokens import load_tokenizer, render
-from axolotl_distill.trajectories.journal import Row
+from axolotl_distill.trajectories.row import Row
 
 TOO_LONG = "too long for the reward model"
+
+
+class RewardArgs(ModelArgs):
+    """A reward model: a sequence classifier in this process, or behind vLLM or SGLang.
+
+    With one output the score is that output. With more, it is the probability of `label`.
+    """
+
+    tokenizer: PathText | None = Field(
+        None, description="Its tokenizer, whose chat template is applied; default: `model`."
+    )
+    of: Literal["answer", "all"] = Field(
+        "answer", description="What it reads: the answer alone, or the thinking too."
+    )
+    label: int | None = Field(None, ge=0, description="Which output, where there are several.")
+    min_score: float | None = Field(None, description="Drop below it; default: only score.")
+    max_tokens: int = Field(8192, ge=1, description="Longer rows are dropped, not cut.")
+    batch_size: Annotated[int, ReadBy("server", None)] = Field(
+        8, ge=1, description="Rows in one forward pass."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that the checkpoint or its tokenizer brings."
+    )
+
+    @field_validator("server")
+    @classmethod
+    def _scores(cls, value: ServerArgs | None) -> ServerArgs | None:
+        if value is not None and value.engine == "openai":
+            raise ValueError(
+                "the OpenAI API has no endpoint for reward models: set `engine: vllm` or "
+                "`engine: sglang`, or use `judge`."
+            )
+        return value
+
+
+@registered
+class RewardStep(Step[RewardArgs]):
+    """Scores by a reward model.
+
+    Reasons: "reward below …", "too long for the reward model", "the reward is not a finite number",
+    "the server refused the request".
+    """
+
+    kind = "reward"
+    Args = RewardArgs
+    remedy = (
+        "A lower `min_score`, or no `min_score` and `best_of_n: {by: reward}`, keeps the best of "
+        "what there is."
+    )
+    scores = True
+
+    def __init__(self, args: RewardArgs, around: Around = ALONE):
+        super().__init__(args, around)
+        self.reader = _Reader(args)
+        self._model = (
+            _Here(args, self.reader)
+            if args.server is None
+            else _Served(args, args.server, self.reader, around)
+        )
+
+    @classmethod
+    def where(cls, args: RewardArgs) -> Where:
+        return Where.ON_GPU if args.server is None else Where.HERE
+
+    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+        return self._model.judge(rows)
 
 
 def score_of(outputs: list[float], args: RewardArgs) -> float:
@@ -61,16 +130,13 @@ class _Reader:
         return render(self.tokenizer, messages, row, tokenize=True, return_dict=False)
 
 
-class ModelRewardStep:
+class _Here:
     """A Hugging Face sequence classifier in this process."""
 
-    name = "reward"
-    row_wise = True
-
-    def __init__(self, args: RewardArgs):
+    def __init__(self, args: RewardArgs, reader: _Reader):
         from transformers import AutoConfig
 
-        self.args, self.reader = args, _Reader(args)
+        self.args, self.reader = args, reader
         try:
             config = AutoConfig.from_pretrained(args.model, **args.origin)
         except (OSError, ValueError) as error:
@@ -125,25 +191,22 @@ class ModelRewardStep:
         return model.eval()
 
 
-class ServerRewardStep:
+class _Served:
     """`POST /classify` of vLLM or SGLang, with token ids, so that both see the very same input.
 
     vLLM is asked for the outputs before its activation. SGLang's `/v1/classify` takes a softmax
     over them, which makes a single output always 1; its own `/classify` gives them as they are.
     """
 
-    name = "reward"
-    row_wise = False  # one process writes the cache; the work is the server's anyway
-
-    def __init__(self, args: RewardArgs, cache: Path):
-        self.args, self.cache, self.reader = args, cache, _Reader(args)
-        self.vllm = args.server.engine == "vllm"
+    def __init__(self, args: RewardArgs, server: ServerArgs, reader: _Reader, around: Around):
+        self.args, self.server, self.reader, self.around = args, server, reader, around
+        self.vllm = server.engine == "vllm"
 
     def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
         asked: deque[int] = deque()  # lengths of rows that wait for their verdict, in order
         read = _vllm_outputs if self.vllm else _sglang_outputs
         questions = self._questions(rows, asked)
-        for reply in ask(self.args.server, self.cache, questions, read, at_root=True):
+        for reply in ask(self.server, self.around.answers, questions, read, at_root=True):
             yield from self._too_long(asked)
             asked.popleft()
             if reply.refused:

@@ -1,6 +1,7 @@
 """Verification: is a trajectory's final answer right?
 
-    step.py            the step: which rows, which reference, which verdict
+    args.py            the settings; ../steps/verify.py is the step
+    questions.py       what is asked about a row: its final answer, the reference
     extract.py         where the final answer is in a text; prose.py: where it is announced
     text.py            exact, numeric and regex comparison
     math.py            the order in which mathematics is read; math-verify, with its rounding mended
@@ -8,11 +9,7 @@
     choice.py          letters of multiple choice
     reasoning_gym.py   reasoning-gym's scorers
     blocks.py          the program in an answer; tests.py: tests in the forms that data sets have
-    code.py            the one against the other, in ../sandbox/
+    code.py            the one against the other, in the sandbox
 
-What can hang or eat memory runs in ../workers.py.
+What can hang or eat memory runs in a worker (`sandbox/workers.py`).
 """
-
-from axolotl_distill.filter.verify.step import VerifyStep
-
-__all__ = ["VerifyStep"]

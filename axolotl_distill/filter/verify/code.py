@@ -8,7 +8,7 @@ from typing import Any
 
 from axolotl_distill.filter.verify.tests import Test
 from axolotl_distill.filter.verify.text import Scored
-from axolotl_distill.sandbox import Limits, Outcome, run_python
+from axolotl_distill.sandbox import Limits, Outcome, best_here
 
 # What the judges of LeetCode have imported before an answer runs. It goes where Python's own names
 # are: what the answer defines hides it, and no test takes operator.add for the answer's `add`.
@@ -65,7 +65,7 @@ def _fault(code: str, test: Test, limits: Limits) -> str:
         # A right answer must fit, with some space at the ends of its lines.
         size = limits.output + 2 * len(test.stdout.encode(errors="replace"))
         file_mb = limits.file_mb + (size >> 20)
-        outcome = run_python(code, test.stdin, replace(limits, output=size, file_mb=file_mb))
+        outcome = best_here().run(code, test.stdin, replace(limits, output=size, file_mb=file_mb))
         if outcome.status == "ok" and not same_output(outcome.stdout, test.stdout):
             return f"printed {outcome.stdout[:100]!r}, expected {test.stdout[:100]!r}"
         return _trouble(outcome)
@@ -74,7 +74,7 @@ def _fault(code: str, test: Test, limits: Limits) -> str:
     judged = test.calls or "Solution" in test.script
     program = _before(code, f"{PRELUDE if judged else ''}{AS_MODULE}\n")
     program += f"\n\n__name__ = '__main__'\n{test.script}\n\nprint('\\n{end}')\n"
-    outcome = run_python(program, "", limits)
+    outcome = best_here().run(program, "", limits)
     if outcome.status == "ok" and not outcome.stdout.rstrip().endswith(end):
         return "ended before the test did"
     return _trouble(outcome)

@@ -11,7 +11,7 @@ from axolotl_distill.filter.verify.extract import split
 NAME = r"[A-Za-z](?:_(?:\w|\{\w+\}))?"
 ASSIGNED = re.compile(rf"({NAME})\s*=\s*([^=<>]+)")
 TOGETHER = re.compile(rf"\(\s*({NAME}(?:\s*,\s*{NAME})+)\s*\)\s*=\s*(\(.+\))")
-AND = re.compile(r"\s*(?:\\text\s*\{\s*and\s*\}|(?<![A-Za-z])and(?![A-Za-z]))\s*")
+AND = re.compile(r"\\text\s*\{\s*and\s*\}|(?<![A-Za-z])and(?![A-Za-z])")
 OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])")
 RELATION = re.compile(r"[<>=]|\\(?:le|leq|ge|geq|ne|neq|in|approx|equiv|sim)(?![A-Za-z])")
 NOT_EQUAL = re.compile(r"\s*(?:[<>]|\\(?:le|leq|ge|geq|ne|neq|not)(?![A-Za-z]))")
@@ -67,7 +67,7 @@ def assigned(text: str) -> dict[str, str] | None:
     if together := TOGETHER.fullmatch(text):
         names, values = split(together[1]), _tuple(together[2]) or []
         return dict(zip(names, values, strict=True)) if len(names) == len(values) else None
-    pairs = [ASSIGNED.fullmatch(part) for part in split(AND.sub(", ", text).replace(",,", ","))]
+    pairs = [ASSIGNED.fullmatch(part) for part in split(AND.sub(",", text))]
     if len(pairs) < 2 or not all(pairs) or len({pair[1] for pair in pairs}) < len(pairs):
         return None
     return {pair[1]: pair[2].strip() for pair in pairs}

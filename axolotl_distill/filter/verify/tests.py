@@ -4,7 +4,7 @@ import ast
 import contextlib
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 DEFINITIONS = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom),
@@ -150,7 +150,7 @@ def _starts_unittest(statement: ast.stmt, source: str) -> bool:
     )
 
 
-def _is_test_function(statement: ast.stmt) -> bool:
+def _is_test_function(statement: ast.stmt) -> TypeGuard[ast.FunctionDef]:
     return (
         isinstance(statement, ast.FunctionDef)
         and statement.name.startswith("test")

@@ -11,7 +11,7 @@ from axolotl_distill.filter.verify.quantity import FRACTION, TIMES_POWER
 
 SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?:[ '_]\d{3})+(?!\d)")
 
-Scored = tuple[float | None, str]  # score, None where no answer was found; and what was seen
+Scored = tuple[float, str]  # score, from 0 to 1, and what was seen
 
 
 def share(found: list[str], references: list[str], same: Callable[[str, str], bool]) -> Scored:

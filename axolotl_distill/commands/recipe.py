@@ -1,15 +1,15 @@
-"""Reads a recipe's file."""
+"""The recipe's file, which `generate` and `filter` share."""
 
 from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
 from axolotl_distill.config.block import Block, parse_block
-from axolotl_distill.config.filter import FilterArgs
 from axolotl_distill.config.generate import GenerateArgs
 from axolotl_distill.config.teacher import TeacherArgs, refuse_self
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.filter.args import FilterArgs
 
 
 class Recipe(Block):

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_distill.config.server import ServerArgs
-from axolotl_distill.teachers.client import RequestRefusedError, ServerClient
-from axolotl_distill.trajectories import Journal, read_trajectories
+from axolotl_distill.filter.answers import Answers
 
 WAITING_PER_SLOT = 4
 
@@ -41,7 +40,7 @@ class Reply:
 
 def ask(
     server: ServerArgs,
-    cache: Path,
+    folder: Path | None,
     questions: Iterable[Question],
     read: Callable[[dict[str, Any]], Any],
     *,
@@ -49,19 +48,18 @@ def ask(
 ) -> Iterator[Reply]:
     """One reply a question, in order; `server.concurrency` requests are under way at once.
 
-    cache    journal of what `read` gave; a question found there is not asked again. It belongs to
-             one process at a time
+    folder   for `Answers`: what `read` gave is kept there, and what is there is not asked again
     read     JSON value of an answer. Raises ValueError, KeyError, IndexError or TypeError for one
              that cannot be used: it is asked for again
     at_root  paths are below scheme://host:port and not below base_url
 
     Raises ServerError when no further request would survive; what was under way is kept first.
     """
-    known = {}
-    if cache.exists():
-        known = {row["key"]: row["value"] for row in read_trajectories(cache)}
+    from axolotl_distill.teachers.client import RequestRefusedError, ServerClient
+
+    assert folder is not None
     waiting: deque[asyncio.Task[Reply]] = deque()
-    with Journal(cache) as journal, asyncio.Runner() as runner:
+    with Answers(folder) as answers, asyncio.Runner() as runner:
         client = ServerClient(server)
 
         def check(answer: dict[str, Any]) -> None:
@@ -72,15 +70,16 @@ def ask(
 
         async def reply(question: Question) -> Reply:
             key = question.key
-            if key not in known:
+            value = answers.get(key)
+            if value is None:
                 path = client.root + question.path if at_root else question.path
                 try:
                     answer = await client.post(path, question.body, check=check, key=key)
                 except RequestRefusedError as error:
                     return Reply(None, refused=str(error))
-                known[key] = read(answer)
-                journal.append([{"key": key, "id": question.id, "value": known[key]}])
-            return Reply(known[key])
+                value = read(answer)
+                answers.put(key, question.id, value)
+            return Reply(value)
 
         async def settled(tasks: Iterable[asyncio.Task[Reply]]) -> None:
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""`verify:`, a step of a recipe's `filter:`: is the final answer right?"""
+"""`verify:`, a step of a recipe's `filter:`: its settings."""
 
 import os
 import re
