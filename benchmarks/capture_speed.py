@@ -11,12 +11,13 @@ import torch
 from common import alternate, keep
 from transformers import AutoTokenizer
 
-from axolotl_distill.capture import capture
-from axolotl_distill.capture.logits import LogitsSource, length_batches
+from axolotl_distill.capture import Capture
+from axolotl_distill.capture.graded import GradedSource, length_batches
 from axolotl_distill.capture.source import summarise
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
-from axolotl_distill.store import StoreWriter, new_manifest
+from axolotl_distill.store import new_manifest
+from axolotl_distill.store.payloads import payload_of
 from axolotl_distill.teachers.hf import HFTeacher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +43,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in length_batches(by_index, list(by_index), BATCH_TOKENS):
+        for batch in length_batches(by_index, BATCH_TOKENS):
             longest = max(len(rows[i]["input_ids"]) for i in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -57,23 +58,19 @@ def main() -> None:
                 args = CaptureArgs(
                     teacher="-", output=folder, method=method, batch_tokens=BATCH_TOKENS
                 )
-                kinds = {"topk": {"k": args.k}, "nucleus": {}, "sampled": {"draws": args.draws}}
                 manifest = new_manifest(
                     vocab_size=len(tokenizer),
-                    method={"kind": method, **kinds[method]},
+                    method=payload_of(args),
                     temperatures=args.temperatures,
                     sequence_len=512,
                     tokenizer={"fingerprint": "-", "name": "-"},
                     teacher={"name": "-"},
-                    source={
-                        "fingerprint": read.fingerprint,
-                        "num_rows": len(rows),
-                        "supervised": read.supervised,
-                    },
+                    source=read.described(),
                 )
-                with StoreWriter.create_or_resume(folder, manifest) as writer:
-                    source = LogitsSource(teacher, args)
-                    capture(rows, source, writer, args.shard_records, tokenizer.decode)
+                with Capture(
+                    folder, manifest, rows, tokenizer.decode, shard_records=args.shard_records
+                ) as capture:
+                    capture(GradedSource(teacher, args))
 
         return run
 

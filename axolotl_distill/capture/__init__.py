@@ -1,5 +1,6 @@
 """Dataset and teacher to teacher store; stops and goes on at any moment."""
 
-from axolotl_distill.capture.run import CaptureReport, capture
+from axolotl_distill.capture.progress import CaptureReport
+from axolotl_distill.capture.run import Capture
 
-__all__ = ["CaptureReport", "capture"]
+__all__ = ["Capture", "CaptureReport"]

@@ -25,8 +25,8 @@ from safetensors.numpy import load, save
 
 from axolotl_distill.disk.atomic import atomically
 from axolotl_distill.disk.journal import Journal
-from axolotl_distill.errors import StoreError
-from axolotl_distill.store import RecordBatch
+from axolotl_distill.errors import StoreError, StoreMissingError
+from axolotl_distill.store import Manifest, RecordBatch
 from axolotl_distill.store.folder import JOURNAL
 
 SYNC_SECONDS = 10.0
@@ -109,14 +109,20 @@ class RecordJournal:
             self._file.path.unlink()
 
 
-def journalled_rows(store: Path, first: int) -> int:
-    """How many rows from number `first` on the journal of a store holds."""
+def stored_rows(store: Path) -> int:
+    """Rows of a store that is there or not, in shards and in the journal."""
+    try:
+        manifest = Manifest.load(store)
+    except StoreMissingError:
+        return 0
+    first = manifest.shards[-1].source_stop if manifest.shards else 0
     try:
         with (store / JOURNAL).open("rb") as file:
             file.seek(UID_CHARACTERS)
-            return len({row for row, _ in _frames(file) if row >= first})
+            waiting = len({row for row, _ in _frames(file) if row >= first})
     except FileNotFoundError:
-        return 0
+        waiting = 0
+    return manifest.num_rows + waiting
 
 
 def _frame(row: int, records: RecordBatch) -> bytes:

@@ -28,6 +28,10 @@ class CaptureReport:
     skipped: int = 0
     seconds: float = 0.0
 
+    @property
+    def tokens_a_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
 
 class Progress:
     """A bar over the tokens of all rows, for they are what a teacher takes its time for.
@@ -36,9 +40,9 @@ class Progress:
     time that is left is that of the tokens that are left.
     """
 
-    def __init__(self, rows: int, start: int, lengths: np.ndarray | None):
-        """`start` rows of `rows` are in shards; `lengths`: see `capture`."""
-        self.report = CaptureReport()
+    def __init__(self, rows: int, start: int, lengths: np.ndarray | None, report: CaptureReport):
+        """`start` rows of `rows` are in shards; `lengths`: see Capture. `report` is counted in."""
+        self.report = report
         self._rows, self._at = rows, start
         self._start = time.monotonic()
         self._bar = tqdm(

@@ -1,51 +1,76 @@
-"""The capture loop: rows in, records out; shards hold the order of the source."""
+"""The capture: rows in, records out; shards hold the order of the source."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
-from safetensors import SafetensorError
 
-from axolotl_distill.capture.journal import RecordJournal
+from axolotl_distill.capture.journal import RecordJournal, stored_rows
 from axolotl_distill.capture.progress import CaptureReport, Progress
 from axolotl_distill.capture.source import Row, Source
+from axolotl_distill.disk.refused import refusals
 from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.signal.batch import supervised_positions
-from axolotl_distill.store import RecordBatch, StoreWriter
+from axolotl_distill.store import Manifest, RecordBatch, StoreWriter
+from axolotl_distill.store.writer import KEY
 
 
-def capture(
-    rows: Sequence[Row],
-    source: Source,
-    writer: StoreWriter,
-    shard_records: int,
-    decode: Callable[[Sequence[int]], str],
-    lengths: np.ndarray | None = None,
-) -> CaptureReport:
-    """Store the teacher's distribution of every supervised token of `rows`.
+class Capture:
+    """Stores the teacher's distribution of every supervised token of some rows. Owns the store's
+    folder from the moment it is made until its context ends, and is called once.
 
-    rows     tokenised: input_ids and labels (-100 = not supervised), indexable, any length;
-             read in order from `writer.next_source_row`, so a second call goes on
-    decode   token ids to text, for the store's readable column
-    lengths  int [rows], the tokens of each; without it the progress has no end
+    rows           tokenised: input_ids and labels (-100 = not supervised), indexable, any length
+    decode         token ids to text, for the store's readable column
+    shard_records  records after which a shard is closed
+    lengths        int [rows], the tokens of each; without it the progress has no end
 
-    Rows are read `source.window_rows` at a time. Their records go to the journal in the order in
-    which they come, and from there to shards of `shard_records` in the order of the rows: a kill
-    costs what the teacher was at. Memory is bounded by two windows and an open shard.
-
-    Raises what the source does, and CaptureError when the disk does not take what is written.
+    A store that was begun is gone on with. Raises what StoreWriter.create_or_resume does.
     """
-    todo = range(writer.next_source_row, len(rows))
-    try:
+
+    def __init__(
+        self,
+        output: str | Path,
+        manifest: Manifest,
+        rows: Sequence[Row],
+        decode: Callable[[Sequence[int]], str],
+        *,
+        shard_records: int,
+        lengths: np.ndarray | None = None,
+    ):
+        self.output = Path(output)
+        self.rows, self.lengths = rows, lengths
+        self.shard_records, self.decode = shard_records, decode
+        self.report = CaptureReport()
+        self.writer = StoreWriter.create_or_resume(self.output, manifest)
+        self.was_complete = self.manifest.complete
+        self.rows_found = stored_rows(self.output)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The store's, as it is now."""
+        return self.writer.manifest
+
+    def __call__(self, source: Source) -> CaptureReport:
+        """Rows are read `source.window_rows` at a time. Their records go to the journal in the
+        order in which they come, and from there to shards in the order of the rows: a kill costs
+        what the teacher was at. Memory is bounded by two windows and an open shard.
+
+        Raises what the source does, and CaptureError when the disk does not take what is written.
+        """
+        todo = range(self.writer.next_source_row, len(self.rows))
         with (
-            RecordJournal(writer.path, writer.manifest.uid) as journal,
-            Progress(len(rows), todo.start, lengths) as progress,
+            refusals(self.output, CaptureError, KEY),
+            RecordJournal(self.output, self.manifest.uid) as journal,
+            Progress(len(self.rows), todo.start, self.lengths, self.report) as progress,
         ):
-            line = _Line(writer, journal, shard_records, decode, progress)
+            line = _Line(self.writer, journal, self.shard_records, self.decode, progress)
             try:
                 for window in _windows(todo, source.window_rows):
-                    line.take({index: rows[index] for index in window}, source)
+                    line.take({index: self.rows[index] for index in window}, source)
             except DistillError:
                 # The source gave up. After Ctrl-C, which may come amid anything, the journal is
                 # what is kept: a row may be half in the open shard.
@@ -53,14 +78,21 @@ def capture(
                 raise
             line.commit()
             journal.remove()
-    except DistillError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise CaptureError(
-            f"{writer.path} cannot be written: {error}. Make room there or mend it, and run the "
-            "same command again: it goes on, and what was stored is kept."
-        ) from error
-    return progress.report
+        return self.report
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.was_complete:
+            self.writer.abandon()
+        else:
+            self.writer.__exit__(kind, error, trace)
 
 
 class _Line:

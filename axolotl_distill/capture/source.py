@@ -40,6 +40,11 @@ class SourceSummary:
     supervised: int
     lengths: np.ndarray
 
+    def described(self, **about: Any) -> dict[str, Any]:
+        """What a manifest says of the source, and what else is known of it."""
+        counts = {"num_rows": len(self.lengths), "supervised": self.supervised}
+        return {"fingerprint": self.fingerprint, **counts, **about}
+
 
 def summarise(rows: Iterable[Row], total: int) -> SourceSummary:
     """Reads every one of `total` rows once; shows that it does where that takes long."""

@@ -1,20 +1,18 @@
 """`axolotl distill capture`."""
 
-import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from axolotl_distill.capture import capture
-from axolotl_distill.capture.source import Source, summarise
-from axolotl_distill.commands.kept import keeps_what_is_written, stored_rows
+from axolotl_distill.capture import Capture
+from axolotl_distill.capture.source import summarise
+from axolotl_distill.capture.teacher import estimated_at, opened, vocabulary_of
+from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say
-from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.reading import capture_args
-from axolotl_distill.errors import CaptureError, StoreError
+from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
-from axolotl_distill.store import Manifest, StoreWriter, describe_tokenizer, new_manifest
+from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads import payload_of
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
@@ -32,136 +30,52 @@ def run(
     terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
+    paths = [str(entry.path) for entry in entries]
     with (
         keeps_what_is_written(args.output),
         tokenised(cfg, entries, Path(args.output)) as (rows, tokenizer),
     ):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
-        read = summarise(rows, len(rows))
-        if read.supervised == 0:
+        text = summarise(rows, len(rows))
+        if text.supervised == 0:
             raise CaptureError(
-                f"No token of {[entry.path for entry in entries]} is supervised, so there is "
-                "nothing to capture. Check the chat template, `roles_to_train` and "
-                "`train_on_inputs`, and that rows are not longer than `sequence_len`."
+                f"No token of {paths} is supervised, so there is nothing to capture. Check the "
+                "chat template, `roles_to_train` and `train_on_inputs`, and that rows are not "
+                "longer than `sequence_len`."
             )
-        about = {
-            "fingerprint": read.fingerprint,
-            "num_rows": len(rows),
-            "supervised": read.supervised,
-            "datasets": [str(entry.path) for entry in entries],
-            "train_on_inputs": bool(cfg.train_on_inputs),
-        }
-        from_server = args.teacher.server is not None
-        if from_server:
-            say(
-                f"Which weights a server has it does not tell: that `{args.teacher.model}` stays "
-                "the same model until the store is complete is for you to see to."
-            )
-        vocab_size, about_tokenizer = _vocabulary(args, rows, tokenizer)
+        vocabulary = vocabulary_of(args, rows, tokenizer)
+        if vocabulary.note:
+            say(vocabulary.note)
         manifest = new_manifest(
-            vocab_size=vocab_size,
+            vocab_size=vocabulary.size,
             method=payload_of(args),
             temperatures=args.temperatures,
-            tail_estimated=[T for T in args.temperatures if T != 1.0] if from_server else [],
+            tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
-            tokenizer=about_tokenizer,
+            tokenizer=vocabulary.tokenizer,
             teacher=identity(args.teacher),
-            source=about,
-            terms=dataclasses.asdict(terms),
+            source=text.described(datasets=paths, train_on_inputs=bool(cfg.train_on_inputs)),
+            terms=asdict(terms),
         )
-        writer = StoreWriter.create_or_resume(args.output, manifest)
-        if writer.manifest.complete:
-            writer.abandon()
-            say(f"{args.output} is complete: {size(writer.manifest)}. Nothing to do.")
-            return numbers(args.output, writer.manifest)
-        if there := stored_rows(args.output):
-            say(f"going on: {there} of {len(rows)} rows are there")
-        with writer, _source(args, vocab_size) as source:
-            report = capture(
-                rows, source, writer, args.shard_records, tokenizer.decode, read.lengths
-            )
-        say(f"{args.output}: {size(writer.manifest)}")
+        with Capture(
+            args.output,
+            manifest,
+            rows,
+            tokenizer.decode,
+            shard_records=args.shard_records,
+            lengths=text.lengths,
+        ) as capture:
+            if capture.was_complete:
+                say(f"{args.output} is complete: {store_line(capture.manifest)}. Nothing to do.")
+                return store_numbers(capture)
+            if capture.rows_found:
+                say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
+            with opened(args, vocabulary.size) as source:
+                report = capture(source)
+        say(f"{args.output}: {store_line(capture.manifest)}")
     say(
-        f"captured {report.rows} rows in {report.seconds:.0f} s "
-        f"({report.tokens / max(report.seconds, 1e-9):,.0f} tokens/s); "
-        f"{report.skipped} rows had no supervised token"
+        f"captured {report.rows} rows in {report.seconds:.0f} s ({report.tokens_a_second:,.0f} "
+        f"tokens/s); {report.skipped} rows had no supervised token"
     )
-    return numbers(args.output, writer.manifest, **dataclasses.asdict(report))
-
-
-def _vocabulary(args: CaptureArgs, rows: Any, tokenizer: Any) -> tuple[int, dict[str, Any]]:
-    """(ids that teacher and student share, what the manifest says of the tokenizer), found before
-    a store is begun or a weight is read; from the store itself where it is complete."""
-    finished = _finished(args.output)
-    if finished is not None:
-        return finished.vocab_size, finished.tokenizer
-    if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
-
-        with ServerSource(args, vocab_size=len(tokenizer)) as source:
-            shared = source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
-    else:
-        from axolotl_distill.teachers.tokenizer import local_vocabulary
-
-        shared, compared = local_vocabulary(args.teacher, tokenizer)
-        if not compared:
-            say(
-                f"{args.teacher.model} has no tokenizer: whether it reads text as the student is "
-                "unknown."
-            )
-    used = shared.check_text(rows, args.teacher.model)
-    return shared.size, describe_tokenizer(tokenizer, shared.size, used)
-
-
-def _finished(output: str) -> Manifest | None:
-    try:
-        found = Manifest.load(Path(output))
-    except StoreError:
-        return None
-    return found if found.complete else None
-
-
-@contextmanager
-def _source(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
-    """The teacher, loaded into this process, or reached."""
-    if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
-
-        with ServerSource(args, vocab_size=vocab_size) as source:
-            yield source
-        return
-    from axolotl_distill.capture.logits import LogitsSource
-    from axolotl_distill.teachers.hf import HFTeacher
-
-    model = HFTeacher(args.teacher, vocab_size=vocab_size)
-    yield LogitsSource(model, args, on_cpu=model.device == "cpu")
-
-
-def numbers(output: str, manifest: Manifest, **this_run: Any) -> dict[str, Any]:
-    """A store and what a run added to it, for --json."""
-    stored = bytes_of_records(manifest)
-    return {
-        "output": output,
-        "complete": manifest.complete,
-        "rows": manifest.num_rows,
-        "records": manifest.num_records,
-        "bytes_of_records": stored,
-        "bytes_a_record": stored / max(1, manifest.num_records),
-        "this_run": this_run or None,
-    }
-
-
-def bytes_of_records(manifest: Manifest) -> int:
-    """Of the files under teacher/."""
-    return sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
-
-
-def size(manifest: Manifest) -> str:
-    """One line: rows, records, bytes."""
-    stored = bytes_of_records(manifest)
-    per_record = stored / max(1, manifest.num_records)
-    return (
-        f"{manifest.num_rows} rows, {manifest.num_records:,} records, "
-        f"{stored / 1e6:.1f} MB of records, {per_record:.1f} bytes a supervised token"
-    )
+    return store_numbers(capture)

@@ -1,23 +1,23 @@
 """`axolotl distill import`."""
 
-import dataclasses
+from dataclasses import asdict
 from typing import Any
 
 from transformers import AutoTokenizer
 
-from axolotl_distill.capture import capture
+from axolotl_distill.capture import Capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
 from axolotl_distill.capture.layouts import find_layout
 from axolotl_distill.capture.layouts.files import open_rows
-from axolotl_distill.commands.capture import numbers, size
-from axolotl_distill.commands.kept import keeps_what_is_written
+from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say, warn
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.chat import chat_context, load_tokenizer
 from axolotl_distill.host.tokenise import load_config
-from axolotl_distill.store import StoreWriter, describe_tokenizer, new_manifest
+from axolotl_distill.store import describe_tokenizer, new_manifest
+from axolotl_distill.store.payloads.logprobs import TopK
 from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of
 from axolotl_distill.teachers.tokenizer import compare_tokenizers, share
 from axolotl_distill.terms import check_terms
@@ -59,38 +59,33 @@ def _import(
     vocab_size, about_tokenizer = _vocabulary(cfg, tokenizer, rows, teacher)
     manifest = new_manifest(
         vocab_size=vocab_size,
-        method={"kind": "topk", "k": survey.k},
+        method=TopK(kind="topk", k=survey.k),
         temperatures=temperatures,
         tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
         sequence_len=int(cfg.sequence_len),
         tokenizer=about_tokenizer,
         teacher={"name": teacher, "imported": name, "weights": UNKNOWN},
-        source={
-            "fingerprint": survey.source.fingerprint,
-            "num_rows": len(rows),
-            "supervised": survey.source.supervised,
-            "content": content_of(path),
-            "datasets": [path],
-        },
-        terms=dataclasses.asdict(terms),
+        source=survey.source.described(content=content_of(path), datasets=[path]),
+        terms=asdict(terms),
     )
-    writer = StoreWriter.create_or_resume(output, manifest)
-    if writer.manifest.complete:
-        writer.abandon()
-        say(f"{output} is complete: {size(writer.manifest)}. Nothing to do.")
-        return numbers(output, writer.manifest)
-    shard_records = given.shard_records if given else DEFAULTS["shard_records"]
-    with writer:
-        records = ImportedSource(survey.k, temperatures, vocab_size=vocab_size)
-        report = capture(
-            rows, records, writer, shard_records, tokenizer.decode, survey.source.lengths
-        )
-    say(f"{output}: {size(writer.manifest)}")
+    with Capture(
+        output,
+        manifest,
+        rows,
+        tokenizer.decode,
+        shard_records=given.shard_records if given else DEFAULTS["shard_records"],
+        lengths=survey.source.lengths,
+    ) as capture:
+        if capture.was_complete:
+            say(f"{output} is complete: {store_line(capture.manifest)}. Nothing to do.")
+            return store_numbers(capture)
+        report = capture(ImportedSource(survey.k, temperatures, vocab_size=vocab_size))
+    say(f"{output}: {store_line(capture.manifest)}")
     say(
         f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
         f"log-probabilities, or were longer than {cfg.sequence_len} tokens"
     )
-    return numbers(output, writer.manifest, **dataclasses.asdict(report))
+    return store_numbers(capture)
 
 
 def _vocabulary(

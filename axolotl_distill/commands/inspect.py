@@ -33,10 +33,6 @@ def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
 def statistics(store: TeacherStore) -> dict[str, Any]:
     """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
     manifest = store.manifest
-    records, rows = (
-        sum(shard.files[name(shard)]["bytes"] for shard in manifest.shards)
-        for name in (lambda shard: shard.records_file, lambda shard: shard.rows_file)
-    )
     method = manifest.method.model_dump()
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
@@ -47,9 +43,9 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         "rows": manifest.num_rows,
         "records": manifest.num_records,
         "vocabulary": manifest.vocab_size,
-        "bytes a record": round(records / max(1, manifest.num_records), 2),
-        "MB of records": round(records / 1e6, 2),
-        "MB of rows": round(rows / 1e6, 2),
+        "bytes a record": round(manifest.bytes_a_record, 2),
+        "MB of records": round(manifest.bytes_of_records / 1e6, 2),
+        "MB of rows": round(manifest.bytes_of_rows / 1e6, 2),
     }
     if manifest.tail_estimated:
         numbers["tail estimated at T"] = [f"{T:g}" for T in manifest.tail_estimated]

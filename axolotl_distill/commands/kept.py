@@ -1,11 +1,14 @@
-"""What a folder of a store holds, told to whoever stopped its making."""
+"""What a store holds, told to people and scripts, and to whoever stopped its making."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from axolotl_distill.capture.journal import journalled_rows
-from axolotl_distill.errors import CaptureError, DistillError, StoreMissingError
+from axolotl_distill.capture import Capture
+from axolotl_distill.capture.journal import stored_rows
+from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.store import Manifest
 from axolotl_distill.store.folder import refuse_strangers
 
@@ -13,18 +16,31 @@ GO_ON = "The same command goes on."
 BEFORE = "Nothing was written yet. The same command begins again."
 
 
-def stored_rows(output: str) -> int:
-    """Rows of a store, in shards and in the journal."""
-    try:
-        manifest = Manifest.load(Path(output))
-    except StoreMissingError:
-        return 0
-    first = manifest.shards[-1].source_stop if manifest.shards else 0
-    return manifest.num_rows + journalled_rows(Path(output), first)
+def store_line(manifest: Manifest) -> str:
+    """One line: rows, records, bytes."""
+    return (
+        f"{manifest.num_rows} rows, {manifest.num_records:,} records, "
+        f"{manifest.bytes_of_records / 1e6:.1f} MB of records, {manifest.bytes_a_record:.1f} bytes "
+        "a supervised token"
+    )
+
+
+def store_numbers(capture: Capture) -> dict[str, Any]:
+    """A store and what a run added to it, for --json."""
+    manifest = capture.manifest
+    return {
+        "output": str(capture.output),
+        "complete": manifest.complete,
+        "rows": manifest.num_rows,
+        "records": manifest.num_records,
+        "bytes_of_records": manifest.bytes_of_records,
+        "bytes_a_record": manifest.bytes_a_record,
+        "this_run": None if capture.was_complete else asdict(capture.report),
+    }
 
 
 def kept(output: str) -> str:
-    rows = stored_rows(output)
+    rows = stored_rows(Path(output))
     return f"{output}: {rows} rows with their records are kept. {GO_ON}" if rows else BEFORE
 
 

@@ -47,8 +47,18 @@ class Manifest(Contents):
         return self.shards[-1].first_record + self.shards[-1].records if self.shards else 0
 
     @property
-    def num_entries(self) -> int:
-        return sum(shard.entries for shard in self.shards)
+    def bytes_of_records(self) -> int:
+        """Of the files under teacher/."""
+        return sum(shard.files[shard.records_file]["bytes"] for shard in self.shards)
+
+    @property
+    def bytes_of_rows(self) -> int:
+        """Of the files under data/."""
+        return sum(shard.files[shard.rows_file]["bytes"] for shard in self.shards)
+
+    @property
+    def bytes_a_record(self) -> float:
+        return self.bytes_of_records / max(1, self.num_records)
 
     @property
     def pointer_base(self) -> int:

@@ -1,6 +1,8 @@
-"""The rows' files: Parquet. Its footer is bounded before a page is read."""
+"""The rows' files: Parquet, of which nothing is unpacked before its size is known."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +11,7 @@ import pyarrow.parquet as pq
 from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.signal.batch import IGNORE, supervised_counts
 from axolotl_distill.store.manifest import AGAIN, Manifest
+from axolotl_distill.store.pages import check_pages
 from axolotl_distill.store.schema import Shard
 
 ROW_SCHEMA = pa.schema(
@@ -22,6 +25,10 @@ ROW_SCHEMA = pa.schema(
         "text": pa.string(),
     }
 )
+# Columns of texts, each row another: a dictionary would gain nothing, and could stand for far more
+# text than a file has bytes.
+TEXTS = ("id", "text")
+DICTIONARIES = ["input_ids.list.element", "labels.list.element"]
 MAX_FOOTER = 16 << 20
 # Uncompressed bytes: two lists of ids with their levels, and the text of the longest tokens there
 # are; and what a file needs whatever is in it.
@@ -29,15 +36,22 @@ TOKEN_BYTES, ROW_BYTES, FILE_BYTES = 512, 512, 64 << 10
 BATCH_ROWS = 1024
 
 
+def write_rows(rows: list[dict[str, Any]], file: IO[bytes]) -> None:
+    """Rows of ROW_SCHEMA as Parquet."""
+    table = pa.Table.from_pylist(rows, ROW_SCHEMA)
+    pq.write_table(table, file, compression="zstd", use_dictionary=DICTIONARIES)
+
+
 def open_rows(path: Path, manifest: Manifest, shard: Shard) -> pq.ParquetFile:
-    """A shard's rows, of which only the footer was read.
+    """A shard's rows, of which only the footer and the headers of the pages were read.
 
     Raises StoreCorruptError where columns, types or the number of rows are not as expected, and
     for a file that would unpack to more than its rows can hold.
     """
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 8))
+            file.seek(max(0, size - 8))
             footer = int.from_bytes(file.read(4), "little")
         if footer > MAX_FOOTER:
             raise ValueError(f"its footer has {footer} bytes")
@@ -46,6 +60,9 @@ def open_rows(path: Path, manifest: Manifest, shard: Shard) -> pq.ParquetFile:
             columns = ", ".join(f"{f.name}: {f.type}" for f in list(found.schema_arrow)[:8])
             raise ValueError(f"its columns are {columns[:400]}")
         _check_sizes(found.metadata, manifest, shard)
+        with path.open("rb") as file:
+            for column in _columns(found.metadata):
+                check_pages(file, size, column, column.path_in_schema in TEXTS)
         return found
     except (pa.ArrowException, ValueError, OSError) as error:
         if isinstance(error, StoreError):
@@ -74,13 +91,10 @@ def _check_sizes(metadata: pq.FileMetaData, manifest: Manifest, shard: Shard) ->
     if metadata.num_rows != shard.rows:
         raise ValueError(f"it has {metadata.num_rows} rows, the manifest says {shard.rows}")
     tokens = unpacked = 0
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            unpacked += max(column.total_uncompressed_size, 0)
-            if column.path_in_schema.startswith("input_ids"):
-                tokens += column.num_values
+    for column in _columns(metadata):
+        unpacked += max(column.total_uncompressed_size, 0)
+        if column.path_in_schema.startswith("input_ids"):
+            tokens += column.num_values
     if tokens > shard.rows * max(1, manifest.sequence_len):
         raise ValueError(
             f"its {shard.rows} rows have {tokens} tokens, more than `sequence_len` "
@@ -89,6 +103,13 @@ def _check_sizes(metadata: pq.FileMetaData, manifest: Manifest, shard: Shard) ->
     most = tokens * TOKEN_BYTES + shard.rows * ROW_BYTES + FILE_BYTES
     if unpacked > most:
         raise ValueError(f"it unpacks to {unpacked} bytes, and {tokens} tokens take {most} at most")
+
+
+def _columns(metadata: pq.FileMetaData) -> Iterator[pq.ColumnChunkMetaData]:
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        for index in range(group.num_columns):
+            yield group.column(index)
 
 
 def _check_batch(batch: pa.RecordBatch, manifest: Manifest, pointer: int) -> int:

@@ -13,8 +13,6 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 from safetensors.numpy import save
 
@@ -34,7 +32,7 @@ from axolotl_distill.store.folder import (
 )
 from axolotl_distill.store.manifest import FILE, Manifest
 from axolotl_distill.store.payloads import RecordBatch, Shape, join_batches
-from axolotl_distill.store.rows import ROW_SCHEMA
+from axolotl_distill.store.rows import write_rows
 from axolotl_distill.store.schema import LONGEST_SHARD, MAX_SHARDS, File, Shard, shard_name
 
 KEY = "`distill.capture.output`, or `--output`"
@@ -147,11 +145,10 @@ class StoreWriter:
             source_stop=self.next_source_row,
             files={},
         )
-        table = pa.Table.from_pylist(self._rows, ROW_SCHEMA)
         tensors = save(self.manifest.method.pack(records))
         with refusals(self.path, StoreError, KEY):
             shard.files[shard.rows_file] = self._write(
-                shard.rows_file, lambda file: pq.write_table(table, file, compression="zstd")
+                shard.rows_file, lambda file: write_rows(self._rows, file)
             )
             shard.files[shard.records_file] = self._write(
                 shard.records_file, lambda file: file.write(tensors)

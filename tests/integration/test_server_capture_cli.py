@@ -14,8 +14,8 @@ from support.cli import CHATS, COMMAND, capture_config, distill, distill_here
 from support.faulty_server import FaultyServer
 from support.model_server import ModelServer
 
+from axolotl_distill.capture.journal import stored_rows
 from axolotl_distill.cli import distill as commands
-from axolotl_distill.commands.kept import stored_rows
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.store import verify_store
@@ -55,7 +55,7 @@ def test_killed_and_run_again(tmp_path, tiny_model, tiny_llama_dir):
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
-        stored = stored_rows(str(remote / "store"))
+        stored = stored_rows(remote / "store")
         assert 0 < stored < ROWS
         before = len(server.requests)
         done = distill("capture", config, "--limit", ROWS)

@@ -5,12 +5,12 @@ import json
 import torch
 from support.synthetic import about_rows, manifest
 
-from axolotl_distill.capture import capture
+from axolotl_distill.capture import Capture
 from axolotl_distill.capture.imported import ImportedRows, ImportedSource
 from axolotl_distill.capture.layouts import find_layout
 from axolotl_distill.capture.layouts.files import open_rows
 from axolotl_distill.capture.layouts.tokens import TokenIds
-from axolotl_distill.store import StoreWriter, verify_store
+from axolotl_distill.store import verify_store
 
 K = 6
 CHATS = [
@@ -233,6 +233,6 @@ def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0), about=None):
         source=about or about_rows(rows),
     )
     source = ImportedSource(k, temperatures, len(tokenizer))
-    with StoreWriter.create_or_resume(folder / "store", header) as writer:
-        report = capture(rows, source, writer, 10_000, tokenizer.decode)
+    with Capture(folder / "store", header, rows, tokenizer.decode, shard_records=10_000) as capture:
+        report = capture(source)
     return verify_store(folder / "store"), report

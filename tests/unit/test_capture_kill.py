@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from distill_kernels import DenseLogits
 from support.synthetic import VOCAB, about_rows, manifest
 
-from axolotl_distill.capture.journal import RecordJournal
-from axolotl_distill.capture.logits import LogitsSource
-from axolotl_distill.capture.run import capture
+from axolotl_distill.capture import Capture
+from axolotl_distill.capture.graded import GradedSource
+from axolotl_distill.capture.journal import RecordJournal, stored_rows
 from axolotl_distill.cli.frame import ends_well
-from axolotl_distill.commands.kept import stored_rows
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
+from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import StoreWriter, verify_store
 from axolotl_distill.store.folder import JOURNAL
 
@@ -48,13 +49,14 @@ class SlowUnigram:
         table = torch.randn(VOCAB, VOCAB // 50, generator=torch.Generator().manual_seed(0))
         self.table, self.pause, self.given = table, pause, given
 
-    def logits(self, some, positions) -> Iterator:
+    def grade(self, some, positions, want) -> Iterator:
         time.sleep(self.pause)
-        for place, (row, wanted) in enumerate(zip(some, positions, strict=True)):
-            yield place, slice(0, len(wanted)), self.table[torch.tensor(row)[wanted]].repeat(1, 50)
+        for index, row in some.items():
+            logits = self.table[torch.tensor(row)[positions[index]]].repeat(1, 50)
+            yield index, slice(0, len(logits)), Signal(DenseLogits(logits))
 
 
-class Counted(LogitsSource):
+class Counted(GradedSource):
     def records(self, some):
         for index, found in super().records(some):
             yield index, found
@@ -65,9 +67,8 @@ class Counted(LogitsSource):
 
 def run(path, teacher, shard_records=SHARD_RECORDS):
     header = manifest("topk", source=about_rows(rows()))
-    with StoreWriter.create_or_resume(path, header) as writer:
-        source = Counted(teacher, ARGS)
-        return capture(rows(), source, writer, shard_records, str)
+    with Capture(path, header, rows(), str, shard_records=shard_records) as capture:
+        return capture(Counted(teacher, ARGS))
 
 
 def content(path):
@@ -136,7 +137,7 @@ def test_killed_at_random_moments(tmp_path, whole, rounds):
             number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
             moment = rng.randint(0, 120), rng.uniform(0.0, 0.03)
             ended, taken = killed_after(path, *moment, number)
-            now = stored_rows(str(path))
+            now = stored_rows(path)
             assert now >= there + taken
             there = now
             if ended:
@@ -159,7 +160,7 @@ def test_a_full_disk(tmp_path, whole):
             run(path, SlowUnigram(), shard_records=10**6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    kept = stored_rows(str(path))
+    kept = stored_rows(path)
     assert kept > 0
     report = run(path, SlowUnigram())
     assert content(path) == whole
@@ -172,17 +173,17 @@ def test_a_torn_journal(tmp_path, whole, cut):
     path = tmp_path / "store"
 
     class Stops(SlowUnigram):
-        def logits(self, some, positions):
-            if stored_rows(str(path)) > 50:
+        def grade(self, some, positions, want):
+            if stored_rows(path) > 50:
                 raise RuntimeError("the machine is off")
-            yield from super().logits(some, positions)
+            yield from super().grade(some, positions, want)
 
     with pytest.raises(RuntimeError, match="is off"):
         run(path, Stops(), shard_records=10**6)
-    before = stored_rows(str(path))
+    before = stored_rows(path)
     journal = path / JOURNAL
     os.truncate(journal, journal.stat().st_size - cut)
-    assert stored_rows(str(path)) == before - 1
+    assert stored_rows(path) == before - 1
     run(path, SlowUnigram())
     assert content(path) == whole
 
@@ -193,7 +194,7 @@ def test_rows_of_another_config_are_not_dropped(tmp_path):
     writer = StoreWriter.create_or_resume(path, manifest("topk"))
     with RecordJournal(path, writer.manifest.uid) as journal:
         journal.read(0)
-        (found,) = LogitsSource(SlowUnigram(), ARGS).records({0: rows()[0]})
+        (found,) = GradedSource(SlowUnigram(), ARGS).records({0: rows()[0]})
         journal.append(*found)
     writer.abandon()
     with pytest.raises(StoreError, match="another `method`"):
@@ -206,11 +207,11 @@ def test_nothing_captured_is_nothing_to_keep(tmp_path):
     path = tmp_path / "store"
 
     class Refuses(SlowUnigram):
-        def logits(self, some, positions):
+        def grade(self, some, positions, want):
             raise CaptureError("no")
             yield
 
     with pytest.raises(CaptureError, match="no"):
         run(path, Refuses())
-    assert stored_rows(str(path)) == 0 and not (path / JOURNAL).exists()
+    assert stored_rows(path) == 0 and not (path / JOURNAL).exists()
     StoreWriter.create_or_resume(path, manifest("nucleus")).abandon()

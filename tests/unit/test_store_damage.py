@@ -5,6 +5,7 @@ import random
 import shutil
 import struct
 import time
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -153,13 +154,15 @@ def test_a_header_is_not_trusted(path, make):
         open_store(path)
 
 
-def changed_rows(path, change):
+def changed_rows(path, change, **options):
     rows = pq.read_table(path / ROWS).to_pydict()
     change(rows)
     schema = pq.read_schema(path / ROWS)
     names = [name for name in schema.names if name in rows]
     pq.write_table(
-        pa.table({n: pa.array(rows[n], schema.field(n).type) for n in names}), path / ROWS
+        pa.table({n: pa.array(rows[n], schema.field(n).type) for n in names}),
+        path / ROWS,
+        **{"use_dictionary": False, **options},
     )
     synthetic.rehash(path, ROWS)
 
@@ -197,6 +200,46 @@ def test_a_small_file_of_much_text_is_not_unpacked(path):
     assert time.monotonic() - start < 5
 
 
+def varint(number, length=0):
+    """A zigzag number as Thrift writes it, drawn out to `length` bytes."""
+    number, found = number * 2, bytearray()
+    while number > 127 or len(found) < length - 1:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def test_pages_that_unpack_to_more_than_the_footer_says(path):
+    """The footer agrees with the manifest, and the header of a page asks for 40 MB."""
+    changed_rows(path, lambda rows: rows["text"].__setitem__(0, "a" * 40_000_000))
+    about = pq.ParquetFile(path / ROWS).metadata.row_group(0)
+    (text,) = [about.column(i) for i in range(6) if about.column(i).path_in_schema == "text"]
+    data = (path / ROWS).read_bytes()
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    said = varint(text.total_uncompressed_size)
+    assert data.count(said, footer) == 1
+    data = data[:footer] + data[footer:].replace(said, varint(300, len(said)))
+    (path / ROWS).write_bytes(data)
+    synthetic.rehash(path, ROWS)
+    before = peak()
+    with pytest.raises(StoreCorruptError, match=r"column text unpack to 4\d{7} bytes and . values"):
+        open_store(path)
+    assert peak() - before < 20_000_000, "nothing was unpacked"
+
+
+def peak():
+    return pa.default_memory_pool().max_memory()
+
+
+def test_a_text_that_stands_for_many(path):
+    """A dictionary has a text once that every row has."""
+    changed_rows(path, lambda rows: rows.update(text=["a" * 200] * len(rows["text"])))
+    open_store(path)
+    changed_rows(path, lambda rows: None, use_dictionary=["text"])
+    with pytest.raises(StoreCorruptError, match="texts of its column text are not plain"):
+        open_store(path)
+
+
 def logprobs_of_nobody(path):
     arrays = {name: array.copy() for name, array in load_file(path / RECORDS).items()}
     arrays["entries"] &= ~np.uint32((1 << 19) - 1)
@@ -206,8 +249,63 @@ def logprobs_of_nobody(path):
 
 def test_log_probabilities_that_are_none(path):
     logprobs_of_nobody(path)
-    with pytest.raises(StoreCorruptError, match=r"the probabilities of a record sum to [2-9]"):
-        verify_store(path)
+    for opens in (open_store, verify_store):
+        with pytest.raises(StoreCorruptError, match=r"the probabilities of a record sum to [2-9]"):
+            opens(path)
+
+
+def changed_records(path, change):
+    arrays = {name: array.copy() for name, array in load_file(path / RECORDS).items()}
+    change(arrays)
+    save_file(arrays, path / RECORDS)
+    synthetic.rehash(path, RECORDS)
+
+
+def test_a_tail_that_contradicts_its_entries(path):
+    """Of the entries and the tail one was made up: neither shows it alone."""
+
+    def change(arrays):
+        tail = arrays["tail"][:, 0]
+        assert abs(int(tail[5])) < 8000
+        tail[5] += 3000
+
+    changed_records(path, change)
+    with pytest.raises(StoreCorruptError, match=r"and its tail sum to .*not 1.*[Cc]opy"):
+        open_store(path)
+
+
+def test_random_log_probabilities_are_not_trained_on(path):
+    """Likeliest first, ids once each, within bounds, and of no distribution."""
+    rng = np.random.default_rng(0)
+
+    def change(arrays):
+        for start, stop in pairwise(arrays["offsets"].tolist()):
+            logprobs = -np.sort(rng.uniform(1, 30, stop - start))
+            ids = rng.choice(synthetic.VOCAB, stop - start, replace=False)
+            arrays["entries"][start:stop] = synthetic.encoding.encode_logprobs(
+                ids, logprobs, synthetic.VOCAB
+            )
+
+    changed_records(path, change)
+    with pytest.raises(StoreCorruptError, match="not of one distribution"):
+        open_store(path)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda arrays: arrays["entropy"].__setitem__(3, 9000), "entropy is not between"),
+        (lambda arrays: arrays["entropy"].__setitem__(3, -1), "entropy is not between"),
+        (lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][0] + 1), "12 draws"),
+        (lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][1]), "ascend|12 draws"),
+    ],
+)
+def test_draws_that_are_none(tmp_path, monkeypatch, change, said):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = synthetic.write_store(tmp_path / "store", "sampled", rows=20, every=60)
+    changed_records(path, change)
+    with pytest.raises(StoreCorruptError, match=said):
+        open_store(path)
 
 
 class TestTheCheckIsRemembered:

@@ -1,0 +1,79 @@
+"""Whom a capture asks: a model in this process, or one behind a server. Each is imported when it
+is needed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axolotl_distill.capture.source import Source
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.errors import StoreError
+from axolotl_distill.store import Manifest, describe_tokenizer
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids that teacher and student share, what a manifest says of the tokenizer that they
+    belong to, and what somebody should know of it."""
+
+    size: int
+    tokenizer: dict[str, Any]
+    note: str = ""
+
+
+def vocabulary_of(args: CaptureArgs, rows: Any, tokenizer: Any) -> Vocabulary:
+    """Found before a store is begun or a weight is read; from the store itself where it is
+    complete. Raises what the comparison of tokenizers does."""
+    try:
+        finished = Manifest.load(Path(args.output))
+        if finished.complete:
+            return Vocabulary(finished.vocab_size, dict(finished.tokenizer))
+    except StoreError:
+        pass
+    note = ""
+    if args.teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
+
+        with ServerTeacher(args.teacher, vocab_size=len(tokenizer)) as teacher:
+            shared = teacher.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+        note = (
+            f"Which weights a server has it does not tell: that `{args.teacher.model}` stays the "
+            "same model until the store is complete is for you to see to."
+        )
+    else:
+        from axolotl_distill.teachers.tokenizer import local_vocabulary
+
+        shared, compared = local_vocabulary(args.teacher, tokenizer)
+        if not compared:
+            note = (
+                f"{args.teacher.model} has no tokenizer: whether it reads text as the student is "
+                "unknown."
+            )
+    used = shared.check_text(rows, args.teacher.model)
+    return Vocabulary(shared.size, describe_tokenizer(tokenizer, shared.size, used), note)
+
+
+def estimated_at(args: CaptureArgs) -> list[float]:
+    """The temperatures at which this teacher's tail is not known: a server gives T = 1 alone."""
+    if args.teacher.server is None:
+        return []
+    return [temperature for temperature in args.temperatures if temperature != 1.0]
+
+
+@contextmanager
+def opened(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
+    """The teacher, loaded into this process, or reached."""
+    from axolotl_distill.capture.graded import GradedSource
+
+    if args.teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
+
+        with ServerTeacher(args.teacher, vocab_size=vocab_size) as teacher:
+            yield GradedSource(teacher, args)
+        return
+    from axolotl_distill.teachers.hf import HFTeacher
+
+    model = HFTeacher(args.teacher, vocab_size=vocab_size)
+    yield GradedSource(model, args, on_cpu=model.device == "cpu")
