@@ -272,7 +272,7 @@ def test_evaluation_checks_the_stores_too(cfg):
     cfg.distill = {"temperature": 2.0}
     assert DistillPlugin().get_training_args(cfg)["average_tokens_across_devices"]
     cfg.distill = {"temperature": 3.0}
-    with pytest.raises(StoreError, match="`distill.temperature` is 3"):
+    with pytest.raises(StoreError, match=r"`distill\.temperature` is 3"):
         DistillPlugin().get_training_args(cfg)
 
 

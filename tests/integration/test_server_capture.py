@@ -23,7 +23,7 @@ from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 from axolotl_distill.teachers.hf import HFTeacher
 
 K = 12
-LOCAL = {"k": K, "output": "-", "temperatures": [1.0, 2.0]}
+KEPT = {"output": "-", "temperatures": [1.0, 2.0]}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def local(tmp_path_factory, tiny_llama_dir, model, rows):
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
-    args = CaptureArgs(teacher="-", **LOCAL)
+    args = CaptureArgs(teacher="-", k=K, **KEPT)
     return fill(
         tmp_path_factory.mktemp("local") / "store", rows, LogitsSource(teacher, args), model
     )
@@ -62,7 +62,9 @@ def fill(path, rows, source, model, method=None):
 
 def server_args(url, engine="vllm", **changes):
     server = {"base_url": url, "engine": engine, "retries": 4, "timeout": 20.0}
-    return CaptureArgs(teacher={"model": "teacher", "server": server}, **{**LOCAL, **changes})
+    return CaptureArgs(
+        teacher={"model": "teacher", "server": server}, **(changes or {"k": K}), **KEPT
+    )
 
 
 def from_server(path, rows, model, engine="vllm", faults=lambda *_: None, method=None, **behaviour):
@@ -202,7 +204,7 @@ def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
-    args = CaptureArgs(teacher="-", **{**LOCAL, "method": "nucleus", "p": 0.4, "max_k": 30})
+    args = CaptureArgs(teacher="-", method="nucleus", p=0.4, max_k=30, **KEPT)
     expected = fill(tmp_path / "local", rows, LogitsSource(teacher, args), model, method)
     index = np.arange(expected.num_records)
     found, truth = seen.read(index), expected.read(index)
