@@ -6,7 +6,12 @@ next. Each class also inherits the standard exception a caller would reach for f
 
 
 class DistillError(Exception):
-    """Root of every error that axolotl-distill raises on purpose."""
+    """Root of every error that axolotl-distill raises on purpose.
+
+    report  what a command's --json prints although it failed
+    """
+
+    report: dict[str, object] | None = None
 
 
 class ConfigError(DistillError, ValueError):

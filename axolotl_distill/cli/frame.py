@@ -36,7 +36,7 @@ def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Ca
 
     kept     what is still there, and what to do, after the command was stopped or failed; a note on
              the KeyboardInterrupt (`add_note`) is said instead
-    reports  the command returns what --json prints
+    reports  the command returns what --json prints; after an error it is the error's `report`
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,8 +49,13 @@ def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Ca
                     command(*args, **options)
                     return
                 with _stdout_alone() as write:
-                    report = command(*args, **options)
-                    write(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+                    try:
+                        report = command(*args, **options)
+                    except DistillError as error:
+                        if error.report is not None:
+                            write(_as_json(error.report))
+                        raise
+                    write(_as_json(report))
 
         options = [
             click.option("--verbose", is_flag=True, help="Show what Axolotl logs."),
@@ -65,6 +70,10 @@ def framed(kept: str, reports: bool = True) -> Callable[[Callable[..., Any]], Ca
         return wrapped
 
     return decorate
+
+
+def _as_json(report: Any) -> str:
+    return json.dumps(report, indent=1, ensure_ascii=False) + "\n"
 
 
 @contextmanager

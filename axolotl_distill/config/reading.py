@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs, parse_distill
 from axolotl_distill.config.yaml_file import read_yaml
@@ -56,6 +58,33 @@ def check_plugin_listed(values: dict[str, Any], path: str | Path) -> None:
         raise ConfigError(
             f"{path}: `plugins` does not list axolotl_distill.{meant} Write {listed}."
         )
+
+
+def as_written(path: str | Path, block: Any) -> Any:
+    """The `distill:` block that Axolotl read from a file, as the file has it.
+
+    Axolotl reads YAML 1.1, where `yes` is true and 010 is eight, and takes the last of two keys of
+    one name. What was changed since it was read, by the command line for example, stays.
+
+    Raises what read_yaml does; a block of no file is left as it is.
+    """
+    if not Path(path).is_file():
+        return block
+    exact = read_yaml(path)
+    with open(path, encoding="utf-8") as file:
+        loose = yaml.safe_load(file)
+    return _restored(block, loose.get("distill"), exact.get("distill"))
+
+
+def _restored(held: Any, loose: Any, exact: Any) -> Any:
+    """`held`, with every value that is still what `loose` has as it is in `exact`."""
+    if all(isinstance(value, dict) for value in (held, loose, exact)):
+        both = loose.keys() & exact.keys()
+        return {
+            key: _restored(value, loose[key], exact[key]) if key in both else value
+            for key, value in held.items()
+        }
+    return exact if held == loose and type(held) is type(loose) else held
 
 
 def capture_args(args: CaptureArgs | None, teacher: str | None, output: str | None) -> CaptureArgs:

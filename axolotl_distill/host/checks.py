@@ -1,28 +1,24 @@
-"""Refuses what cannot work, before a row is tokenised or a weight is read."""
+"""What cannot work is found before a row is tokenised or a weight is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from axolotl.integrations.base import PluginManager
-from axolotl.loaders import load_tokenizer
-from axolotl.utils.logging import get_logger
-from transformers import AutoConfig, AutoTokenizer
+from axolotl.utils.dict import DictDefault
 
-from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store
-from axolotl_distill.errors import ConfigError, StoreError, TokenizerMismatchError
-from axolotl_distill.host.datasets.types import (
-    CHAT_TYPE,
-    all_stores,
-    is_ours,
-    open_stores,
-)
-from axolotl_distill.host.parallelism import check_parallelism
-from axolotl_distill.signal.stored import resolve_support
-from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
+from axolotl_distill.config.distill import DistillArgs, parse_distill
+from axolotl_distill.config.yaml_file import read_yaml
+from axolotl_distill.host.datasets.types import is_ours
+from axolotl_distill.host.findings import Finding
+from axolotl_distill.host.parallelism import parallelism
+from axolotl_distill.host.store_checks import loss_findings, store_findings
+from axolotl_distill.host.tokenise import load_config
+from axolotl_distill.store import TeacherStore
 from axolotl_distill.store.payloads import payload_of
 
-LOG = get_logger(__name__)
+REMOVE = "Remove one."
 ANOTHER_LOSS = {
     "rl": "preference and reinforcement training has a loss of its own",
     "reward_model": "a reward model has no next-token distribution",
@@ -60,31 +56,40 @@ ATTENTION_KEYS = (
 )
 
 
-def check_without_block(cfg: Any) -> None:
-    """Raises ConfigError where the plugin is on and `distill:` is missing, though it was meant:
-    it is empty, a key comes near it, or a dataset is of our types."""
+def missing_block(cfg: Any) -> Iterator[Finding]:
+    """Where the plugin is on and `distill:` is not there, though it was meant: it is empty, a key
+    comes near it, or a dataset is of our types."""
     if "distill" in cfg:
-        raise ConfigError(
-            "`distill:` is empty. Write `distill: {}` for the defaults, or remove the key and the "
-            "plugin."
+        yield Finding(
+            "distill",
+            "`distill:` is empty.",
+            "It is a mapping.",
+            "Write `distill: {}` for the defaults, or remove the key and the plugin.",
         )
+        return
     near = get_close_matches("distill", [str(key).lower() for key in cfg], n=1, cutoff=0.7)
     if near:
         key = next(key for key in cfg if str(key).lower() == near[0])
-        raise ConfigError(
-            f"`{key}:` is not a key, and nothing would be distilled; did you mean `distill:`?"
+        yield Finding(
+            key,
+            f"`{key}:` is not a key, and nothing would be distilled;",
+            "did you mean `distill:`?",
+            "Rename it.",
         )
     for dataset in [*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])]:
         if is_ours(dataset):
-            raise ConfigError(
+            yield Finding(
+                "datasets[].type",
                 f"`datasets[].type: {dataset['type']}` needs a `distill:` block, and this config "
-                "has none. Add one; `distill: {}` takes the defaults."
+                "has none.",
+                "",
+                "Add one; `distill: {}` takes the defaults.",
             )
 
 
-def check_other_plugins(cfg: Any, own: type) -> None:
-    """Raises ConfigError for a plugin, whatever its place in the list, that brings a trainer or a
-    collator: Axolotl takes the first it is given and says nothing of the others."""
+def other_plugins(cfg: Any, own: type) -> Iterator[Finding]:
+    """Every plugin, whatever its place in the list, that brings a trainer or a collator: Axolotl
+    takes the first it is given and says nothing of the others."""
     before = True
     for name, plugin in PluginManager.get_instance().plugins.items():
         if isinstance(plugin, own):
@@ -94,192 +99,86 @@ def check_other_plugins(cfg: Any, own: type) -> None:
         collator = plugin.get_collator_cls_and_kwargs(cfg)
         brought = trainer or (collator and collator[0])
         if brought:
-            raise ConfigError(
-                f"`plugins: {name}` brings {brought.__name__}, and `distill:` another: only one of "
-                "the two can train. Remove the plugin, or the `distill:` block."
+            yield Finding(
+                "plugins",
+                f"`plugins: {name}` brings {brought.__name__}, and `distill:` another:",
+                "only one of the two can train.",
+                "Remove the plugin, or the `distill:` block.",
             )
-        if collator is not None and before:
-            raise ConfigError(
-                f"`plugins: {name}` must come after axolotl_distill: it answers for the collator "
-                "without giving one. Change their order, or remove it."
+        elif collator is not None and before:
+            yield Finding(
+                "plugins",
+                f"`plugins: {name}` answers for the collator without giving one:",
+                "it must come after axolotl_distill.",
+                "Change their order, or remove it.",
             )
 
 
-def check_config(cfg: Any, args: DistillArgs) -> None:
-    """Raises ConfigError where the YAML combines `distill:` with what cannot go with it."""
+def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
+    """What the YAML combines with `distill:` and cannot go with it. Works before Axolotl has
+    validated the config, and after."""
     for key, why in ANOTHER_LOSS.items():
         if cfg.get(key):
-            raise ConfigError(f"`{key}` cannot be combined with `distill:`: {why}. Remove one.")
+            yield Finding(key, f"`{key}` cannot be combined with `distill:`:", f"{why}.", REMOVE)
     for key, instead in NOT_SUPPORTED.items():
         if cfg.get(key):
-            raise ConfigError(f"`{key}` cannot be combined with `distill:`; {instead}.")
+            yield Finding(key, f"`{key}` cannot be combined with `distill:`;", "", f"{instead}.")
     for key in NO_EFFECT:
         if cfg.get(key):
-            LOG.warning(
-                f"axolotl-distill: `{key}` has no effect: the loss, cross-entropy and all, is "
-                "axolotl-distill's own. Remove the key."
+            yield Finding(
+                key,
+                f"`{key}` has no effect:",
+                "the loss, cross-entropy and all, is axolotl-distill's own.",
+                "Remove the key.",
+                error=None,
             )
-    check_parallelism(cfg)
-    if cfg.get("streaming") and cfg.get("sample_packing") and len(cfg.get("datasets") or []) > 1:
-        raise ConfigError(
+    yield from parallelism(cfg)
+    packs = cfg.get("sample_packing")
+    if cfg.get("streaming") and packs and len(cfg.get("datasets") or []) > 1:
+        yield Finding(
+            "streaming",
             "`streaming: true` with `sample_packing: true` reads the first entry of `datasets` "
-            f"alone, and there are {len(cfg['datasets'])}. Leave one of the two out."
+            f"alone, and there are {len(cfg['datasets'])}.",
+            "",
+            "Leave one of the two out.",
         )
-    if cfg.get("sample_packing") and not any(cfg.get(key) for key in ATTENTION_KEYS):
-        raise ConfigError(
+    if packs and not any(cfg.get(key) for key in ATTENTION_KEYS):
+        yield Finding(
+            "sample_packing",
             "`sample_packing: true` without `attn_implementation` lets packed documents attend to "
-            "each other, and the student would see text its teacher did not. Set "
-            "`attn_implementation: flash_attention_2` on a GPU, or `sdpa`."
+            "each other,",
+            "and the student would see text its teacher did not.",
+            "Set `attn_implementation: flash_attention_2` on a GPU, or `sdpa`.",
         )
     if args.capture:
-        _check_capture(args)
+        yield from _capture_findings(args)
 
 
-def _check_capture(args: DistillArgs) -> None:
+def _capture_findings(args: DistillArgs) -> Iterator[Finding]:
     """A store that this very config would capture must be one that it can train on."""
     payload = payload_of(args.capture)
     served = payload.serves(args.support or payload.supports[0], args.capture.temperatures)
     if served is not None and args.temperature not in served:
-        raise ConfigError(
+        yield Finding(
+            "distill.temperature",
             f"`distill.temperature: {args.temperature:g}` is not what "
-            f"`distill.capture.{payload.temperature_key}` provides for ({served}). Make them agree "
-            "before capturing: the teacher at another temperature cannot be had from the store."
+            f"`distill.capture.{payload.temperature_key}` provides for ({served}):",
+            "the teacher at another temperature cannot be had from the store.",
+            "Make them agree before capturing.",
         )
 
 
-def check_stores(cfg: Any, args: DistillArgs) -> list[TeacherStore]:
-    """Opens every store of the config and holds it against tokenizer, student and loss.
+def verify_findings(config: str | Path, store: TeacherStore) -> list[Finding]:
+    """All that training would refuse of a YAML and this store, and what it would only say.
 
-    Raises ConfigError when there is none, unless the teacher is text alone, and when there is one
-    though it is; StoreError and its children for a store that is missing, damaged, empty, from
-    another tokenizer or captured for other settings.
+    Where Axolotl would not even take the YAML up, tokenizer and student stay unseen.
     """
-    if args.teacher == "text":
-        for dataset in [*(cfg.datasets or []), *(cfg.test_datasets or [])]:
-            if is_store(dataset):
-                raise ConfigError(
-                    "`distill.teacher: text` learns from text alone, but the dataset "
-                    f"{dataset['path']} is a store. Set `distill.teacher: store` or remove it."
-                )
-        return []
-    if not open_stores(cfg.datasets):
-        raise ConfigError(
-            f"`distill:` is set but no entry of `datasets` has `type: {STORE_TYPE}`. Capture one "
-            "with `axolotl distill capture CONFIG.yml` and add it; for text without a teacher, "
-            f"beside a store, use `type: {CHAT_TYPE}`; to learn from a teacher's text alone, set "
-            "`distill.teacher: text`."
-        )
-    stores = all_stores(cfg)
-    _check_labels(cfg, stores)
-    for store in stores:
-        check_store(cfg, args, store)
-    _check_alike(stores)
-    return stores
+    from axolotl_distill.host.plugin import DistillPlugin
 
-
-def check_store(cfg: Any, args: DistillArgs, store: TeacherStore) -> None:
-    """Raises StoreError and its children when the student cannot learn from this store."""
-    student = AutoConfig.from_pretrained(
-        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
-    ).get_text_config()
-    tokenizer = load_tokenizer(cfg)
-    try:
-        check_compatible(store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size)
-    except TokenizerMismatchError as error:
-        raise TokenizerMismatchError(f"{error}{_first_differences(store, tokenizer)}") from None
-    check_loss(store, args)
-    if (
-        args.temperature in store.manifest.tail_estimated
-        and resolve_support(store, args) == "tail_bucket"
-    ):
-        LOG.warning(
-            f"axolotl-distill: {store.path} came from a server, which gives the teacher at T=1; "
-            f"how much its tail holds at `distill.temperature: {args.temperature:g}` is estimated. "
-            "With 64 entries a record and up to T=2 that does little harm; a teacher without "
-            "`server` gives it exactly."
-        )
-
-
-def _first_differences(store: TeacherStore, tokenizer: Any) -> str:
-    """Which ids differ, where the tokenizer that the store names can still be had; else nothing."""
-    about, size = store.manifest.tokenizer, store.manifest.vocab_size
-    try:
-        theirs = AutoTokenizer.from_pretrained(about["name"], local_files_only=True)
-    except (OSError, ValueError):
-        return ""
-    own, other, apart = tokens_of(tokenizer), tokens_of(theirs), added_ids(about)
-    wrong = [i for i in range(size) if i not in apart and own.get(i) != other.get(i)]
-    return "".join(
-        f"\n  id {i} is {other.get(i)!r} in the store and {own.get(i)!r} in the student's"
-        for i in wrong[:3]
-    )
-
-
-def check_loss(store: TeacherStore, args: DistillArgs) -> None:
-    """Raises StoreError when the store's records cannot give the loss that is asked for."""
-    if store.num_records == 0:
-        raise StoreError(
-            f"{store.path} holds no record: no token of its dataset is supervised. Check the chat "
-            "template and `train_on_inputs`/`roles_to_train` of the captured datasets."
-        )
-    payload, support = store.manifest.method, resolve_support(store, args)
-    if support not in payload.supports:
-        raise StoreError(
-            f"`distill.support: {support}` does not fit {store.path}, whose records are "
-            f"{payload.kind}. Use {' or '.join(payload.supports)}, or capture with another "
-            "`distill.capture.method`."
-        )
-    if payload.divergences is not None and args.divergence not in payload.divergences:
-        only = " or ".join(payload.divergences)
-        raise StoreError(
-            f"`distill.divergence: {args.divergence}` cannot be had from {store.path}, whose "
-            f"records are {payload.kind} and give an unbiased {only} only. Use {only}, or capture "
-            "with another `distill.capture.method`."
-        )
-    served = payload.serves(support, store.manifest.temperatures)
-    if served is not None and args.temperature not in served:
-        others = [
-            f"`distill.support: {other}`"
-            for other in payload.supports
-            if payload.serves(other, store.manifest.temperatures) is None
-        ]
-        raise StoreError(
-            f"{store.path} serves the temperatures {served}, but `distill.temperature` is "
-            f"{args.temperature:g}. "
-            + ", or ".join(
-                [
-                    "Use one of them",
-                    f"capture again with it in `distill.capture.{payload.temperature_key}`",
-                    *(f"set {other}" for other in others),
-                ]
-            )
-            + "."
-        )
-
-
-def _check_labels(cfg: Any, stores: Sequence[TeacherStore]) -> None:
-    """A store keeps the labels it was made with, whatever the config says of labels now."""
-    for store in stores:
-        made = bool(store.manifest.source.get("train_on_inputs"))
-        if bool(cfg.train_on_inputs) != made:
-            raise ConfigError(
-                f"`train_on_inputs: {bool(cfg.train_on_inputs)}` has no effect on {store.path}, "
-                f"whose labels were fixed with {made}. Set it to {made}, or capture again; other "
-                "datasets of this run take `roles_to_train`."
-            )
-
-
-def _check_alike(stores: Sequence[TeacherStore]) -> None:
-    first = stores[0]
-    for store in stores[1:]:
-        mine, theirs = first.manifest, store.manifest
-        if mine.vocab_size != theirs.vocab_size:
-            raise StoreError(
-                f"{first.path} has {mine.vocab_size} token ids and {store.path} has "
-                f"{theirs.vocab_size}; stores of one run must share the vocabulary."
-            )
-        if mine.method.supports != theirs.method.supports:
-            raise StoreError(
-                f"{first.path} holds {mine.method.kind} records and {store.path} "
-                f"{theirs.method.kind} records; draws and log-probabilities cannot be mixed."
-            )
+    values = read_yaml(config)
+    args = parse_distill(values.get("distill"), values.get("datasets"))
+    found = [*config_findings(DictDefault(values), args)]
+    if any(finding.error is not None for finding in found):
+        return [*found, *loss_findings(store, args)]
+    cfg, args = load_config(config)
+    return [*found, *other_plugins(cfg, DistillPlugin), *store_findings(cfg, args, store)]

@@ -145,7 +145,7 @@ def check_processes(trainer: Any) -> None:
             raise ConfigError(f"`{name}: {ways}` is in force: {why}. {WITH_DDP}")
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
-        raise ConfigError(f"FSDP1 is in force: {FSDP1}")
+        raise ConfigError("FSDP1 is in force: " + " ".join(FSDP1))
     if kind == "MEGATRON_LM":
         raise ConfigError(f"Megatron-LM is in force: {TENSOR}. {WITH_DDP}")
     if accelerator.num_processes > 1 and not args.average_tokens_across_devices:

@@ -2,13 +2,13 @@
 
 One process and DDP are. What splits a sequence, a layer or the experts over ranks is refused, and
 so is what shards the head so that it cannot be read. What is in force once the trainer stands,
-whatever the config said, is looked at in `train/in_force.py`.
+whatever the config said, is looked at in `in_force.py`.
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.findings import Finding
 
 SEQUENCE = "it cuts a sequence over ranks, and a token's next one may lie on another"
 TENSOR = "it cuts the output head over ranks, and the loss needs all of a token's logits"
@@ -25,25 +25,29 @@ WITH_DDP = (
     "CONFIG.yml`."
 )
 FSDP1 = (
-    "FSDP1 flattens the weights, and the output head cannot be read outside its own forward. Set "
-    "`fsdp_version: 2`, or leave FSDP out and train with DDP."
+    "FSDP1 flattens the weights, and the output head cannot be read outside its own forward.",
+    "Set `fsdp_version: 2`, or leave FSDP out and train with DDP.",
 )
 
 
-def check_parallelism(cfg: Any) -> None:
-    """Raises ConfigError for parallelism that gives a wrong loss or none.
+def parallelism(cfg: Any) -> Iterator[Finding]:
+    """Parallelism that gives a wrong loss or none.
 
     Works before Axolotl has validated the config, which renames and fills in keys, and after.
     """
     for key, ways, why in _splits(cfg):
         if ways > 1:
-            raise ConfigError(
-                f"`{key}: {ways}` cannot be combined with `distill:`: {why}. {WITH_DDP}"
+            yield Finding(
+                key, f"`{key}: {ways}` cannot be combined with `distill:`:", f"{why}.", WITH_DDP
             )
     fsdp = cfg.get("fsdp_config") or {}
     version = cfg.get("fsdp_version") or fsdp.get("fsdp_version") or fsdp.get("version") or 1
     if (cfg.get("fsdp") or fsdp) and str(version) != "2":
-        raise ConfigError(f"`fsdp_version: {version}` cannot be combined with `distill:`: {FSDP1}")
+        yield Finding(
+            "fsdp_version",
+            f"`fsdp_version: {version}` cannot be combined with `distill:`:",
+            *FSDP1,
+        )
 
 
 def _splits(cfg: Any) -> Iterator[tuple[str, int, str]]:

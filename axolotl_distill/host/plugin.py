@@ -3,9 +3,11 @@
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
+from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from axolotl_distill.config.distill import DistillArgs, parse_distill
+from axolotl_distill.config.reading import as_written
 
 LOG = get_logger(__name__)
 
@@ -13,19 +15,27 @@ LOG = get_logger(__name__)
 class DistillPlugin(BasePlugin):
     """Distillation for Axolotl. Does nothing unless the YAML has a `distill:` block."""
 
+    _checked: Any = None
+    """The config whose stores were checked."""
+
     def register(self, cfg: Any) -> None:
         """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
-        from axolotl_distill.host.checks import check_config, check_without_block
+        from axolotl_distill.host.checks import config_findings, missing_block
         from axolotl_distill.host.datasets.types import resolve_types
+        from axolotl_distill.host.findings import enforce
 
         if cfg.get("distill") is None:
-            check_without_block(cfg)
+            enforce(missing_block(cfg))
             LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
             return
         from axolotl_distill.host.compat import settle_precision
 
-        args = parse_distill(_plain(cfg["distill"]), cfg.get("datasets"))
-        check_config(cfg, args)
+        block = _plain(cfg["distill"])
+        if cfg.get("axolotl_config_path"):
+            block = as_written(cfg["axolotl_config_path"], block)
+            cfg["distill"] = DictDefault(block) if isinstance(block, dict) else block
+        args = parse_distill(block, cfg.get("datasets"))
+        enforce(config_findings(cfg, args))
         settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
             resolve_types(cfg.get(key))
@@ -37,14 +47,10 @@ class DistillPlugin(BasePlugin):
         """Check the stores against tokenizer and student, before any row or weight is read."""
         if not _is_on(cfg):
             return
-        from axolotl_distill.host.checks import check_other_plugins, check_stores
         from axolotl_distill.host.compat import prepare_cpu_launch
         from axolotl_distill.host.datasets.types import follow_content
-        from axolotl_distill.host.parallelism import check_parallelism
 
-        check_parallelism(cfg)
-        check_other_plugins(cfg, DistillPlugin)
-        check_stores(cfg, _args(cfg))
+        self._check(cfg)
         follow_content(cfg.datasets)
         follow_content(cfg.test_datasets)
         prepare_cpu_launch(cfg)
@@ -54,6 +60,10 @@ class DistillPlugin(BasePlugin):
             return None
         from axolotl_distill.host.compat import has_accelerator
 
+        if self._checked is not cfg:
+            # `axolotl evaluate` asks no plugin for its datasets. This is the first hook that only
+            # training and evaluation call: others run without the stores.
+            self._check(cfg)
         training_args = {"average_tokens_across_devices": True}
         if not has_accelerator():
             training_args["use_cpu"] = True
@@ -78,11 +88,16 @@ class DistillPlugin(BasePlugin):
     def post_model_load(self, cfg: Any, model: Any) -> None:
         if not _is_on(cfg):
             return
+        from axolotl_distill.host.compat import quiet_other_ranks
         from axolotl_distill.host.datasets.types import all_stores
-        from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
+        from axolotl_distill.objectives.forward import attach_distill_forward
+        from axolotl_distill.objectives.logits import logits_objective
+        from axolotl_distill.signal.source import signal_source
 
+        quiet_other_ranks("axolotl_distill.objectives")
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        attach_distill_forward(causal_lm, loss_settings(_args(cfg), all_stores(cfg)))
+        source = signal_source(_args(cfg), all_stores(cfg))
+        attach_distill_forward(causal_lm, [logits_objective(_args(cfg), source)], source)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         if not _is_on(cfg):
@@ -101,6 +116,17 @@ class DistillPlugin(BasePlugin):
         stores = all_stores(cfg)
         check_trainer(trainer, stores)
         return [InForce(trainer, stores)]
+
+    def _check(self, cfg: Any) -> None:
+        from axolotl_distill.host.checks import other_plugins
+        from axolotl_distill.host.findings import enforce
+        from axolotl_distill.host.parallelism import parallelism
+        from axolotl_distill.host.store_checks import stores_findings
+
+        enforce(parallelism(cfg))
+        enforce(other_plugins(cfg, DistillPlugin))
+        enforce(stores_findings(cfg, _args(cfg)))
+        self._checked = cfg
 
 
 def _is_on(cfg: Any) -> bool:

@@ -1,6 +1,7 @@
 """Loads the model that a YAML names, on one device or spread over several."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def loading_options(args: ModelArgs) -> dict[str, Any]:
     }
     if args.quantization == "8bit":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        # LLM.int8() multiplies in float16, and says so for every layer of every batch.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     elif args.quantization == "4bit":
         # What is multiplied is in `dtype`; for "auto" bitsandbytes follows its input.
         compute = {} if dtype == "auto" else {"bnb_4bit_compute_dtype": dtype}

@@ -1,5 +1,6 @@
 """What trains is what the config says, or the run stops with what did it."""
 
+import logging
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -8,16 +9,17 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.prompt_strategies import load as load_type
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from axolotl.utils.dict import DictDefault
-from support.losses import settings
+from support.losses import attach, settings
 from torch import nn
 
 from axolotl_distill import DistillPlugin
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.host.checks import check_other_plugins
+from axolotl_distill.host import compat
+from axolotl_distill.host.checks import other_plugins
 from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.findings import enforce
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
-from axolotl_distill.objectives.forward import attach_distill_forward
 
 pytestmark = pytest.mark.axolotl
 
@@ -29,7 +31,7 @@ PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.traj
 def trainer(tiny_model, tokenizer):
     """Our trainer as a run builds it, without the many seconds that building it takes."""
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     found = AxolotlDistillTrainer.__new__(AxolotlDistillTrainer)
     collator = TeacherCollator(
         tokenizer, base_cls=DataCollatorForSeq2Seq, packed=False, stores=[], temperature=2.0
@@ -139,6 +141,18 @@ def test_fsdp1_and_data_parallel_and_a_spread_model(trainer):
         check_processes(trainer)
 
 
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_says_what_objectives_warn_of(monkeypatch, caplog, main):
+    monkeypatch.setattr(compat, "is_main_process", lambda: main)
+    name = "axolotl_distill.objectives"
+    try:
+        compat.quiet_other_ranks(name)
+        logging.getLogger(f"{name}.student").warning("slower")
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    assert ("slower" in caplog.text) == main
+
+
 class OtherTrainer(BasePlugin):
     def get_trainer_cls(self, cfg):
         return SimpleNamespace(__name__="TheirTrainer") if cfg.theirs else None
@@ -155,12 +169,12 @@ def test_another_plugins_trainer_before_and_after_ours(monkeypatch, first):
         PluginManager.get_instance(), "plugins", {name: plugins[name] for name in order}
     )
     with pytest.raises(ConfigError, match=r"theirs\.Plugin` brings TheirTrainer"):
-        check_other_plugins(DictDefault(theirs=True), DistillPlugin)
+        enforce(other_plugins(DictDefault(theirs=True), DistillPlugin))
     if first:
         with pytest.raises(ConfigError, match="must come after axolotl_distill"):
-            check_other_plugins(DictDefault(), DistillPlugin)
+            enforce(other_plugins(DictDefault(), DistillPlugin))
     else:
-        check_other_plugins(DictDefault(), DistillPlugin)
+        enforce(other_plugins(DictDefault(), DistillPlugin))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

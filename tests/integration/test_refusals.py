@@ -19,8 +19,11 @@ from axolotl_distill.errors import (
     StoreError,
     StoreMissingError,
 )
-from axolotl_distill.host.checks import check_config, check_stores
-from axolotl_distill.host.datasets.types import resolve_types
+from axolotl_distill.host.checks import config_findings
+from axolotl_distill.host.datasets.types import open_stores, resolve_types
+from axolotl_distill.host.findings import enforce
+from axolotl_distill.host.plugin import DistillPlugin
+from axolotl_distill.host.store_checks import stores_findings
 from axolotl_distill.terms import check_terms
 
 pytestmark = pytest.mark.axolotl
@@ -38,6 +41,14 @@ def cfg(config):
 
 def args(**values):
     return parse_distill({"temperature": 2.0, **values})
+
+
+def check_config(cfg, args):
+    enforce(config_findings(cfg, args))
+
+
+def check_stores(cfg, args):
+    enforce(stores_findings(cfg, args))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +147,8 @@ def test_capture_and_training_must_agree(cfg):
 
 
 def test_fitting_store_is_accepted(cfg, store):
-    assert [s.path for s in check_stores(cfg, args())] == [store]
+    assert list(stores_findings(cfg, args())) == []
+    assert [s.path for s in open_stores(cfg.datasets)] == [store]
 
 
 def test_no_store_at_all(cfg):
@@ -186,6 +198,80 @@ def test_no_supervised_token(cfg, tmp_path, tiny_model):
     cfg.datasets[0]["path"] = str(path)
     with pytest.raises(StoreError, match="no token of its dataset is supervised"):
         check_stores(cfg, args())
+
+
+def test_all_that_is_wrong_is_found_at_once(cfg, store):
+    cfg.use_dft, cfg.tensor_parallel_size, cfg.cut_cross_entropy = True, 2, True
+    found = list(config_findings(cfg, args()))
+    assert [(finding.key, finding.error) for finding in found] == [
+        ("use_dft", ConfigError),
+        ("cut_cross_entropy", None),
+        ("tensor_parallel_size", ConfigError),
+    ]
+    assert all(finding.seen and finding.expected and finding.remedy for finding in found)
+    cfg.train_on_inputs = True
+    found = list(stores_findings(cfg, args(temperature=3.0)))
+    assert [finding.key for finding in found] == ["train_on_inputs", "distill.temperature"]
+
+
+def test_verify_says_all_of_it(tmp_path, config, store):
+    config = {**BASE, **config, "use_dft": True, "tensor_parallel_size": 2}
+    config["distill"] = {"alpha": 0.5, "temperature": 3.0}
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    done = distill_here("verify", store, "--config", path, "--json", check=False)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)["findings"]
+    keys = ["use_dft", "tensor_parallel_size", "distill.temperature"]
+    assert [finding["key"] for finding in found] == keys
+    assert {finding["level"] for finding in found} == {"error"}
+    assert all(f"* {finding['seen']}" in done.stderr for finding in found)
+    # What Axolotl takes up is held against tokenizer and student too.
+    for key in keys[:2]:
+        del config[key]
+    path.write_text(yaml.safe_dump({**config, "train_on_inputs": True}))
+    done = distill_here("verify", store, "--config", path, "--json", check=False)
+    found = json.loads(done.stdout)["findings"]
+    assert [finding["key"] for finding in found] == ["train_on_inputs", "distill.temperature"]
+    path.write_text(yaml.safe_dump({**config, "distill": {"alpha": 0.5}}))
+    done = distill_here("verify", store, "--config", path, "--json")
+    assert json.loads(done.stdout)["findings"] == []
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("distill: {alpha: 0.5, temperature: 2.0, temperature: 3.0}", "`temperature` is there"),
+        ("distill: {temperature: 2.0, capture: {teacher: t, output: o, k: 010}}", "'010'"),
+        ("distill: {temperature: 2.0, capture: {teacher: {model: t, trust_remote_code: yes}, "
+         "output: o}}", "must be true or false (got 'yes')"),
+        ("distill: {temperature: 2.0}\nlora_r: 8\nlora_r: 16", "`lora_r` is there already"),
+    ],
+)  # fmt: skip
+def test_the_file_itself_is_read_when_the_plugin_is_registered(tmp_path, cfg, written, said):
+    """Axolotl reads `yes` as true and 010 as eight, and the last of two keys."""
+    path = tmp_path / "config.yml"
+    path.write_text(written)
+    held = DictDefault({**cfg, **yaml.safe_load(written), "axolotl_config_path": str(path)})
+    with pytest.raises(ConfigError) as refused:
+        DistillPlugin().register(held)
+    assert said in str(refused.value)
+
+
+def test_what_the_command_line_put_right_stays(tmp_path, cfg):
+    path = tmp_path / "config.yml"
+    path.write_text("distill: {alpha: yes, temperature: 1e-1, support: renormalize}")
+    held = DictDefault({**cfg, "axolotl_config_path": str(path)})
+    held.distill = {"alpha": 0.25, "temperature": "1e-1", "support": "renormalize"}
+    DistillPlugin().register(held)
+    assert held.distill.alpha == 0.25 and held.distill.temperature == 0.1
+
+
+def test_the_home_folder_in_a_datasets_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    entry = {"path": "~/chats.jsonl", "type": "chat_template"}
+    resolve_types([entry])
+    assert entry["path"] == "/home/ann/chats.jsonl"
 
 
 def test_a_run_ends_with_the_message(tmp_path, config):

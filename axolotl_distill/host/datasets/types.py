@@ -6,6 +6,7 @@ public names by the modules of this folder when it is registered.
 """
 
 import hashlib
+import os
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def weighs_thinking(datasets: list[Any] | None) -> bool:
 
 def resolve_types(datasets: list[Any] | None) -> None:
     """Replace the public type names by their modules, in place, and keep `thinking` from being
-    dropped by Axolotl's schema.
+    dropped by Axolotl's schema. A path's `~` becomes the home folder.
 
     A store has one split, `train`, also when it is used under `test_datasets`; it is filled in
     where the user left it out. Raises ConfigError for a type of ours that does not exist, for an
@@ -72,6 +73,8 @@ def resolve_types(datasets: list[Any] | None) -> None:
     given to another type.
     """
     for dataset in datasets or []:
+        if str(dataset.get("path") or "").startswith("~"):
+            dataset["path"] = os.path.expanduser(dataset["path"])
         name = dataset.get("type")
         if not isinstance(name, str):
             continue

@@ -1,0 +1,180 @@
+"""Whether the student can learn what is asked of it from the stores of a config."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from axolotl.loaders import load_tokenizer
+from transformers import AutoConfig, AutoTokenizer
+
+from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store
+from axolotl_distill.errors import StoreError, TokenizerMismatchError
+from axolotl_distill.host.datasets.types import CHAT_TYPE, all_stores, open_stores
+from axolotl_distill.host.findings import Finding
+from axolotl_distill.signal.source import resolve_support
+from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
+
+
+def stores_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
+    """Opens every store of the config and holds it against tokenizer, student and loss.
+
+    There must be one, unless the teacher is text alone, and then there must be none.
+    """
+    if args.teacher == "text":
+        for dataset in [*(cfg.datasets or []), *(cfg.test_datasets or [])]:
+            if is_store(dataset):
+                yield Finding(
+                    "distill.teacher",
+                    "`distill.teacher: text` learns from text alone, but the dataset "
+                    f"{dataset['path']} is a store.",
+                    "",
+                    "Set `distill.teacher: store` or remove it.",
+                )
+        return
+    try:
+        there = open_stores(cfg.datasets)
+        stores = all_stores(cfg)
+    except StoreError as error:
+        yield Finding.of("datasets", error)
+        return
+    if not there:
+        yield Finding(
+            "datasets",
+            f"`distill:` is set but no entry of `datasets` has `type: {STORE_TYPE}`.",
+            "",
+            "Capture one with `axolotl distill capture CONFIG.yml` and add it; for text without a "
+            f"teacher, beside a store, use `type: {CHAT_TYPE}`; to learn from a teacher's text "
+            "alone, set `distill.teacher: text`.",
+        )
+        return
+    for store in stores:
+        yield from store_findings(cfg, args, store)
+    yield from _unlike(stores)
+
+
+def store_findings(cfg: Any, args: DistillArgs, store: TeacherStore) -> Iterator[Finding]:
+    """Why the student cannot learn from this store."""
+    yield from _labels(cfg, store)
+    student = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    ).get_text_config()
+    tokenizer = load_tokenizer(cfg)
+    try:
+        check_compatible(store.manifest, tokenizer=tokenizer, student_vocab_size=student.vocab_size)
+    except TokenizerMismatchError as error:
+        detailed = TokenizerMismatchError(f"{error}{_first_differences(store, tokenizer)}")
+        yield Finding.of("base_model", detailed)
+    except StoreError as error:
+        yield Finding.of("base_model", error)
+    yield from loss_findings(store, args)
+
+
+def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
+    """Why the store's records cannot give the loss that is asked for."""
+    if store.num_records == 0:
+        yield Finding(
+            str(store.path),
+            f"{store.path} holds no record:",
+            "no token of its dataset is supervised.",
+            "Check the chat template and `train_on_inputs`/`roles_to_train` of the captured "
+            "datasets.",
+            StoreError,
+        )
+        return
+    payload, support = store.manifest.method, resolve_support(store, args)
+    if support not in payload.supports:
+        yield Finding(
+            "distill.support",
+            f"`distill.support: {support}` does not fit {store.path}, whose records are "
+            f"{payload.kind}.",
+            "",
+            f"Use {' or '.join(payload.supports)}, or capture with another "
+            "`distill.capture.method`.",
+            StoreError,
+        )
+        return
+    if payload.divergences is not None and args.divergence not in payload.divergences:
+        only = " or ".join(payload.divergences)
+        yield Finding(
+            "distill.divergence",
+            f"`distill.divergence: {args.divergence}` cannot be had from {store.path}, whose "
+            f"records are {payload.kind}",
+            f"and give an unbiased {only} only.",
+            f"Use {only}, or capture with another `distill.capture.method`.",
+            StoreError,
+        )
+    served = payload.serves(support, store.manifest.temperatures)
+    if served is not None and args.temperature not in served:
+        others = [
+            f"set `distill.support: {other}`"
+            for other in payload.supports
+            if payload.serves(other, store.manifest.temperatures) is None
+        ]
+        again = f"capture again with it in `distill.capture.{payload.temperature_key}`"
+        yield Finding(
+            "distill.temperature",
+            f"{store.path} serves the temperatures {served},",
+            f"but `distill.temperature` is {args.temperature:g}.",
+            f"{', or '.join(['Use one of them', again, *others])}.",
+            StoreError,
+        )
+    if args.temperature in store.manifest.tail_estimated and support == "tail_bucket":
+        yield Finding(
+            "distill.temperature",
+            f"{store.path} came from a server, which gives the teacher at T=1; how much its tail "
+            f"holds at `distill.temperature: {args.temperature:g}` is estimated.",
+            "With 64 entries a record and up to T=2 that does little harm;",
+            "a teacher without `server` gives it exactly.",
+            error=None,
+        )
+
+
+def _labels(cfg: Any, store: TeacherStore) -> Iterator[Finding]:
+    """A store keeps the labels it was made with, whatever the config says of labels now."""
+    made = bool(store.manifest.source.get("train_on_inputs"))
+    if bool(cfg.train_on_inputs) != made:
+        yield Finding(
+            "train_on_inputs",
+            f"`train_on_inputs: {bool(cfg.train_on_inputs)}` has no effect on {store.path},",
+            f"whose labels were fixed with {made}.",
+            f"Set it to {made}, or capture again; other datasets of this run take "
+            "`roles_to_train`.",
+        )
+
+
+def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
+    first = stores[0]
+    for store in stores[1:]:
+        mine, theirs = first.manifest, store.manifest
+        if mine.vocab_size != theirs.vocab_size:
+            yield Finding(
+                "datasets",
+                f"{first.path} has {mine.vocab_size} token ids and {store.path} has "
+                f"{theirs.vocab_size};",
+                "stores of one run must share the vocabulary.",
+                "Take one of them out.",
+                StoreError,
+            )
+        if mine.method.supports != theirs.method.supports:
+            yield Finding(
+                "datasets",
+                f"{first.path} holds {mine.method.kind} records and {store.path} "
+                f"{theirs.method.kind} records;",
+                "draws and log-probabilities cannot be mixed.",
+                "Take one of them out, or capture it again.",
+                StoreError,
+            )
+
+
+def _first_differences(store: TeacherStore, tokenizer: Any) -> str:
+    """Which ids differ, where the tokenizer that the store names can still be had; else nothing."""
+    about, size = store.manifest.tokenizer, store.manifest.vocab_size
+    try:
+        theirs = AutoTokenizer.from_pretrained(about["name"], local_files_only=True)
+    except (OSError, ValueError):
+        return ""
+    own, other, apart = tokens_of(tokenizer), tokens_of(theirs), added_ids(about)
+    wrong = [i for i in range(size) if i not in apart and own.get(i) != other.get(i)]
+    return "".join(
+        f"\n  id {i} is {other.get(i)!r} in the store and {own.get(i)!r} in the student's"
+        for i in wrong[:3]
+    )
