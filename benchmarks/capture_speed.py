@@ -12,7 +12,7 @@ from common import alternate, keep
 from transformers import AutoTokenizer
 
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.logits import LogitsSource, length_batches
+from axolotl_distill.capture.graded import GradedSource, length_batches
 from axolotl_distill.capture.source import summarise
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -43,7 +43,7 @@ def main() -> None:
 
     @torch.inference_mode()
     def bare() -> None:
-        for batch in length_batches(by_index, list(by_index), BATCH_TOKENS):
+        for batch in length_batches(by_index, BATCH_TOKENS):
             longest = max(len(rows[i]["input_ids"]) for i in batch)
             ids = torch.zeros(len(batch), longest, dtype=torch.int64)
             mask = torch.zeros_like(ids)
@@ -70,7 +70,7 @@ def main() -> None:
                 with Capture(
                     folder, manifest, rows, tokenizer.decode, shard_records=args.shard_records
                 ) as capture:
-                    capture(LogitsSource(teacher, args))
+                    capture(GradedSource(teacher, args))
 
         return run
 

@@ -33,6 +33,10 @@ def chat_tokens(tokenizer, messages: list[dict]) -> tuple[list[int], list[bool]]
     return ids, assistant
 
 
+def load(path: str):
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
 @torch.inference_mode()
 def logits_of(model, ids: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, :-1].float()
@@ -42,17 +46,19 @@ def main(teacher_path: str, out: str, students: dict[str, str]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_path)
     lines = HELD_OUT.read_text().splitlines()[:ROWS]
     chats = [chat_tokens(tokenizer, json.loads(line)["messages"]) for line in lines]
-    teacher = AutoModelForCausalLM.from_pretrained(teacher_path, dtype=torch.float32).eval()
+    teacher = load(teacher_path)
     wanted = []
     for ids, assistant in chats:
         rows = torch.tensor(assistant[1:])
         wanted.append((rows, torch.tensor(ids[1:])[rows], logits_of(teacher, ids)[rows]))
     results = {}
     for name, path in students.items():
-        student = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        is_teacher = path == teacher_path
+        student = teacher if is_teacher else load(path)
         kl = agree = ce = tokens = 0.0
         for (ids, _), (rows, targets, teacher_logits) in zip(chats, wanted, strict=True):
-            q = logits_of(student, ids)[rows].log_softmax(-1)
+            logits = teacher_logits if is_teacher else logits_of(student, ids)[rows]
+            q = logits.log_softmax(-1)
             p = teacher_logits.log_softmax(-1)
             kl += (p.exp() * (p - q)).sum().item()
             agree += (p.argmax(-1) == q.argmax(-1)).sum().item()

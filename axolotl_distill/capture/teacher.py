@@ -34,10 +34,10 @@ def vocabulary_of(args: CaptureArgs, rows: Any, tokenizer: Any) -> Vocabulary:
         pass
     note = ""
     if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
+        from axolotl_distill.teachers.server import ServerTeacher
 
-        with ServerSource(args, vocab_size=len(tokenizer)) as source:
-            shared = source.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
+        with ServerTeacher(args.teacher, vocab_size=len(tokenizer)) as teacher:
+            shared = teacher.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
         note = (
             f"Which weights a server has it does not tell: that `{args.teacher.model}` stays the "
             "same model until the store is complete is for you to see to."
@@ -65,14 +65,15 @@ def estimated_at(args: CaptureArgs) -> list[float]:
 @contextmanager
 def opened(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
     """The teacher, loaded into this process, or reached."""
-    if args.teacher.server is not None:
-        from axolotl_distill.capture.server import ServerSource
+    from axolotl_distill.capture.graded import GradedSource
 
-        with ServerSource(args, vocab_size=vocab_size) as source:
-            yield source
+    if args.teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
+
+        with ServerTeacher(args.teacher, vocab_size=vocab_size) as teacher:
+            yield GradedSource(teacher, args)
         return
-    from axolotl_distill.capture.logits import LogitsSource
     from axolotl_distill.teachers.hf import HFTeacher
 
     model = HFTeacher(args.teacher, vocab_size=vocab_size)
-    yield LogitsSource(model, args, on_cpu=model.device == "cpu")
+    yield GradedSource(model, args, on_cpu=model.device == "cpu")

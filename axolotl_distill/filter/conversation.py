@@ -6,7 +6,7 @@ from typing import Any
 from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.trajectories import OPEN, join_thinking, parts_of
 from axolotl_distill.trajectories.messages import calls_of
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 Message = dict[str, Any]
 
@@ -15,7 +15,7 @@ KEPT = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "n
 CALLS = ("tool_calls", "function_call")
 
 
-def assistant(row: Row, reasoning: str) -> Message:
+def assistant(row: Trajectory, reasoning: str) -> Message:
     """What the teacher wrote, as one message; a refusal is its answer where there is no other.
 
     reasoning  "tags": as <think>…</think> in the content. "field": in reasoning_content. "drop":
@@ -34,7 +34,7 @@ def assistant(row: Row, reasoning: str) -> Message:
     return message
 
 
-def conversation(row: Row, reasoning: str, system: str = "keep") -> list[Message]:
+def conversation(row: Trajectory, reasoning: str, system: str = "keep") -> list[Message]:
     """The prompt's messages and the assistant's, with what is KEPT of each."""
     kept = []
     for message in row["messages"]:
@@ -47,7 +47,7 @@ def conversation(row: Row, reasoning: str, system: str = "keep") -> list[Message
     return [*kept, assistant(row, reasoning)]
 
 
-def left_out(row: Row) -> set[str]:
+def left_out(row: Trajectory) -> set[str]:
     """Keys of the row's messages that the dataset has no place for."""
     asked = {key for message in row["messages"] for key in message}
     return (asked | (row.get("message") or {}).keys()) - {*KEPT, *CALLS, "refusal"}

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from axolotl_distill.config.block import Block
 from axolotl_distill.filter import steps  # noqa: F401 (fills STEPS, in a worker too)
-from axolotl_distill.filter.step import STEPS, Around, Step, Verdict, Where
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import STEPS, Around, Candidate, Step, Verdict, Where
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class StepPlan:
         self.build().close()
 
 
-Executor = Callable[[StepPlan, Iterable[Row]], Iterator[Verdict]]
+Executor = Callable[[StepPlan, Iterable[Candidate]], Iterator[Verdict]]
 """Judges rows by a plan: one verdict a row, in order."""
 
 
-def map_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
+def map_rows(plan: StepPlan, rows: Iterable[Candidate]) -> Iterator[Verdict]:
     """The local executor: in this process, one row after the other."""
     with closing(plan.build()) as step:
         yield from step.judge(rows)

@@ -11,8 +11,7 @@ import numpy as np
 from axolotl_distill.errors import FilterError
 from axolotl_distill.filter.executor import Executor, StepPlan
 from axolotl_distill.filter.rows import Trajectories
-from axolotl_distill.filter.step import Verdict
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import Candidate, Verdict
 
 DETAIL_CHARS = 1000
 ROWS = "rows"  # the name of what is put aside before any step
@@ -115,20 +114,19 @@ class Pipeline:
         self._reason[place] = self._reasons.setdefault(reason, len(self._reasons))
         details.write(json.dumps(detail[:DETAIL_CHARS]) + "\n")
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Candidate]:
         """The rows that are left, with `scores`."""
-        return (row for row, dropped in self._all() if dropped is None)
+        return (row for _, row, dropped in self._all() if dropped is None)
 
-    def results(self) -> Iterator[tuple[Row, Dropped | None]]:
+    def results(self) -> Iterator[tuple[Candidate, Dropped | None]]:
         """Every row, and why it was dropped."""
         reasons = list(self._reasons)
         files = [self._details(step).open() for step in range(len(self.counts))]
         try:
-            for row, step in self._all():
+            for place, row, step in self._all():
                 if step is None:
                     yield row, None
                     continue
-                place = row.pop("place")
                 name = self.counts[step].name
                 detail = json.loads(files[step].readline())
                 score = row["scores"].pop(name, None)
@@ -137,7 +135,7 @@ class Pipeline:
             for file in files:
                 file.close()
 
-    def _all(self) -> Iterator[tuple[Row, int | None]]:
+    def _all(self) -> Iterator[tuple[int, Candidate, int | None]]:
         place = -1
         for place, row in enumerate(self.source.rows()):
             if place >= self.count:
@@ -148,7 +146,7 @@ class Pipeline:
                 if not np.isnan(values[place])
             }
             step = int(self._dropped_by[place])
-            yield (row, None) if step < 0 else ({**row, "place": place}, step)
+            yield place, row, None if step < 0 else step
         if place + 1 != self.count:
             raise FilterError(
                 f"{self.source.path} had {self.count} rows and now has other ones: it changed "

@@ -13,8 +13,7 @@ from typing import Any
 from axolotl_distill import cluster
 from axolotl_distill.errors import DistillError
 from axolotl_distill.filter.executor import StepPlan, map_rows
-from axolotl_distill.filter.step import STEPS, Step, Verdict, Where
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import STEPS, Candidate, Step, Verdict, Where
 
 # What is in flight at once. Workers are built anew for each window, so it must not be small; its
 # rows are in memory, so it must not be large.
@@ -22,7 +21,7 @@ WINDOW_ROWS = 20_000
 BATCH_ROWS = 64
 
 
-def ray_rows(plan: StepPlan, rows: Iterable[Row]) -> Iterator[Verdict]:
+def ray_rows(plan: StepPlan, rows: Iterable[Candidate]) -> Iterator[Verdict]:
     """The executor: one verdict a row, in order. Raises what a step raises in a worker."""
     if plan.where is Where.HERE:
         yield from map_rows(plan, rows)

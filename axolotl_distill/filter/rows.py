@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from axolotl_distill.filter.source import as_trajectory, read_source
+from axolotl_distill.filter.step import Candidate
 from axolotl_distill.trajectories import Damage, split
 from axolotl_distill.trajectories.messages import (
     as_calls,
@@ -50,7 +51,7 @@ class Trajectories:
     n: int | None = None
     metas: Mapping[str, Row] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Candidate]:
         """As `read_rows`, with the columns as they are now, and with the rows that do not count."""
         for row in read_rows(self.path):
             row["meta"] = self.metas.get(row["prompt_id"], row["meta"])
@@ -63,7 +64,7 @@ class Trajectories:
         return sum(prompt not in self.metas for prompt in prompt_ids) if self.metas else 0
 
 
-def read_rows(path: str | Path) -> Iterator[Row]:
+def read_rows(path: str | Path) -> Iterator[Candidate]:
     """Every trajectory of a file or folder, in the order of `read_source`.
 
     Only messages and content must be there, and id and prompt_id beside them; a conversation that
@@ -85,19 +86,20 @@ def read_rows(path: str | Path) -> Iterator[Row]:
     yield from map(_unreadable, damaged)
 
 
-def _unreadable(damage: Damage) -> Row:
+def _unreadable(damage: Damage) -> Candidate:
     name = f"{damage.file.name}, line {damage.number}"
     reason = damage.reason.partition(":")[0]
     return _faulty(name, (reason, str(damage)), damage.line.decode(errors="backslashreplace"))
 
 
-def _faulty(name: str, fault: tuple[str, str], given: Any) -> Row:
+def _faulty(name: str, fault: tuple[str, str], given: Any) -> Candidate:
     """A row that stands for one that is none."""
     empty = {"id": name, "prompt_id": name, "messages": [], "content": "", "meta": {}}
-    return {**DEFAULTS, **empty, "thinking_form": "none", "fault": fault, "given": given}
+    made = {**DEFAULTS, **empty, "thinking_form": "none", "fault": fault, "given": given}
+    return cast(Candidate, made)
 
 
-def _checked(row: Row) -> Row:
+def _checked(row: Row) -> Candidate:
     """The row with all its fields, in their one form. Raises ValueError for one that is none."""
     for key in ("id", "prompt_id"):
         if not isinstance(row.get(key), str) or not row[key]:
@@ -124,10 +126,10 @@ def _checked(row: Row) -> Row:
         thinking, answer, form = split(row["content"], row["reasoning_content"])
         row |= {"reasoning_content": thinking, "content": answer, "thinking_form": form}
     row["given"] = {key: value for key, value in written.items() if value != row[key]}
-    return row
+    return cast(Candidate, row)
 
 
-def as_written(row: Row) -> Any:
+def as_written(row: Candidate) -> Any:
     """The row as it is in its file, with what steps added to it; a damaged line as text."""
     if row["fault"] and row["messages"] == []:
         return row["given"]

@@ -5,13 +5,26 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NotRequired, TypeVar
 
 from axolotl_distill.config.block import Block
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 A = TypeVar("A", bound=Block)
 S = TypeVar("S", bound="type[Step[Any]]")
+
+
+class Candidate(Trajectory):
+    """A trajectory that is filtered.
+
+    fault   (reason, detail) of a row that is put aside before any step
+    given   what reading changed, as it stands in the file; all of a row that is none
+    scores  what earlier steps gave it, by their names
+    """
+
+    fault: tuple[str, str] | None
+    given: Any
+    scores: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Step(ABC, Generic[A]):
         self.args, self.around = args, around
 
     @abstractmethod
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         """One verdict a row, in order."""
 
     def close(self) -> None:

@@ -14,9 +14,9 @@ from axolotl_distill.filter.output.formats import formatter, keys_of
 from axolotl_distill.filter.output.lengths import Lengths
 from axolotl_distill.filter.output.split import prompt_key
 from axolotl_distill.filter.rows import Trajectories
+from axolotl_distill.filter.step import Candidate
 from axolotl_distill.show import foreign
 from axolotl_distill.trajectories import ending
-from axolotl_distill.trajectories.row import Row
 
 UNFIT = "cannot be read again from the dataset"
 
@@ -72,7 +72,7 @@ class Survey:
         self.keys = np.asarray(keys, np.uint64)
         self.notes = list(self._notes())
 
-    def _key(self, row: Row) -> int:
+    def _key(self, row: Candidate) -> int:
         """The row's prompt_key. Raises TrajectoryError for a row that is to be put aside."""
         if row["fault"]:
             raise TrajectoryError(row["fault"][1])
@@ -94,7 +94,7 @@ class Survey:
             )
         return key
 
-    def _check_columns(self, row: Row) -> None:
+    def _check_columns(self, row: Candidate) -> None:
         for key, column in self._columns:
             if column not in row["meta"]:
                 raise FilterError(

@@ -5,7 +5,7 @@ from typing import Any
 
 from axolotl_distill.errors import ConfigError, FilterError
 from axolotl_distill.trajectories.messages import for_template
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 
 @cache
@@ -29,7 +29,7 @@ def count_tokens(tokenizer: Any, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def render(tokenizer: Any, messages: list[dict[str, Any]], row: Row, **options: Any) -> Any:
+def render(tokenizer: Any, messages: list[dict[str, Any]], row: Trajectory, **options: Any) -> Any:
     """`apply_chat_template`, with the row's tools; raises FilterError, naming the row, where the
     template refuses the messages."""
     from jinja2 import TemplateError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from axolotl_distill.generate.prompts import Prompt
-from axolotl_distill.trajectories import Row, Usage, sealed
+from axolotl_distill.trajectories import Row, Trajectory, Usage, sealed
 from axolotl_distill.trajectories.thinking import Form
 
 # What of a message says something beside its content and its thinking.
@@ -53,7 +53,7 @@ class Completion:
         others = [(self.message or {}).get(key) for key in SAYING]
         return not (self.content.strip() or self.reasoning_content or any(others))
 
-    def row(self, request: Request, teacher: str) -> Row:
+    def row(self, request: Request, teacher: str) -> Trajectory:
         """The trajectory's row; see `axolotl_distill.trajectories`."""
         return sealed(
             {

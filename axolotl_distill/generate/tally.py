@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from axolotl_distill.config.generate import PriceArgs
 from axolotl_distill.generate.request import SAYING
-from axolotl_distill.trajectories import Row, Usage, ending
+from axolotl_distill.trajectories import Trajectory, Usage, ending
 
 
 class Counted(TypedDict):
@@ -18,7 +18,7 @@ class Counted(TypedDict):
     marks: list[str]
 
 
-def counted(row: Row) -> Counted:
+def counted(row: Trajectory) -> Counted:
     return {"usage": row["usage"], "finish_reason": row["finish_reason"], "marks": _marks(row)}
 
 
@@ -58,7 +58,7 @@ def usd(prompt_tokens: int, completion_tokens: int, price: PriceArgs) -> float:
     return (prompt_tokens * price.input + completion_tokens * price.output) / 1e6
 
 
-def _marks(row: Row) -> list[str]:
+def _marks(row: Trajectory) -> list[str]:
     message = row.get("message") or {}
     found = [row.get("thinking_form") or "none"]
     found += ["refusal"] if message.get("refusal") else []

@@ -3,6 +3,7 @@
 A version is known by what it can do, never by its number.
 """
 
+import logging
 import os
 from dataclasses import fields
 from typing import Any
@@ -14,6 +15,7 @@ from axolotl.utils.collators import (
     DataCollatorForSeq2Seq,
     V2BatchSamplerDataCollatorForSeq2Seq,
 )
+from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.datasets import SFTDataset
 from transformers.utils.generic import is_flash_attention_requested
@@ -31,6 +33,13 @@ def has_accelerator() -> bool:
 def world_size() -> int:
     """Processes of this launch, before torch.distributed is initialised."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def quiet_other_ranks(name: str) -> None:
+    """What the logger `name` and those below it warn of is said by the main process alone, as
+    Axolotl's own loggers do."""
+    if not is_main_process():
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def dataset_keys() -> set[str]:

@@ -88,11 +88,16 @@ class DistillPlugin(BasePlugin):
     def post_model_load(self, cfg: Any, model: Any) -> None:
         if not _is_on(cfg):
             return
+        from axolotl_distill.host.compat import quiet_other_ranks
         from axolotl_distill.host.datasets.types import all_stores
-        from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
+        from axolotl_distill.objectives.forward import attach_distill_forward
+        from axolotl_distill.objectives.logits import logits_objective
+        from axolotl_distill.signal.source import signal_source
 
+        quiet_other_ranks("axolotl_distill.objectives")
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        attach_distill_forward(causal_lm, loss_settings(_args(cfg), all_stores(cfg)))
+        source = signal_source(_args(cfg), all_stores(cfg))
+        attach_distill_forward(causal_lm, [logits_objective(_args(cfg), source)], source)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         if not _is_on(cfg):

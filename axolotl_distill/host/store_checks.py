@@ -10,7 +10,7 @@ from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store
 from axolotl_distill.errors import StoreError, TokenizerMismatchError
 from axolotl_distill.host.datasets.types import CHAT_TYPE, all_stores, open_stores
 from axolotl_distill.host.findings import Finding
-from axolotl_distill.signal.stored import resolve_support
+from axolotl_distill.signal.source import resolve_support
 from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
 
 

@@ -78,13 +78,13 @@ class DistillMixin:
         loss, outputs = super().compute_loss(
             model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        if not (isinstance(outputs, Mapping) and "sums" in outputs):
+        if not (isinstance(outputs, Mapping) and "metrics" in outputs):
             raise ConfigError(
                 f"The student's forward gave a {type(outputs).__name__} without the distillation "
                 "loss: something patched it after axolotl-distill had. Remove that plugin, or the "
                 "`distill:` block."
             )
-        self._distill_sums[model.training].add(outputs["sums"])
+        self._distill_sums[model.training].add(outputs["metrics"])
         return (loss, outputs) if return_outputs else loss
 
     def training_step(

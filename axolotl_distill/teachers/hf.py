@@ -1,20 +1,23 @@
 """A teacher in this process: any Hugging Face causal language model."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
+from distill_kernels import DenseLogits
 from torch import Tensor
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.teachers.load import CANNOT_LOAD, explain, input_device, load_causal_lm
 
 LOGIT_BYTES = 256 << 20
 
 
 class HFTeacher:
-    """Runs rows through a model and yields the logits of chosen positions.
+    """A Teacher that runs rows through a model.
 
     `vocab_size` is the number of real token ids: heads padded beyond it are cut to it, so that a
     teacher and a student padded differently agree.
@@ -46,42 +49,41 @@ class HFTeacher:
         return input_device(self.model).type
 
     @torch.inference_mode()
-    def logits(
-        self, rows: Sequence[Sequence[int]], positions: Sequence[Tensor]
-    ) -> Iterator[tuple[int, slice, Tensor]]:
-        """Logits at `positions[i]` (int64 [R_i], ascending) of every row of token ids.
+    def grade(
+        self, rows: Mapping[int, Sequence[int]], positions: Mapping[int, np.ndarray], want: Want
+    ) -> Iterator[tuple[int, slice, Signal]]:
+        """See Teacher. All rows are one batch, and all tokens are given whatever is enough.
 
-        Yields (row, slice of its positions, fp32 [r, vocab_size]) in pieces that stay below a
-        quarter of a GB. Position t's logits are the distribution of token t + 1. The head runs on
-        the union of the batch's positions only.
+        The logits are fp32 [r, vocab_size], in parts that stay below a quarter of a GB. The head
+        runs on the union of the batch's positions only.
         """
-        longest = max(len(row) for row in rows)
+        longest = max(map(len, rows.values()))
         input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         attention_mask = torch.zeros_like(input_ids)
-        for index, row in enumerate(rows):
-            input_ids[index, : len(row)] = torch.tensor(row)
-            attention_mask[index, : len(row)] = 1
+        for place, row in enumerate(rows.values()):
+            input_ids[place, : len(row)] = torch.tensor(row)
+            attention_mask[place, : len(row)] = 1
         device = input_device(self.model)
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 
         if not self._keeps:
             logits_BSV = self.model(**inputs, use_cache=False).logits
-            for index, wanted in enumerate(positions):
-                yield from self._pieces(index, logits_BSV[index], wanted)
+            for logits_SV, number in zip(logits_BSV, rows, strict=True):
+                yield from self._parts(number, logits_SV, torch.from_numpy(positions[number]))
             return
-        kept = torch.unique(torch.cat(list(positions)))
+        kept = torch.from_numpy(np.unique(np.concatenate([positions[number] for number in rows])))
         place = torch.full((longest,), -1, dtype=torch.int64)
         place[kept] = torch.arange(kept.numel())
         # A tensor would be moved to the first device, and the last hidden states may be on another.
         logits_BKV = self.model(**inputs, use_cache=False, logits_to_keep=kept.tolist()).logits
-        for index, wanted in enumerate(positions):
-            yield from self._pieces(index, logits_BKV[index], place[wanted])
+        for logits_KV, number in zip(logits_BKV, rows, strict=True):
+            yield from self._parts(number, logits_KV, place[torch.from_numpy(positions[number])])
 
-    def _pieces(
-        self, index: int, logits_SV: Tensor, wanted: Tensor
-    ) -> Iterator[tuple[int, slice, Tensor]]:
+    def _parts(
+        self, number: int, logits_SV: Tensor, wanted: Tensor
+    ) -> Iterator[tuple[int, slice, Signal]]:
         size = max(1, LOGIT_BYTES // (4 * self.vocab_size))
         for start in range(0, wanted.numel(), size):
             part = slice(start, min(start + size, wanted.numel()))
             rows = wanted[part].to(logits_SV.device)
-            yield index, part, logits_SV[rows, : self.vocab_size].float()
+            yield number, part, Signal(DenseLogits(logits_SV[rows, : self.vocab_size].float()))

@@ -2,13 +2,18 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
 
+import numpy as np
 import openai
+import torch
+from distill_kernels import SparseTeacher
 
 from axolotl_distill.config.server import ServerArgs
-from axolotl_distill.errors import CaptureError, ServerError
+from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.errors import CaptureError, DistillError, ServerError
+from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store.tokenizer import added_tokens
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
@@ -20,21 +25,26 @@ from axolotl_distill.teachers.tokenizer import (
 )
 from axolotl_distill.teachers.top import TopLogprobs, top_logprobs
 
+GRACE = 10.0
+Task = asyncio.Task[Signal]
+
 
 class ServerTeacher:
-    """A model as a vLLM or SGLang server serves it. Only its k likeliest tokens can be had.
+    """A Teacher as a vLLM or SGLang server serves it. Only its likeliest tokens can be had.
 
-    `vocab_size` is the number of real token ids; ids beyond it are left out.
+    `vocab_size` is the number of real token ids; ids beyond it are left out. A context manager: it
+    holds an event loop and the connections in it.
     """
 
-    def __init__(self, name: str, server: ServerArgs, *, k: int, vocab_size: int):
-        self.name = name
-        self.k = k
+    def __init__(self, teacher: TeacherArgs, *, vocab_size: int):
+        assert teacher.server is not None and teacher.model is not None
+        self.name = teacher.model
         self.vocab_size = vocab_size
-        self._client = ServerClient(server)
-        self._engine = ENGINES[server.engine]
+        self._client = ServerClient(teacher.server)
+        self._engine = ENGINES[teacher.server.engine]
+        self._runner = asyncio.Runner()
 
-    async def check(self, tokenizer: Any, longest: int) -> SharedVocabulary:
+    def check(self, tokenizer: Any, longest: int) -> SharedVocabulary:
         """Refuse a server that could not give the records, before it is asked for the first.
         Returns what its vocabulary shares with the student's `tokenizer`.
 
@@ -43,7 +53,7 @@ class ServerTeacher:
         Raises CaptureError when it does not serve the model or its context is too short, and
         TokenizerMismatchError when it reads ordinary text as other tokens than `tokenizer`.
         """
-        served = await asyncio.to_thread(served_models, self._client.server)
+        served = served_models(self._client.server)
         if self.name not in served:
             raise CaptureError(
                 f"{self._client.server.base_url} does not serve a model `{self.name}` "
@@ -57,39 +67,83 @@ class ServerTeacher:
                 f"context of {longest + 1} or more (`--max-model-len` of vLLM, `--context-length` "
                 "of SGLang), or lower `sequence_len`."
             )
-        return share(tokenizer, await self._foreign(tokenizer))
+        return share(tokenizer, self._runner.run(self._foreign(tokenizer)))
 
-    async def top_logprobs(self, input_ids: Sequence[int], positions: Sequence[int]) -> TopLogprobs:
-        """The k likeliest next tokens at `positions`; position t is about token t + 1.
+    def grade(
+        self, rows: Mapping[int, Sequence[int]], positions: Mapping[int, np.ndarray], want: Want
+    ) -> Iterator[tuple[int, slice, Signal]]:
+        """See Teacher. All rows are asked for at once, and each comes whole: `want.likeliest`
+        tokens, likeliest first, as a SparseTeacher without a tail.
 
-        An answer without one of them is asked for again. Raises CaptureError when the server
-        refuses, ServerError when it gives no usable answer.
+        Raises CaptureError when the server refuses, ServerError when it gives no usable answer;
+        what is under way then has GRACE seconds to arrive.
         """
+        assert want.likeliest is not None, "a server has no whole distributions"
+        loop = self._runner.get_loop()
+        tasks = {
+            loop.create_task(self._row(number, ids, positions[number], want.likeliest)): number
+            for number, ids in rows.items()
+        }
+        pending, fault = set(tasks), None
+        try:
+            while pending and fault is None:
+                done, pending = self._runner.run(_wait(pending, asyncio.FIRST_COMPLETED, None))
+                fault = next((task.exception() for task in done if task.exception()), None)
+                if fault is not None and pending:
+                    late, _ = self._runner.run(_wait(pending, asyncio.ALL_COMPLETED, GRACE))
+                    done |= late
+                for task in done:
+                    if task.exception() is None:
+                        number = tasks[task]
+                        yield number, slice(0, len(positions[number])), task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+        if fault is not None:
+            raise fault
+
+    async def _row(
+        self, number: int, input_ids: Sequence[int], positions: np.ndarray, k: int
+    ) -> Signal:
+        try:
+            top = await self._top_logprobs(input_ids, positions.tolist(), k)
+        except DistillError as error:
+            raise type(error)(f"Row {number} ({len(input_ids)} tokens): {error}") from error
+        return Signal(SparseTeacher(torch.from_numpy(top.ids), torch.from_numpy(top.logprobs)))
+
+    async def _top_logprobs(
+        self, input_ids: Sequence[int], positions: Sequence[int], k: int
+    ) -> TopLogprobs:
+        """An answer without one of the positions is asked for again."""
         found: list[TopLogprobs] = []
 
         def check(answer: Answer) -> None:
-            rows = self._engine.rows(answer, self.k)
+            rows = self._engine.rows(answer, k)
             if len(rows) != len(input_ids):
                 raise ValueError(f"it has {len(rows)} rows for a text of {len(input_ids)} tokens")
             wanted = [rows[position + 1] for position in positions]
-            found.append(top_logprobs(wanted, k=self.k, vocab_size=self.vocab_size))
+            found.append(top_logprobs(wanted, k=k, vocab_size=self.vocab_size))
 
         path = self._engine.path(self._client.root)
-        body = self._engine.body(self.name, list(input_ids), self.k)
+        body = self._engine.body(self.name, list(input_ids), k)
         try:
             await self._client.post(path, body, check=check)
         except RequestRefusedError as error:
             hint = "Look at that row, or at the server's log."
             if "logprobs" in str(error):
                 hint = (
-                    f"{self._engine.too_many.format(k=self.k)}, or lower `distill.capture.k` "
+                    f"{self._engine.too_many.format(k=k)}, or lower `distill.capture.k` "
                     "(nucleus: `max_k`)."
                 )
             raise CaptureError(f"{error}\n{hint}") from error
         return found[-1]
 
-    async def close(self) -> None:
-        await self._client.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
 
     async def _foreign(self, tokenizer: Any) -> set[int]:
         """The ids of tokens added to the student's tokenizer that the server reads otherwise."""
@@ -140,6 +194,10 @@ def served_models(server: ServerArgs) -> dict[str, int | None]:
             f"{server.base_url}/models does not say what is served: "
             f"{error.__cause__ or error}. Is the server up, and `base_url` right (it ends in /v1)?"
         ) from error
+
+
+async def _wait(tasks: set[Task], when: str, seconds: float | None) -> tuple[set[Task], set[Task]]:
+    return await asyncio.wait(tasks, return_when=when, timeout=seconds)
 
 
 def _has_tokens(answer: Answer) -> None:

@@ -29,7 +29,7 @@ stand in the content.
 from axolotl_distill.trajectories.finish import ending, is_unfinished
 from axolotl_distill.trajectories.journal import Damage, Journal, read_trajectories
 from axolotl_distill.trajectories.plain import sealed
-from axolotl_distill.trajectories.row import Row, Usage
+from axolotl_distill.trajectories.row import Row, Trajectory, Usage
 from axolotl_distill.trajectories.thinking import (
     CLOSE,
     OPEN,
@@ -48,6 +48,7 @@ __all__ = [
     "Damage",
     "Journal",
     "Row",
+    "Trajectory",
     "Usage",
     "ending",
     "is_unfinished",

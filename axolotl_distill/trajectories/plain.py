@@ -2,11 +2,13 @@
 
 import json
 import math
+from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from axolotl_distill.trajectories.row import Row
 
+T = TypeVar("T", bound=Mapping[str, Any])
 SEAL = "seal"
 
 
@@ -61,10 +63,10 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def sealed(row: Row) -> Row:
+def sealed(row: T) -> T:
     """The row, whole, with a check sum of the rest of it as its last field."""
-    row = whole({key: value for key, value in row.items() if key != SEAL})
-    return {**row, SEAL: _sum(row)}
+    made = whole({key: value for key, value in row.items() if key != SEAL})
+    return cast(T, {**made, SEAL: _sum(made)})
 
 
 def is_damaged(row: Row) -> bool:

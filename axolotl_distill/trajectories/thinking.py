@@ -5,7 +5,7 @@ code or in quotes, are part of what was written.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from axolotl_distill.trajectories import harmony
@@ -110,7 +110,7 @@ def split_thinking(content: str, reasoning_content: str | None = None) -> tuple[
     return thinking, answer.strip()
 
 
-def parts_of(row: dict[str, Any]) -> Parts:
+def parts_of(row: Mapping[str, Any]) -> Parts:
     """Thinking and answer of a trajectory: as they are in the row where that was split already (it
     names its `thinking_form`), else split here."""
     content, reasoning = row["content"] or "", row.get("reasoning_content")

@@ -21,7 +21,7 @@ from distill_kernels import (
     spec,
 )
 from support.kernel_cases import make_case, oracle, relative_error
-from support.losses import agree, batch_of, from_own_logits, losses_and_gradients, settings
+from support.losses import agree, attach, batch_of, from_own_logits, losses_and_gradients, settings
 from support.stores import capture_rows, random_rows, store_features
 from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -32,7 +32,6 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.datasets.types import follow_content
 from axolotl_distill.host.plugin import DistillPlugin
-from axolotl_distill.objectives.forward import attach_distill_forward
 from axolotl_distill.signal.batch import pointers
 from axolotl_distill.store import open_store
 
@@ -43,7 +42,7 @@ def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
     torch.distributed.init_process_group("gloo", "tcp://127.0.0.1:0", world_size=1, rank=0)
     try:
         model = tiny_model()
-        attach_distill_forward(model, settings(tokenizer))
+        attach(model, settings(tokenizer))
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
         wrapped(**batch_of(store, tokenizer)).loss.backward()
         assert all(p.grad is not None for p in model.parameters())
@@ -54,7 +53,7 @@ def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
 def test_02_t_squared_is_in_the_gradient(store, tokenizer, tiny_model, temperature):
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer, temperature, alpha=1.0))
+    attach(model, settings(tokenizer, temperature, alpha=1.0))
     batch = batch_of(store, tokenizer, temperature)
     weight = model.model.norm.weight
     model(**batch).loss.backward()
@@ -197,7 +196,7 @@ def test_21_bf16_loses_no_more_than_bf16_must():
 
 def test_22_the_model_compiles_around_the_loss(store, tokenizer, tiny_model):
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     batch = batch_of(store, tokenizer)
     expected = model(**batch).loss
     expected.backward()
@@ -220,7 +219,7 @@ def test_23_the_routers_loss_is_kept(store, tokenizer, tiny_model):
     own = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
     )
-    attach_distill_forward(model, how)
+    attach(model, how)
     loss = model(**batch).loss
     assert loss.item() == pytest.approx((without + 0.5 * own.aux_loss).item(), rel=1e-4)
     loss.backward()

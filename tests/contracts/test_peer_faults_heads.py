@@ -7,9 +7,7 @@ import pytest
 import torch
 from distill_kernels import matmul, sweep
 from peft import LoraConfig, get_peft_model
-from support.losses import agree, batch_of, losses_and_gradients, settings
-
-from axolotl_distill.objectives.forward import attach_distill_forward
+from support.losses import agree, attach, batch_of, losses_and_gradients, settings
 
 pytestmark = pytest.mark.axolotl
 
@@ -110,7 +108,7 @@ def test_20_a_frozen_head_gets_no_gradient_buffer(store, tokenizer, tiny_model, 
     monkeypatch.setattr(sweep, "add_to_weight", lambda *args: made.append(args))
     model = tiny_model()
     model.lm_head.weight.requires_grad_(False)
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     model(**batch_of(store, tokenizer)).loss.backward()
     assert not made and model.lm_head.weight.grad is None
     assert model.model.norm.weight.grad is not None

@@ -15,12 +15,10 @@ from distill_kernels import (
     sweep,
 )
 from distill_kernels.spec import Divergence
-from support.kernel_cases import make_case, on_cuda, oracle, relative_error
+from support.cuda_cases import NEEDS_CUDA, check_on_device, on_device
+from support.kernel_cases import make_case, relative_error
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -29,7 +27,6 @@ pytestmark = [
 @pytest.mark.parametrize("vocab, k", [(101, 7), (49_152, 64), (151_936, 300)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_formula(backend, support, temperature, vocab, k, dtype):
-    torch.backends.cuda.matmul.allow_tf32 = False
     case = make_case(
         rows=37,
         dim=64,
@@ -41,25 +38,7 @@ def test_formula(backend, support, temperature, vocab, k, dtype):
     )
     case.hidden, case.weight = case.hidden.to(dtype), case.weight.to(dtype)
     spec = DistillSpec(temperature=temperature, alpha=0.7, support=support)
-    loss, grads = oracle(case, spec)
-    hidden = case.hidden.cuda().requires_grad_()
-    weight = case.weight.cuda().requires_grad_()
-    out = fused_linear_distill(
-        hidden,
-        weight,
-        on_cuda(case.teacher),
-        case.labels.cuda(),
-        spec=spec,
-        logit_transform=case.transform,
-        backend=backend,
-    )
-    out.loss.backward()
-    assert relative_error(out.loss.detach(), loss) < 1e-5
-    for seen, expected in ((hidden.grad, grads[0]), (weight.grad, grads[1])):
-        allowed = 1e-5
-        if dtype == torch.bfloat16:
-            allowed = 2 * relative_error(expected.to(dtype), expected)
-        assert relative_error(seen, expected) < allowed
+    check_on_device(case, spec, backend, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -67,13 +46,9 @@ def test_formula(backend, support, temperature, vocab, k, dtype):
 @pytest.mark.parametrize("teacher", ["tail_bucket", "renormalize", "dense"])
 @pytest.mark.parametrize("vocab", [101, 49_152])
 def test_divergences(backend, divergence, teacher, vocab):
-    torch.backends.cuda.matmul.allow_tf32 = False
     case = make_case(rows=19, dim=32, vocab=vocab, k=40, temperature=2.0, bias=True)
     if teacher == "dense":
         case.teacher = DenseTeacher(torch.randn(19, 24), torch.randn(vocab, 24))
-        on_device = DenseTeacher(case.teacher.hidden.cuda(), case.teacher.weight.cuda())
-    else:
-        on_device = on_cuda(case.teacher)
     spec = DistillSpec(
         divergence=divergence,
         temperature=2.0,
@@ -82,28 +57,13 @@ def test_divergences(backend, divergence, teacher, vocab):
         label_smoothing=0.1,
         support="renormalize" if teacher == "renormalize" else "tail_bucket",
     )
-    loss, grads = oracle(case, spec)
-    leaves = [x.cuda().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
-    out = fused_linear_distill(
-        leaves[0],
-        leaves[1],
-        on_device,
-        case.labels.cuda(),
-        spec=spec,
-        bias=leaves[2],
-        backend=backend,
-    )
-    out.loss.backward()
-    # The fast exponentials and logarithms of the device are good to a few times 1e-7.
-    assert relative_error(out.loss.detach(), loss) < 2e-5
-    for seen, expected in zip(leaves, grads, strict=True):
-        assert relative_error(seen.grad, expected) < 2e-5
+    check_on_device(case, spec, backend)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiled_by_inductor(reduction):
     case = make_case(rows=40, dim=32, vocab=1000, k=16, temperature=2.0)
-    teacher, labels = on_cuda(case.teacher), case.labels.cuda()
+    teacher, labels = on_device(case.teacher), case.labels.cuda()
     spec = DistillSpec(temperature=2.0, alpha=0.7, reduction=reduction)
     down, up = torch.randn(4, 32).cuda(), torch.randn(1000, 4).cuda()
 

@@ -12,13 +12,11 @@ from distill_kernels import (
     fused_linear_distill,
 )
 from distill_kernels.spec import Divergence
+from support.cuda_cases import NEEDS_CUDA, check_on_device, on_device, run_on_device
 from support.hostile_cases import INFINITE, hostile
-from support.kernel_cases import make_case, on_cuda, oracle, relative_error
+from support.kernel_cases import make_case, oracle, relative_error
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 
 def test_evaluation_of_a_trained_head_makes_no_gradient():
@@ -39,7 +37,6 @@ def test_evaluation_of_a_trained_head_makes_no_gradient():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_odd_vocabularies_with_all_that_a_head_has(vocab, dense, dtype):
     """Bias, scale, soft-cap, weights and smoothing within the kernel."""
-    torch.backends.cuda.matmul.allow_tf32 = False
     case = make_case(
         rows=21,
         dim=32,
@@ -51,31 +48,10 @@ def test_odd_vocabularies_with_all_that_a_head_has(vocab, dense, dtype):
         transform=LogitTransform(0.5, 20.0),
     )
     case.hidden, case.weight = case.hidden.to(dtype), case.weight.to(dtype)
-    on_device = on_cuda(case.teacher)
     if dense:
         case.teacher = DenseLogits(torch.randn(21, vocab))
-        on_device = DenseLogits(case.teacher.logits.cuda())
     spec = DistillSpec(divergence="jsd", beta=0.3, temperature=2.0, alpha=0.7, label_smoothing=0.1)
-    loss, grads = oracle(case, spec)
-    leaves = [x.cuda().requires_grad_() for x in (case.hidden, case.weight, case.bias)]
-    out = fused_linear_distill(
-        leaves[0],
-        leaves[1],
-        on_device,
-        case.labels.cuda(),
-        spec=spec,
-        weights=case.weights.cuda(),
-        bias=leaves[2],
-        logit_transform=case.transform,
-        backend="triton",
-    )
-    out.loss.backward()
-    assert relative_error(out.loss.detach(), loss) < 2e-5
-    for seen, expected in zip(leaves, grads, strict=True):
-        allowed = 2e-5
-        if dtype == torch.bfloat16:
-            allowed = 3 * relative_error(expected.to(dtype), expected)
-        assert relative_error(seen.grad, expected) < allowed
+    check_on_device(case, spec, "triton", roundings=3)
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -86,26 +62,13 @@ def test_hostile_inputs(backend):
         exact, (slope, _, _) = oracle(case, spec)
         if not exact < INFINITE:
             continue
-        dense = isinstance(case.teacher, DenseLogits)
-        teacher = DenseLogits(case.teacher.logits.cuda()) if dense else on_cuda(case.teacher)
-        hidden = case.hidden.cuda().requires_grad_()
-        out = fused_linear_distill(
-            hidden,
-            case.weight.cuda(),
-            teacher,
-            case.labels.cuda(),
-            spec=spec,
-            bias=case.bias.cuda(),
-            logit_transform=case.transform,
-            backend=backend,
-        )
-        out.loss.backward()
+        out, (grad, _, _) = run_on_device(case, spec, backend, wants=("hidden",))
         logits = case.transform(case.hidden + case.bias)
         largest = logits[logits.isfinite()].abs().max().item()
         size = 2e-5 * (1 + largest / spec.temperature) * max(spec.temperature, 1.0) ** 2
         size *= len(case.labels)
         assert abs(out.loss.item() - exact.item()) < size + 1e-4 * abs(exact.item()), seed
-        error = (hidden.grad.double().cpu() - slope).abs().max()
+        error = (grad.double().cpu() - slope).abs().max()
         assert error < 100 * size + 1e-4 * slope.abs().max(), seed
 
 
@@ -117,7 +80,7 @@ def test_nan_stays_nan(dense, broken, divergence):
     if broken == "teacher" and not dense:
         pytest.skip("refused by a device-side assertion, which ends the process")
     case = make_case(ragged=False)
-    hidden, teacher = case.hidden.cuda(), on_cuda(case.teacher)
+    hidden, teacher = case.hidden.cuda(), on_device(case.teacher)
     if dense:
         teacher = DenseLogits(torch.randn(13, 101, device="cuda"))
     (hidden if broken == "hidden" else teacher.logits)[0, 0] = torch.nan
@@ -139,7 +102,7 @@ def test_half_precision_slopes_keep_their_digits(rows):
     hidden = case.hidden.half().cuda().repeat(rows // 32, 1).requires_grad_()
     weight = case.weight.half().cuda().requires_grad_()
     index = torch.arange(32, device="cuda").repeat(rows // 32)
-    teacher, labels = on_cuda(case.teacher)[index], case.labels.cuda()[index]
+    teacher, labels = on_device(case.teacher)[index], case.labels.cuda()[index]
     out = fused_linear_distill(hidden, weight, teacher, labels, spec=DistillSpec())
     (out.loss * rows).backward()
     exact = case.hidden.half().double().requires_grad_()
@@ -155,24 +118,16 @@ def test_the_sum_over_the_vocabulary_is_made_in_fp32(vocab):
     case = make_case(rows=8, dim=64, vocab=vocab, k=8, ragged=False)
     case.hidden, case.weight = case.hidden.bfloat16(), case.weight.bfloat16()
     _, grads = oracle(case, DistillSpec())
-    hidden = case.hidden.cuda().requires_grad_()
-    args = (case.weight.cuda(), on_cuda(case.teacher), case.labels.cuda())
-    fused_linear_distill(hidden, *args, spec=DistillSpec()).loss.backward()
+    _, (grad, _, _) = run_on_device(case, DistillSpec(), wants=("hidden",))
     rounding = relative_error(grads[0].bfloat16(), grads[0])
-    assert relative_error(hidden.grad, grads[0]) < 2 * rounding
+    assert relative_error(grad, grads[0]) < 2 * rounding
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_the_tensors_device_need_not_be_the_current_one():
     case = make_case(rows=21, dim=32, vocab=1000, k=20)
     loss, (grad, _, _) = oracle(case, DistillSpec())
-    device = torch.device("cuda", 1)
-    teacher = on_cuda(case.teacher, "cuda:1")
-    hidden = case.hidden.to(device).requires_grad_()
     with torch.cuda.device(0):
-        out = fused_linear_distill(
-            hidden, case.weight.to(device), teacher, case.labels.to(device), spec=DistillSpec()
-        )
-        out.loss.backward()
+        out, (seen, _, _) = run_on_device(case, DistillSpec(), wants=("hidden",), device="cuda:1")
     assert relative_error(out.loss.detach(), loss) < 2e-5
-    assert relative_error(hidden.grad, grad) < 2e-5
+    assert relative_error(seen, grad) < 2e-5

@@ -5,11 +5,11 @@ import pytest
 import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
 from distill_kernels import DistillSpec
+from support.losses import Loss, attach
 from support.stores import capture_rows, random_rows, store_features
 
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.datasets.store import StoreStrategy
-from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.store import open_store
 
 pytestmark = pytest.mark.axolotl
@@ -36,9 +36,7 @@ def shifted_store(tmp_path_factory, tiny_model, rows):
 def student(tiny_model, store, temperature):
     model = tiny_model()
     spec = DistillSpec(temperature=temperature, alpha=1.0, reduction="sum")
-    attach_distill_forward(
-        model, LossSettings(spec, "torch", open_store(store).manifest.vocab_size, sampled=False)
-    )
+    attach(model, Loss(spec, open_store(store).manifest.vocab_size))
     return model
 
 
@@ -64,8 +62,8 @@ def isolated(batch, packed):
 
 def kl(model, batch):
     with torch.no_grad():
-        sums = model(**batch).sums
-    return (sums["kl"] / sums["teacher_tokens"]).item(), int(sums["teacher_tokens"])
+        value, count = model(**batch).metrics["kl"]
+    return (value / count).item(), int(count)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)

@@ -1,5 +1,6 @@
 """What trains is what the config says, or the run stops with what did it."""
 
+import logging
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -8,17 +9,17 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.prompt_strategies import load as load_type
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from axolotl.utils.dict import DictDefault
-from support.losses import settings
+from support.losses import attach, settings
 from torch import nn
 
 from axolotl_distill import DistillPlugin
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host import compat
 from axolotl_distill.host.checks import other_plugins
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.findings import enforce
 from axolotl_distill.host.in_force import check_processes, check_trainer, check_wrapped
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
-from axolotl_distill.objectives.forward import attach_distill_forward
 
 pytestmark = pytest.mark.axolotl
 
@@ -30,7 +31,7 @@ PUBLIC = ["axolotl_distill.store", "axolotl_distill.chat", "axolotl_distill.traj
 def trainer(tiny_model, tokenizer):
     """Our trainer as a run builds it, without the many seconds that building it takes."""
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     found = AxolotlDistillTrainer.__new__(AxolotlDistillTrainer)
     collator = TeacherCollator(
         tokenizer, base_cls=DataCollatorForSeq2Seq, packed=False, stores=[], temperature=2.0
@@ -138,6 +139,18 @@ def test_fsdp1_and_data_parallel_and_a_spread_model(trainer):
     trainer.args.n_gpu = 2
     with pytest.raises(ConfigError, match="One process sees 2 GPUs"):
         check_processes(trainer)
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_only_the_main_process_says_what_objectives_warn_of(monkeypatch, caplog, main):
+    monkeypatch.setattr(compat, "is_main_process", lambda: main)
+    name = "axolotl_distill.objectives"
+    try:
+        compat.quiet_other_ranks(name)
+        logging.getLogger(f"{name}.student").warning("slower")
+    finally:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    assert ("slower" in caplog.text) == main
 
 
 class OtherTrainer(BasePlugin):

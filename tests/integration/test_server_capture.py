@@ -13,17 +13,18 @@ from support.synthetic import about_rows, manifest
 from transformers import AutoTokenizer
 
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.logits import LogitsSource
-from axolotl_distill.capture.server import ServerSource
+from axolotl_distill.capture.graded import GradedSource
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, ServerError, TokenizerMismatchError
 from axolotl_distill.store import open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 from axolotl_distill.teachers.hf import HFTeacher
+from axolotl_distill.teachers.server import ServerTeacher
 
 K = 12
-KEPT = {"output": "-", "temperatures": [1.0, 2.0]}
+COMMON = {"output": "-", "temperatures": [1.0, 2.0]}
+LOCAL = {"k": K, **COMMON}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +43,9 @@ def local(tmp_path_factory, tiny_llama_dir, model, rows):
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
-    args = CaptureArgs(teacher="-", k=K, **KEPT)
+    args = CaptureArgs(teacher="-", **LOCAL)
     return fill(
-        tmp_path_factory.mktemp("local") / "store", rows, LogitsSource(teacher, args), model
+        tmp_path_factory.mktemp("local") / "store", rows, GradedSource(teacher, args), model
     )
 
 
@@ -63,7 +64,8 @@ def fill(path, rows, source, model, method=None):
 def server_args(url, engine="vllm", **changes):
     server = {"base_url": url, "engine": engine, "retries": 4, "timeout": 20.0}
     return CaptureArgs(
-        teacher={"model": "teacher", "server": server}, **(changes or {"k": K}), **KEPT
+        teacher={"model": "teacher", "server": server},
+        **{**(COMMON if "method" in changes else LOCAL), **changes},
     )
 
 
@@ -72,8 +74,8 @@ def from_server(path, rows, model, engine="vllm", faults=lambda *_: None, method
     changes = {} if method is None else {"method": method["kind"], "p": method["p"], "max_k": 30}
     with FaultyServer(serving.handlers, faults=faults) as server:
         args = server_args(server.url, engine, **changes)
-        with ServerSource(args, vocab_size=len(model.tokenizer)) as source:
-            return fill(path, rows, source, model, method)
+        with ServerTeacher(args.teacher, vocab_size=len(model.tokenizer)) as teacher:
+            return fill(path, rows, GradedSource(teacher, args), model, method)
 
 
 def assert_same(seen, expected, least=None):
@@ -204,8 +206,8 @@ def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
-    args = CaptureArgs(teacher="-", method="nucleus", p=0.4, max_k=30, **KEPT)
-    expected = fill(tmp_path / "local", rows, LogitsSource(teacher, args), model, method)
+    args = CaptureArgs(teacher="-", **COMMON, method="nucleus", p=0.4, max_k=30)
+    expected = fill(tmp_path / "local", rows, GradedSource(teacher, args), model, method)
     index = np.arange(expected.num_records)
     found, truth = seen.read(index), expected.read(index)
     assert (found.entries == truth.entries).mean() > 0.99
@@ -239,8 +241,8 @@ def test_probed_before_the_first_row(model):
         with FaultyServer(serving.handlers) as server:
             args = server_args(server.url)
             args.teacher.model = name
-            with ServerSource(args, vocab_size=len(tokenizer)) as source:
-                source.check(tokenizer, longest)
+            with ServerTeacher(args.teacher, vocab_size=len(tokenizer)) as teacher:
+                teacher.check(tokenizer, longest)
             return [request.path for request in server.requests]
 
     assert check(ModelServer(model, tokenizer)).count("/tokenize") == 5
@@ -263,10 +265,10 @@ def test_server_that_is_not_there():
     args = server_args("http://127.0.0.1:9/v1")
     args.teacher.server.retries = 0
     with (
-        ServerSource(args, vocab_size=100) as source,
+        ServerTeacher(args.teacher, vocab_size=100) as teacher,
         pytest.raises(ServerError, match="Is the server up"),
     ):
-        source.check(None, 10)
+        teacher.check(None, 10)
 
 
 def test_random_weights_are_no_accident(model, rows):

@@ -48,7 +48,7 @@ def text_config(tiny_llama_dir, dataset):
 
 
 SPIED = "batches.pt"
-COLUMNS = ("input_ids", "labels", "loss_weight")
+COLUMNS = ("input_ids", "labels", "shift_labels", "target_weight")
 
 
 def documents_of(batch):
@@ -81,15 +81,16 @@ def test_packed_and_weighed(tmp_path, text_config, tiny_llama_dir):
     for batch in batches:
         assert not any(name.startswith("teacher") for name in batch)
         for start, end in documents_of(batch):
-            ids, labels, weights = (batch[k][0, start:end] for k in COLUMNS)
-            given = labels != -100
+            ids, labels, targets, weights = (batch[k][0, start:end] for k in COLUMNS)
+            assert targets[:-1].equal(labels[1:]) and targets[-1:].tolist() == [-100]
+            given = targets != -100
             if not given.any():
                 continue
-            text, trained = tokenizer.decode(ids), tokenizer.decode(ids[given])
+            text, trained = tokenizer.decode(ids), tokenizer.decode(targets[given])
             # chatml ends a turn with a line break, which is nobody's label.
             assert text.rstrip("\n").endswith(trained) and trained.startswith("<think>\n")
             assert trained.endswith("<|im_end|>")
-            light = tokenizer.decode(ids[weights == 0.25])
+            light = tokenizer.decode(targets[weights == 0.25])
             assert light == thinking_text(text) and len(light.split()) >= 3
             assert set(weights[given].tolist()) == {0.25, 1.0} and not weights[~given].any()
 
@@ -97,11 +98,11 @@ def test_packed_and_weighed(tmp_path, text_config, tiny_llama_dir):
     total = weight = 0.0
     for batch in batches:
         for start, end in documents_of(batch):
-            ids, labels, weights = (batch[k][0, start:end] for k in COLUMNS)
-            logits = model(ids[None]).logits[0, :-1]
-            rows = F.cross_entropy(logits, labels[1:], reduction="none", ignore_index=-100)
-            total += (weights[1:] * rows).sum().item()
-            weight += weights[1:].sum().item()
+            ids, _, targets, weights = (batch[k][0, start:end] for k in COLUMNS)
+            logits = model(ids[None]).logits[0]
+            rows = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
+            total += (weights * rows).sum().item()
+            weight += weights.sum().item()
     step = run.steps[0]
     assert step["loss"] == pytest.approx(total / weight, rel=2e-4)
     assert "distill/kl" not in step and step["distill/ce"] > 0
@@ -146,7 +147,7 @@ def test_weighed_steps_are_the_same_however_they_are_cut(tmp_path, text_config, 
     text_config |= {"val_set_size": 4, "eval_steps": 3}
     spied = {**text_config, "plugins": ["axolotl_distill", "support.batch_spy.BatchSpy"]}
     whole = run_axolotl(tmp_path / "whole", {**spied, "micro_batch_size": 2})
-    weights = torch.cat([b["loss_weight"].flatten() for b in torch.load(whole.output / SPIED)])
+    weights = torch.cat([b["target_weight"].flatten() for b in torch.load(whole.output / SPIED)])
     assert set(weights.tolist()) == {0.0, 0.25, 1.0}
     micro = {**text_config, "micro_batch_size": 1}
     split = run_axolotl(tmp_path / "split", {**micro, "gradient_accumulation_steps": 2})

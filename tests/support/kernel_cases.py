@@ -211,10 +211,6 @@ def naive_divergence(
     return weight * kl(log_p, log_q) + (1 - weight) * kl(log_q, log_p)
 
 
-def on_cuda(teacher: SparseTeacher, device: str = "cuda") -> SparseTeacher:
-    return SparseTeacher(*(None if x is None else x.to(device) for x in vars(teacher).values()))
-
-
 def relative_error(seen: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what is expected; absolute where that is zero."""
     difference = (seen.double().cpu() - expected.double().cpu()).norm().item()

@@ -1,5 +1,7 @@
 """The distillation loss of a model two ways: from its own logits, and with our forward attached."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq
@@ -8,8 +10,10 @@ from support.kernel_cases import relative_error
 from support.stores import store_features
 
 from axolotl_distill.host.collator import TeacherCollator
-from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
+from axolotl_distill.objectives.forward import attach_distill_forward
+from axolotl_distill.objectives.logits import LogitsObjective
 from axolotl_distill.signal.entries import decode_entries
+from axolotl_distill.signal.source import StoredSignal
 from axolotl_distill.store import open_store
 
 
@@ -33,9 +37,21 @@ def batch_of(store, tokenizer, temperature=2.0, side="right"):
     return collate(store_features(tokenizer, store))
 
 
+class Loss(NamedTuple):
+    """A loss on the records of a store with so many token ids."""
+
+    spec: DistillSpec
+    vocab_size: int
+
+
 def settings(tokenizer, temperature=2.0, alpha=0.7):
     spec = DistillSpec(temperature=temperature, alpha=alpha, reduction="sum")
-    return LossSettings(spec, "torch", len(tokenizer), sampled=False)
+    return Loss(spec, len(tokenizer))
+
+
+def attach(model, how):
+    source = StoredSignal(how.vocab_size, how.spec.support, how.spec.temperature)
+    attach_distill_forward(model, [LogitsObjective(how.spec, "torch")], source)
 
 
 def from_own_logits(model, batch, how):
@@ -59,7 +75,7 @@ def losses_and_gradients(model, base, batch, how):
     results = []
     for attach in (False, True):
         if attach:
-            attach_distill_forward(base, how)
+            attach(base, how)
             loss = model(**batch).loss
         else:
             loss = from_own_logits(model, batch, how)

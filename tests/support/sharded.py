@@ -2,10 +2,9 @@
 
 import torch
 from distill_kernels import DistillSpec
-from support.losses import shifted
+from support.losses import Loss, shifted
+from support.losses import attach as attach_loss
 from transformers import LlamaConfig, LlamaForCausalLM
-
-from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 
 VOCAB = 300
 
@@ -42,4 +41,4 @@ def batch(rank: int) -> dict[str, torch.Tensor]:
 
 def attach(model: LlamaForCausalLM) -> None:
     spec = DistillSpec(temperature=2.0, alpha=0.7, reduction="sum")
-    attach_distill_forward(model, LossSettings(spec, "torch", VOCAB, sampled=False))
+    attach_loss(model, Loss(spec, VOCAB))

@@ -11,14 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from distill_kernels import DenseLogits
 from support.synthetic import VOCAB, about_rows, manifest
 
 from axolotl_distill.capture import Capture
+from axolotl_distill.capture.graded import GradedSource
 from axolotl_distill.capture.journal import RecordJournal, stored_rows
-from axolotl_distill.capture.logits import LogitsSource
 from axolotl_distill.cli.frame import ends_well
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, StoreError
+from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import StoreWriter, verify_store
 from axolotl_distill.store.folder import JOURNAL
 
@@ -47,13 +49,14 @@ class SlowUnigram:
         table = torch.randn(VOCAB, VOCAB // 50, generator=torch.Generator().manual_seed(0))
         self.table, self.pause, self.given = table, pause, given
 
-    def logits(self, some, positions) -> Iterator:
+    def grade(self, some, positions, want) -> Iterator:
         time.sleep(self.pause)
-        for place, (row, wanted) in enumerate(zip(some, positions, strict=True)):
-            yield place, slice(0, len(wanted)), self.table[torch.tensor(row)[wanted]].repeat(1, 50)
+        for index, row in some.items():
+            logits = self.table[torch.tensor(row)[positions[index]]].repeat(1, 50)
+            yield index, slice(0, len(logits)), Signal(DenseLogits(logits))
 
 
-class Counted(LogitsSource):
+class Counted(GradedSource):
     def records(self, some):
         for index, found in super().records(some):
             yield index, found
@@ -170,10 +173,10 @@ def test_a_torn_journal(tmp_path, whole, cut):
     path = tmp_path / "store"
 
     class Stops(SlowUnigram):
-        def logits(self, some, positions):
+        def grade(self, some, positions, want):
             if stored_rows(path) > 50:
                 raise RuntimeError("the machine is off")
-            yield from super().logits(some, positions)
+            yield from super().grade(some, positions, want)
 
     with pytest.raises(RuntimeError, match="is off"):
         run(path, Stops(), shard_records=10**6)
@@ -191,7 +194,7 @@ def test_rows_of_another_config_are_not_dropped(tmp_path):
     writer = StoreWriter.create_or_resume(path, manifest("topk"))
     with RecordJournal(path, writer.manifest.uid) as journal:
         journal.read(0)
-        (found,) = LogitsSource(SlowUnigram(), ARGS).records({0: rows()[0]})
+        (found,) = GradedSource(SlowUnigram(), ARGS).records({0: rows()[0]})
         journal.append(*found)
     writer.abandon()
     with pytest.raises(StoreError, match="another `method`"):
@@ -204,7 +207,7 @@ def test_nothing_captured_is_nothing_to_keep(tmp_path):
     path = tmp_path / "store"
 
     class Refuses(SlowUnigram):
-        def logits(self, some, positions):
+        def grade(self, some, positions, want):
             raise CaptureError("no")
             yield
 

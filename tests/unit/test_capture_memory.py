@@ -4,12 +4,14 @@ import weakref
 from collections.abc import Sequence
 
 import torch
+from distill_kernels import DenseLogits
 from support.synthetic import VOCAB, about_rows, manifest
 
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.logits import LogitsSource
+from axolotl_distill.capture.graded import GradedSource
 from axolotl_distill.capture.source import WINDOW_ROWS
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import open_store
 
 ROWS = 2000
@@ -47,10 +49,11 @@ class Unigram:
         self.table = torch.randn(VOCAB, VOCAB // 50, generator=torch.Generator().manual_seed(0))
         self.most_tokens = 0
 
-    def logits(self, rows, positions):
-        self.most_tokens = max(self.most_tokens, len(rows) * max(map(len, rows)))
-        for place, (row, wanted) in enumerate(zip(rows, positions, strict=True)):
-            yield place, slice(0, len(wanted)), self.table[torch.tensor(row)[wanted]].repeat(1, 50)
+    def grade(self, rows, positions, want):
+        self.most_tokens = max(self.most_tokens, len(rows) * max(map(len, rows.values())))
+        for index, row in rows.items():
+            logits = self.table[torch.tensor(row)[positions[index]]].repeat(1, 50)
+            yield index, slice(0, len(logits)), Signal(DenseLogits(logits))
 
 
 def test_nothing_grows_with_the_dataset(tmp_path):
@@ -67,7 +70,7 @@ def test_nothing_grows_with_the_dataset(tmp_path):
         lambda ids: open_records.append(capture.writer.open_records) or "",
         shard_records=args.shard_records,
     ) as capture:
-        report = capture(LogitsSource(teacher, args))
+        report = capture(GradedSource(teacher, args))
     assert report.rows == ROWS and report.skipped == 0
     assert open_store(tmp_path / "store").num_records == report.records
     assert rows.most <= 2 * WINDOW_ROWS

@@ -13,7 +13,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from axolotl_distill.errors import ConfigError, NotFiniteError
 from axolotl_distill.host.supervision import check_supervision, describe_rows, unsupervised_rows
 from axolotl_distill.host.trainer import DistillMixin
-from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
+from axolotl_distill.objectives.forward import attach_distill_forward
+from axolotl_distill.objectives.logits import LogitsObjective
 
 IGNORE = -100
 SPEC = DistillSpec(alpha=0.0, support="renormalize", reduction="sum")
@@ -68,7 +69,7 @@ def collate(features):
 
 def trainer_of(folder, data, model=None, evaluated=None, **options):
     model = model or student()
-    attach_distill_forward(model, LossSettings(SPEC, "torch", 1, sampled=False))
+    attach_distill_forward(model, [LogitsObjective(SPEC, "torch", teacher=False)], None)
     arguments = TrainingArguments(
         output_dir=str(folder),
         use_cpu=True,

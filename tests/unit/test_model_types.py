@@ -6,11 +6,10 @@ import pytest
 import torch
 from distill_kernels import DistillSpec, distill_loss
 from peft import LoraConfig, get_peft_model
-from support.losses import shifted
+from support.losses import Loss, attach, shifted
 from support.model_types import VOCAB, tiny
 from transformers import MixtralForCausalLM
 
-from axolotl_distill.objectives.forward import LossSettings, attach_distill_forward
 from axolotl_distill.signal.entries import decode_entries
 
 FUSED = """
@@ -107,8 +106,8 @@ def hold(model, bound=1e-4, context=contextlib.nullcontext, request=None, router
     with context():
         expected = from_own_logits(model, request or {}, router_weight)
     exact = gradients_of(model, expected)
-    how = LossSettings(DistillSpec(reduction="sum", **SPEC), "torch", VOCAB, sampled=False)
-    attach_distill_forward(causal_lm, how)
+    how = Loss(DistillSpec(reduction="sum", **SPEC), VOCAB)
+    attach(causal_lm, how)
     with context():
         loss = model(**batch()).loss
     seen = gradients_of(model, loss)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from axolotl_distill.capture.logits import length_batches
+from axolotl_distill.capture.graded import length_batches
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store.encoding import (
@@ -83,7 +83,7 @@ def test_a_whole_vocabulary_has_no_tail():
 def test_length_batches_bound_the_tokens():
     lengths = [5, 900, 17, 40, 41, 3, 300]
     rows = {i: {"input_ids": [0] * n} for i, n in enumerate(lengths)}
-    batches = list(length_batches(rows, list(rows), 200))
+    batches = list(length_batches(rows, 200))
     assert sorted(index for batch in batches for index in batch) == list(rows)
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 200

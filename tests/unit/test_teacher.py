@@ -1,5 +1,6 @@
 """The local teacher gives the logits that were asked for, however its model makes them."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -7,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.signal import Want
 from axolotl_distill.teachers.hf import HFTeacher
 
 
@@ -18,9 +20,12 @@ def test_logits_of_chosen_positions(tiny_llama_dir, tokenizer, keeps, monkeypatc
     )
     teacher._keeps = keeps
     rows = [torch.randint(5, 40_000, (n,)).tolist() for n in (9, 30, 17)]
-    positions = [torch.tensor([2, 3, 7]), torch.arange(5, 29), torch.tensor([15])]
+    positions = [np.array([2, 3, 7]), np.arange(5, 29), np.array([15])]
     found = [[], [], []]
-    for index, part, logits in teacher.logits(rows, positions):
+    for index, part, signal in teacher.grade(
+        dict(enumerate(rows)), dict(enumerate(positions)), Want()
+    ):
+        logits = signal.distribution.logits
         assert logits.shape == (part.stop - part.start, len(tokenizer))
         assert logits.shape[0] <= 3 and logits.dtype == torch.float32
         found[index].append(logits)
@@ -41,7 +46,7 @@ def test_an_adapter_as_axolotl_leaves_it(tiny_llama_dir, tokenizer, tmp_path):
     tuned.save_pretrained(tmp_path)
     base.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    row, wanted = list(range(20, 40)), torch.arange(19)
+    row, wanted = list(range(20, 40)), np.arange(19)
     with torch.no_grad():
         expected = tuned(input_ids=torch.tensor([row])).logits[0][wanted]
         with tuned.disable_adapter():
@@ -49,7 +54,9 @@ def test_an_adapter_as_axolotl_leaves_it(tiny_llama_dir, tokenizer, tmp_path):
     teacher = HFTeacher(
         TeacherArgs(model=str(tmp_path), dtype="float32"), vocab_size=len(tokenizer)
     )
-    ((_, _, seen),) = teacher.logits([row], [wanted])
+    ((number, _, signal),) = teacher.grade({7: row}, {7: wanted}, Want())
+    seen = signal.distribution.logits
+    assert number == 7
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-3)
     assert (seen - without).abs().max() > 0.1
 

@@ -9,15 +9,16 @@ from accelerate import Accelerator
 from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCollatorForSeq2Seq
 from distill_kernels import DistillSpec, distill_loss
 from support.kernel_cases import relative_error
-from support.losses import batch_of, settings
+from support.losses import attach, batch_of, settings
 from support.stores import capture_rows, random_rows
 from torch.nn import functional as F
 
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import TrajectoryError
 from axolotl_distill.host.collator import TeacherCollator
-from axolotl_distill.objectives.forward import attach_distill_forward, loss_settings
-from axolotl_distill.objectives.metrics import NAMES, MetricSums
+from axolotl_distill.objectives.forward import attach_distill_forward
+from axolotl_distill.objectives.logits import logits_objective
+from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.signal.entries import decode_entries
 
 LOSS_WEIGHT, TARGET_WEIGHT = "loss_weight", "target_weight"
@@ -131,15 +132,19 @@ def test_loss_and_gradients(tiny_model, tokenizer, store, alpha, model_type):
     batch = weighted_batch(store, tokenizer)
     expected, gradients = by_the_formula(tiny_model(model_type), batch, alpha)
     text = {k: v for k, v in batch.items() if alpha or not k.startswith("teacher")}
-    how = loss_settings(parse_distill({"teacher": "text"}), [])
     model = tiny_model(model_type)
-    attach_distill_forward(model, settings(tokenizer, alpha=alpha) if alpha else how)
+    if alpha:
+        attach(model, settings(tokenizer, alpha=alpha))
+    else:
+        objective = logits_objective(parse_distill({"teacher": "text"}), None)
+        attach_distill_forward(model, [objective], None)
     out = model(**text)
     out.loss.backward()
     assert out.loss.item() == pytest.approx(expected, rel=1e-5)
     for name, parameter in model.named_parameters():
         assert relative_error(parameter.grad, gradients[name]) < 1e-4, name
-    assert out.sums["loss"] / out.sums["weight"] == pytest.approx(expected, rel=1e-5)
+    total, weight = out.metrics["loss"]
+    assert total / weight == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_of_one_change_nothing(tiny_model, tokenizer, store):
@@ -149,7 +154,7 @@ def test_weights_of_one_change_nothing(tiny_model, tokenizer, store):
     losses, grads = [], []
     for extra in ({}, {TARGET_WEIGHT: ones}):
         model = tiny_model()
-        attach_distill_forward(model, settings(tokenizer))
+        attach(model, settings(tokenizer))
         loss = model(**{**batch, TARGET_WEIGHT: None, **extra}).loss
         loss.backward()
         losses.append(loss.item())
@@ -162,7 +167,7 @@ def test_weights_of_one_change_nothing(tiny_model, tokenizer, store):
 def test_a_batch_without_a_label_has_no_loss(tiny_model, tokenizer, store):
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     empty = {"shift_labels": torch.full_like(batch["labels"], -100)}
     empty[TARGET_WEIGHT] = torch.zeros_like(batch[TARGET_WEIGHT])
     loss = model(**{**batch, **empty}).loss
@@ -176,7 +181,7 @@ def test_a_step_without_a_label_has_no_loss(tiny_model, tokenizer, store, count)
     """Nor a gradient; the Trainer's count of it is 0."""
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     empty = {"shift_labels": torch.full_like(batch["labels"], -100), TARGET_WEIGHT: None}
     loss = model(**{**batch, **empty}, num_items_in_batch=count).loss
     loss.backward()
@@ -188,7 +193,7 @@ def test_a_step_without_a_label_has_no_loss(tiny_model, tokenizer, store, count)
 def test_weights_however_small_divide_what_they_weigh(tiny_model, tokenizer, store):
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     tiny = {**batch, TARGET_WEIGHT: batch[TARGET_WEIGHT] * 1e-12}
     assert model(**tiny).loss.item() == pytest.approx(model(**batch).loss.item(), rel=1e-4)
 
@@ -196,7 +201,7 @@ def test_weights_however_small_divide_what_they_weigh(tiny_model, tokenizer, sto
 def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, store):
     batch = weighted_batch(store, tokenizer)
     model = tiny_model()
-    attach_distill_forward(model, settings(tokenizer))
+    attach(model, settings(tokenizer))
     total = batch[TARGET_WEIGHT].sum()
     alone = model(**batch).loss
     in_step = model(**batch, num_items_in_batch=4 * total).loss
@@ -206,17 +211,20 @@ def test_the_divisor_is_the_steps_and_not_the_batchs(tiny_model, tokenizer, stor
 @pytest.mark.parametrize("tokens", [0.0, 3.0])
 def test_means_of_nothing_are_left_out(tokens):
     """Without a token, or with weights that sum to 0."""
-    parts = dict.fromkeys(NAMES, 0.0) | {"tokens": tokens, "ce": 6.0}
     sums = MetricSums()
-    sums.add({name: torch.tensor(value) for name, value in parts.items()})
+    sums.add(of(loss=(5.0, 0.0), ce=(6.0, tokens), entropy=(0.0, tokens), kl=(0.0, 0.0)))
     means = sums.means(Accelerator())
     assert means == ({"ce": 2.0, "entropy": 0.0} if tokens else {})
 
 
 def test_mean_loss_of_an_evaluation():
+    """Sums over all batches, divided once."""
     sums = MetricSums()
     for weight in (0.5, 1.5):
-        parts = dict.fromkeys(("ce", "entropy", "kl", "teacher_mass", "top1_agreement"), 6.0)
-        parts |= {"loss": 3.0, "weight": weight, "tokens": 3.0, "teacher_tokens": 0.0}
-        sums.add({name: torch.tensor(value) for name, value in parts.items()})
-    assert sums.means(Accelerator()) == {"loss": 3.0, "ce": 2.0, "entropy": 2.0}
+        sums.add(of(loss=(3.0, weight), ce=(6.0, 3.0), kl=(6.0, 0.0)))
+    assert sums.means(Accelerator()) == {"loss": 3.0, "ce": 2.0}
+    assert sums.means(Accelerator()) == {}
+
+
+def of(**metrics):
+    return {name: tuple(map(torch.tensor, pair)) for name, pair in metrics.items()}

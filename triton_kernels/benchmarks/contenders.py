@@ -83,11 +83,11 @@ def naive(case: Case) -> None:
         with torch.no_grad():
             teacher = (case.teacher_hidden @ case.teacher_weight.t()).float()
             log_p = (teacher / temperature).log_softmax(-1)
-        kl = _jsd(log_p, log_q) if case.task == "dense_jsd" else _kl(log_p, log_q)
+        kd = _jsd(log_p, log_q) if case.task == "dense_jsd" else _kl(log_p, log_q)
     else:
         log_p, log_q = _bins(case, log_q)
-        kl = _kl(log_q, log_p) if case.task == "tail_reverse_kl" else _kl(log_p, log_q)
-    (kl.mean() * temperature**2).backward()
+        kd = _kl(log_q, log_p) if case.task == "tail_reverse_kl" else _kl(log_p, log_q)
+    (kd.mean() * temperature**2).backward()
 
 
 def _bins(case: Case, log_q: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,15 @@
 """A chunk of rows: what the sweep hands to a backend and gets back, and how it lies in memory."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import DistillSpec
+from distill_kernels.task import Task
 from distill_kernels.teacher import DenseLogits, SparseTeacher
 from distill_kernels.transform import LogitTransform
 
@@ -60,9 +62,17 @@ class RowValues:
     entropy: Tensor
 
 
-RowMath = Callable[[Chunk], tuple[RowValues, Tensor | None]]
-"""What a backend does: the values of a chunk's rows, and scale times d loss / d product [C, V] in
-`grad_dtype`, None without a scale. The gradient may lie in the memory of the logits."""
+class RowBackend(Protocol):
+    """What the sweep asks of a backend; a module of `backends`."""
+
+    def rows(self, chunk: Chunk) -> tuple[RowValues, Tensor | None]:
+        """(values of the rows, scale times d loss / d product [C, V] in `grad_dtype`, or None
+        without a scale). The gradient may lie in the memory of the logits."""
+        ...
+
+    def temporary_bytes(self, task: Task, device: torch.device, grad_dtype: torch.dtype) -> int:
+        """Bytes a logit that `rows` holds for a moment beside the logits and the teacher's."""
+        ...
 
 
 def concatenate(values: Sequence[RowValues], device: torch.device) -> RowValues:

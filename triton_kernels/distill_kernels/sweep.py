@@ -21,8 +21,6 @@ CHUNK_ROWS, WAVE_ROWS, STEP_ROWS = 2048, 1024, 16
 WAVE_ROWS, with which the product back to hidden fills the device; the others, of STEP_ROWS, so that
 every chunk begins at an aligned address."""
 MIN_ROWS = 32
-SPARSE_TEMPORARIES, DENSE_TEMPORARIES = 4, 32
-"""Bytes a logit that the torch backend holds for a moment where it does not work in blocks."""
 
 
 def sweep(
@@ -34,9 +32,10 @@ def sweep(
            should be about 1: the gradient of the logits is rounded to hidden's type with it
     wants  which of `inputs` get a gradient; the weight's, the bias's and right's are fp32
     """
-    with _on(inputs.hidden.device):
+    device, grad_dtype = inputs.hidden.device, gradient_dtype(inputs.hidden)
+    with _on(device):
         vocab_size = inputs.weight.shape[0]
-        whole_size = task.shard.whole_size(vocab_size, inputs.hidden.device)
+        whole_size = task.shard.whole_size(vocab_size, device)
         check_values(whole_size, task.teacher, task.labels, task.spec, task.weights)
         num_rows = inputs.hidden.shape[0]
         new = torch.empty_like if num_rows else torch.zeros_like
@@ -44,11 +43,12 @@ def sweep(
             new(x, dtype=x.dtype if i in ROWS else torch.float32) if wanted else None
             for i, (x, wanted) in enumerate(zip(inputs, wants, strict=True))
         ]
-        size = chunk_rows(num_rows, vocab_size, bytes_of_a_logit(inputs, task), inputs, wants[1])
-        logits = buffer(size, vocab_size, inputs.hidden.device)
         dense = not isinstance(task.teacher, SparseTeacher)
-        teacher_logits = buffer(size, vocab_size, inputs.hidden.device) if dense else None
-        row_math = backends.row_math(task.backend)
+        backend = backends.row_backend(task.backend)
+        of_a_logit = 4 + 4 * dense + backend.temporary_bytes(task, device, grad_dtype)
+        size = chunk_rows(num_rows, vocab_size, of_a_logit, device, trained=wants[1])
+        logits = buffer(size, vocab_size, device)
+        teacher_logits = buffer(size, vocab_size, device) if dense else None
         found = []
         for start in range(0, num_rows, size):
             rows = slice(start, min(start + size, num_rows))
@@ -61,37 +61,22 @@ def sweep(
                 teacher_logits[here] if dense else None,
                 scale[rows] if any(wants) else None,
             )
-            values, grad_CV = row_math(chunk)
+            values, grad_CV = backend.rows(chunk)
             found.append(values)
             if grad_CV is not None:
                 _add(grads, grad_CV, inputs, rows, task.shard)
             del chunk, grad_CV  # before the next ones are made
-        return concatenate(found, inputs.hidden.device), grads
+        return concatenate(found, device), grads
 
 
 def chunk_rows(
-    num_rows: int, vocab_size: int, logit_bytes: int, inputs: Inputs, trained: bool
+    num_rows: int, vocab_size: int, of_a_logit: int, device: torch.device, *, trained: bool
 ) -> int:
-    """Rows of a chunk."""
-    budget = CHUNK_BYTES.get(inputs.hidden.device.type, CHUNK_BYTES["cuda"])
-    most = min(CHUNK_ROWS, budget // (logit_bytes * padded(vocab_size))) * (2 if trained else 1)
+    """Rows of a chunk; of_a_logit: bytes held at once for every row and id of it."""
+    budget = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"])
+    most = min(CHUNK_ROWS, budget // (of_a_logit * padded(vocab_size))) * (2 if trained else 1)
     step = WAVE_ROWS if most >= WAVE_ROWS else STEP_ROWS
     return max(1, min(num_rows, max(MIN_ROWS, most // step * step)))
-
-
-def bytes_of_a_logit(inputs: Inputs, task: Task) -> int:
-    """What is held at once for every row and id of a chunk: logits, the teacher's, and what the
-    torch backend makes of them where it does not work in blocks.
-
-    The Triton kernels apply the transform as they read, and write the gradient over the logits.
-    """
-    dense = not isinstance(task.teacher, SparseTeacher)
-    held = 4 + 4 * dense
-    if task.backend == "torch" and inputs.hidden.device.type != "cpu":
-        held += DENSE_TEMPORARIES if dense else SPARSE_TEMPORARIES
-        held += 4 * (task.transform.softcap is not None)
-        held += 2 * (gradient_dtype(inputs.hidden) != torch.float32)
-    return held
 
 
 def gradient_dtype(hidden: Tensor) -> torch.dtype:

@@ -8,10 +8,10 @@ from axolotl_distill.errors import FilterError, TrajectoryError
 from axolotl_distill.filter.args import FilterArgs
 from axolotl_distill.filter.conversation import KEPT, Message, conversation
 from axolotl_distill.trajectories import join_thinking, parts_of, split_thinking
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 
-def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
+def formatter(args: FilterArgs) -> Callable[[Trajectory], dict[str, Any]]:
     """A function from a trajectory to the columns of `args.format`, beside id, prompt_id, scores.
 
     It raises FilterError for a conversation that the format cannot hold, and TrajectoryError for a
@@ -19,7 +19,7 @@ def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
     """
     made = {"messages": _messages, "alpaca": _alpaca, "prompt_completion": _prompt_completion}
 
-    def make(row: Row) -> dict[str, Any]:
+    def make(row: Trajectory) -> dict[str, Any]:
         if args.reasoning == "tags":
             _check_tags(row)
         return made[args.format](row, args)
@@ -27,7 +27,7 @@ def formatter(args: FilterArgs) -> Callable[[Row], dict[str, Any]]:
     return make
 
 
-def _check_tags(row: Row) -> None:
+def _check_tags(row: Trajectory) -> None:
     """Raises TrajectoryError where the thinking ends elsewhere for who reads it between tags."""
     thinking, answer, form = parts_of(row)
     if not thinking or form == "unclosed":
@@ -67,7 +67,7 @@ def keys_of(made: dict[str, Any]) -> set[str]:
     )
 
 
-def _messages(row: Row, args: FilterArgs) -> dict[str, Any]:
+def _messages(row: Trajectory, args: FilterArgs) -> dict[str, Any]:
     made: dict[str, Any] = {"messages": conversation(row, args.reasoning, args.system)}
     if row.get("tools"):
         # As text: typed columns would give every tool the parameters of all others.
@@ -75,7 +75,7 @@ def _messages(row: Row, args: FilterArgs) -> dict[str, Any]:
     return made
 
 
-def _alpaca(row: Row, args: FilterArgs) -> dict[str, Any]:
+def _alpaca(row: Trajectory, args: FilterArgs) -> dict[str, Any]:
     *before, answer = _plain_text(row, args)
     texts = {message["role"]: message["content"] for message in before}
     if len(texts) != len(before) or not {"user"} <= set(texts) <= {"system", "user"}:
@@ -88,7 +88,7 @@ def _alpaca(row: Row, args: FilterArgs) -> dict[str, Any]:
     return {**made, "system": texts.get("system", "")} if args.system == "keep" else made
 
 
-def _prompt_completion(row: Row, args: FilterArgs) -> dict[str, Any]:
+def _prompt_completion(row: Trajectory, args: FilterArgs) -> dict[str, Any]:
     *before, answer = _plain_text(row, args)
     if len(before) > 1 and any(message["role"] == "assistant" for message in before):
         raise FilterError(
@@ -99,7 +99,7 @@ def _prompt_completion(row: Row, args: FilterArgs) -> dict[str, Any]:
     return {"prompt": prompt, "completion": answer["content"]}
 
 
-def _plain_text(row: Row, args: FilterArgs) -> list[Message]:
+def _plain_text(row: Trajectory, args: FilterArgs) -> list[Message]:
     messages = conversation(row, args.reasoning, args.system)
     if row.get("tools") or any("tool_calls" in message for message in messages):
         raise FilterError(

@@ -12,7 +12,7 @@ from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.parts import part
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer, render
 from axolotl_distill.show import printable
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 PARTS = ("total", "prompt", "thinking", "answer")
 BATCH = 256
@@ -31,17 +31,17 @@ class Lengths:
         self.tokenizer = load_tokenizer(args.tokenizer)
         self.counts = {name: array("q") for name in PARTS}
         self.thinking_lost = 0
-        self._waiting: list[Row] = []
+        self._waiting: list[Trajectory] = []
         self._checked: set[tuple[str, ...]] = set()
 
-    def check(self, row: Row) -> None:
+    def check(self, row: Trajectory) -> None:
         """Raises FilterError where the chat template refuses these roles in this order."""
         roles = tuple(message["role"] for message in row["messages"])
         if roles not in self._checked:
             self._rendered(row)
             self._checked.add(roles)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Trajectory) -> None:
         """Counts a row that is kept."""
         self._waiting.append(row)
         if len(self._waiting) == BATCH:
@@ -61,7 +61,7 @@ class Lengths:
         for name in PARTS:
             self.counts[name].extend(count_tokens(self.tokenizer, texts[name]))
 
-    def _rendered(self, row: Row) -> str:
+    def _rendered(self, row: Trajectory) -> str:
         messages = conversation(row, self.args.reasoning, self.args.system)
         if self.args.format != "messages" or self.tokenizer.chat_template is None:
             return "\n".join(message["content"] for message in messages)

@@ -3,12 +3,12 @@
 import numpy as np
 
 from axolotl_distill.filter.parts import part, plain, text_hash
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Trajectory
 
 ALWAYS_FROM = 20
 
 
-def prompt_key(row: Row, seed: int) -> int:
+def prompt_key(row: Trajectory, seed: int) -> int:
     """64 bits of the prompt's text and the seed: system messages, case and white space aside.
 
     It is the text and not prompt_id, so that a prompt asked twice is never on both sides.

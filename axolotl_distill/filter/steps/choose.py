@@ -8,8 +8,7 @@ from typing import TypeVar
 from pydantic import Field
 
 from axolotl_distill.config.block import Block
-from axolotl_distill.filter.step import KEEP, Step, Verdict, Where, registered
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import KEEP, Candidate, Step, Verdict, Where, registered
 
 
 class BestOfNArgs(Block):
@@ -39,7 +38,7 @@ class _Chooser(Step[C]):
         return args.by
 
 
-def _score(row: Row, by: str) -> float:
+def _score(row: Candidate, by: str) -> float:
     """Rows without a score come last."""
     score = row["scores"].get(by)
     return -math.inf if score is None else score
@@ -65,7 +64,7 @@ class BestOfNStep(_Chooser[BestOfNArgs]):
     kind = "best_of_n"
     Args = BestOfNArgs
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         scores: list[float] = []
         of_prompt: dict[str, list[int]] = defaultdict(list)
         for row in rows:
@@ -86,7 +85,7 @@ class TopStep(_Chooser[TopArgs]):
     kind = "top"
     Args = TopArgs
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         scores = [_score(row, self.args.by) for row in rows]
         count = math.ceil(self.args.share * len(scores) - 1e-9)
         kept = set(_best(scores, list(range(len(scores))), count))

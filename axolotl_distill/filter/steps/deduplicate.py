@@ -11,8 +11,16 @@ from pydantic import Field
 from axolotl_distill.config.block import Block, ReadBy
 from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.parts import calls_text, part, plain, tools_text
-from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, Where, registered
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import (
+    ALONE,
+    KEEP,
+    Around,
+    Candidate,
+    Step,
+    Verdict,
+    Where,
+    registered,
+)
 
 PERMUTATIONS = 128
 SHINGLE = 5
@@ -134,11 +142,11 @@ class DeduplicateStep(Step[DeduplicateArgs]):
     def where(cls, args: DeduplicateArgs) -> Where:
         return Where.HERE
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         seen = ExactSeen() if self.args.method == "exact" else NearSeen(self.args.threshold)
         return self._prompts(rows, seen) if self.args.of == "prompt" else self._rows(rows, seen)
 
-    def _rows(self, rows: Iterable[Row], seen: Seen) -> Iterator[Verdict]:
+    def _rows(self, rows: Iterable[Candidate], seen: Seen) -> Iterator[Verdict]:
         for number, row in enumerate(rows):
             scope = row["prompt_id"] if self.args.within == "prompt" else ""
             text = part(row, self.args.of)
@@ -147,7 +155,7 @@ class DeduplicateStep(Step[DeduplicateArgs]):
             detail = seen.like(text, scope, f"{row['id']} (row {number})")
             yield Verdict(False, seen.reason, detail=detail) if detail else KEEP
 
-    def _prompts(self, rows: Iterable[Row], seen: Seen) -> Iterator[Verdict]:
+    def _prompts(self, rows: Iterable[Candidate], seen: Seen) -> Iterator[Verdict]:
         verdicts: dict[str, Verdict] = {}
         for row in rows:
             prompt = row["prompt_id"]

@@ -7,11 +7,10 @@ from pydantic import Field, field_validator
 
 from axolotl_distill.config.block import Block
 from axolotl_distill.filter.parts import calls_text, part
-from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, registered
+from axolotl_distill.filter.step import ALONE, KEEP, Around, Candidate, Step, Verdict, registered
 from axolotl_distill.sandbox import Failed, Pool
 from axolotl_distill.sandbox.workers import Workers
 from axolotl_distill.trajectories.finish import is_unfinished
-from axolotl_distill.trajectories.row import Row
 
 BOXED = re.compile(r"\\boxed\s*\{\s*[^\s}]")
 MATCH_SECONDS = 10.0
@@ -61,10 +60,10 @@ class FormatStep(Step[FormatArgs]):
         super().__init__(args, around)
         self._workers: Pool | None = None
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         return map(self._judge, rows)
 
-    def _judge(self, row: Row) -> Verdict:
+    def _judge(self, row: Candidate) -> Verdict:
         if self.args.finished and is_unfinished(row["finish_reason"]):
             reason = f"not finished: {row['finish_reason']}"
             return Verdict(False, reason, detail=f"…{row['content'][-100:]}")

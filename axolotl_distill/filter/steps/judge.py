@@ -10,10 +10,9 @@ from axolotl_distill.config.block import Block
 from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.filter.ask import Question, Reply, ask
 from axolotl_distill.filter.parts import calls_text, part, tools_text
-from axolotl_distill.filter.step import Step, Verdict, Where, registered
+from axolotl_distill.filter.step import Candidate, Step, Verdict, Where, registered
 from axolotl_distill.trajectories import ending, split_thinking
 from axolotl_distill.trajectories.messages import text_of
-from axolotl_distill.trajectories.row import Row
 
 PROMPT = """You grade an answer to a question.
 
@@ -87,14 +86,14 @@ class JudgeStep(Step[JudgeArgs]):
     def where(cls, args: JudgeArgs) -> Where:
         return Where.HERE
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         questions = (
             Question(self.args.model, row["id"], "/chat/completions", self._body(row))
             for row in rows
         )
         return map(self._verdict, ask(self.args.server, self.around.answers, questions, _end))
 
-    def _body(self, row: Row) -> dict[str, Any]:
+    def _body(self, row: Candidate) -> dict[str, Any]:
         args = self.args
         given = row["meta"].get(args.reference) if args.reference else None
         values = {

@@ -13,8 +13,7 @@ from axolotl_distill.config.block import Block
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.parts import part
-from axolotl_distill.filter.step import ALONE, Around, Step, Verdict, registered
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.filter.step import ALONE, Around, Candidate, Step, Verdict, registered
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +89,7 @@ class LanguageStep(Step[LanguageArgs]):
         # Greek letters are mathematics anywhere.
         self.scripts = {"GREEK"}.union(*map(scripts, args.allow))
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         short = total = 0
         names = ("thinking", "answer") if self.args.of == "all" else (self.args.of,)
         for row in rows:

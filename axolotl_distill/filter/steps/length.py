@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 
 from axolotl_distill.config.block import Block
 from axolotl_distill.filter.parts import part
-from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, registered
+from axolotl_distill.filter.step import ALONE, KEEP, Around, Candidate, Step, Verdict, registered
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
-from axolotl_distill.trajectories.row import Row
 
 
 class LengthArgs(Block):
@@ -50,10 +49,10 @@ class LengthStep(Step[LengthArgs]):
     def counts_tokens(cls, args: LengthArgs) -> bool:
         return args.min_tokens is not None or args.max_tokens is not None
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         return map(self._judge, rows)
 
-    def _judge(self, row: Row) -> Verdict:
+    def _judge(self, row: Candidate) -> Verdict:
         text, args = part(row, self.args.of), self.args
         fault = _outside(len(text), args.min_chars, args.max_chars, "characters")
         if fault is None and self._tokenizer is not None:

@@ -14,9 +14,8 @@ from axolotl_distill.config.teacher import ModelArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.ask import Question, ask
 from axolotl_distill.filter.conversation import conversation
-from axolotl_distill.filter.step import ALONE, Around, Step, Verdict, Where, registered
+from axolotl_distill.filter.step import ALONE, Around, Candidate, Step, Verdict, Where, registered
 from axolotl_distill.filter.tokens import load_tokenizer, render
-from axolotl_distill.trajectories.row import Row
 
 TOO_LONG = "too long for the reward model"
 
@@ -83,7 +82,7 @@ class RewardStep(Step[RewardArgs]):
     def where(cls, args: RewardArgs) -> Where:
         return Where.ON_GPU if args.server is None else Where.HERE
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         return self._model.judge(rows)
 
 
@@ -125,7 +124,7 @@ class _Reader:
                 "that has the template."
             )
 
-    def ids(self, row: Row) -> list[int]:
+    def ids(self, row: Candidate) -> list[int]:
         messages = conversation(row, "drop" if self.args.of == "answer" else "tags")
         return render(self.tokenizer, messages, row, tokenize=True, return_dict=False)
 
@@ -144,7 +143,7 @@ class _Here:
         score_of([0.0] * config.num_labels, args)
         self._model: Any = None
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         if self._model is None:
             self._model = self._load()
         rows = iter(rows)
@@ -202,7 +201,7 @@ class _Served:
         self.args, self.server, self.reader, self.around = args, server, reader, around
         self.vllm = server.engine == "vllm"
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         asked: deque[int] = deque()  # lengths of rows that wait for their verdict, in order
         read = _vllm_outputs if self.vllm else _sglang_outputs
         questions = self._questions(rows, asked)
@@ -215,7 +214,7 @@ class _Served:
                 yield verdict_of(reply.value, self.args)
         yield from self._too_long(asked)
 
-    def _questions(self, rows: Iterable[Row], asked: deque[int]) -> Iterator[Question]:
+    def _questions(self, rows: Iterable[Candidate], asked: deque[int]) -> Iterator[Question]:
         for row in rows:
             ids = self.reader.ids(row)
             asked.append(len(ids))

@@ -6,10 +6,9 @@ from pydantic import Field
 
 from axolotl_distill.config.block import Block
 from axolotl_distill.filter.parts import part
-from axolotl_distill.filter.step import ALONE, KEEP, Around, Step, Verdict, registered
+from axolotl_distill.filter.step import ALONE, KEEP, Around, Candidate, Step, Verdict, registered
 from axolotl_distill.filter.tokens import count_tokens, load_tokenizer
 from axolotl_distill.trajectories import parts_of
-from axolotl_distill.trajectories.row import Row
 
 
 class ThinkingArgs(Block):
@@ -35,10 +34,10 @@ class ThinkingStep(Step[ThinkingArgs]):
     def counts_tokens(cls, args: ThinkingArgs) -> bool:
         return args.min_tokens is not None
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         return map(self._judge, rows)
 
-    def _judge(self, row: Row) -> Verdict:
+    def _judge(self, row: Candidate) -> Verdict:
         thinking = part(row, "thinking")
         if not thinking:
             return Verdict(False, "no thinking")

@@ -8,13 +8,12 @@ from typing import Any
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.packages import require
-from axolotl_distill.filter.step import ALONE, Around, Step, Verdict, registered
+from axolotl_distill.filter.step import ALONE, Around, Candidate, Step, Verdict, registered
 from axolotl_distill.filter.verify import text
 from axolotl_distill.filter.verify.args import VerifyArgs
 from axolotl_distill.filter.verify.questions import question
 from axolotl_distill.sandbox import GRACE, Failed, Pool, best_here, hide_memory
 from axolotl_distill.sandbox.workers import Workers
-from axolotl_distill.trajectories.row import Row
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class VerifyStep(Step[VerifyArgs]):
     def one_of_many(cls, args: VerifyArgs) -> VerifyArgs:
         return args.model_copy(update={"workers": 1})
 
-    def judge(self, rows: Iterable[Row]) -> Iterator[Verdict]:
+    def judge(self, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         """One verdict a row, in order; reads at most `AHEAD` rows a worker ahead."""
         pending: deque[Verdict | Future[Any]] = deque()
         limit = AHEAD * self.args.workers if self.args.method in IN_WORKERS else 1
@@ -87,7 +86,7 @@ class VerifyStep(Step[VerifyArgs]):
             self._workers.close()
             self._workers = None
 
-    def _begin(self, row: Row) -> "Verdict | Future[Any]":
+    def _begin(self, row: Candidate) -> "Verdict | Future[Any]":
         """What can be said of the row here, or the promise of what a worker will say."""
         method, timeout = self.args.method, self.args.timeout
         asked = question(self.args, row)

@@ -12,13 +12,13 @@ from axolotl_distill.filter.verify.args import VerifyArgs
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 from axolotl_distill.trajectories import parts_of
-from axolotl_distill.trajectories.row import Row
+from axolotl_distill.trajectories.row import Row, Trajectory
 
 Question = tuple[Any, Any, dict[str, Any]]
 """What a method's function takes."""
 
 
-def question(args: VerifyArgs, row: Row) -> Question | Verdict:
+def question(args: VerifyArgs, row: Trajectory) -> Question | Verdict:
     """The question to ask, or the verdict on a row of which none can be asked.
 
     Raises FilterError for a row without a reference's column.

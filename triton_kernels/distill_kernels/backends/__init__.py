@@ -4,7 +4,8 @@ import os
 import warnings
 from typing import Literal, get_args
 
-from distill_kernels.chunk import RowMath
+from distill_kernels.backends import torch_rows
+from distill_kernels.chunk import RowBackend
 from distill_kernels.matmul import TiledWeight
 from distill_kernels.task import Inputs, Task
 from distill_kernels.teacher import SparseTeacher
@@ -53,13 +54,13 @@ def choose(inputs: Inputs, task: Task) -> str:
     return backend
 
 
-def row_math(backend: str) -> RowMath:
-    """Of "torch" or "triton"; "reference" has whole logits and no chunks."""
-    if backend == "triton":
-        from distill_kernels.backends.triton_rows import rows
-    else:
-        from distill_kernels.backends.torch_rows import rows
-    return rows
+def row_backend(name: str) -> RowBackend:
+    """ "torch" or "triton"; "reference" has whole logits and no chunks."""
+    if name == "triton":
+        from distill_kernels.backends import triton_rows
+
+        return triton_rows
+    return torch_rows
 
 
 def _missing_triton() -> str:

@@ -18,14 +18,17 @@ from distill_kernels.chunk import Chunk, RowValues, concatenate
 from distill_kernels.divergences import EMPTY, divergence
 from distill_kernels.reduction import weighted
 from distill_kernels.spec import IGNORE, DistillSpec
+from distill_kernels.task import Task
 from distill_kernels.teacher import SparseTeacher, taught_rows, teacher_top1
 
 BLOCK_BYTES = 2 << 20
 """Logits that are swept at once on a CPU: they stay in its cache."""
+SPARSE_TEMPORARIES, DENSE_TEMPORARIES = 4, 32
+"""Bytes a logit that are held for a moment where all of a chunk is swept at once."""
 
 
 def rows(chunk: Chunk) -> tuple[RowValues, Tensor | None]:
-    """`RowMath`; a gradient of a low type is a copy."""
+    """See RowBackend; a gradient of a low type is a copy."""
     num_rows, vocab_size = chunk.logits_CV.shape
     step = num_rows
     if chunk.logits_CV.device.type == "cpu":
@@ -33,6 +36,15 @@ def rows(chunk: Chunk) -> tuple[RowValues, Tensor | None]:
     values = [_block(chunk[start : start + step]) for start in range(0, num_rows, step)]
     grad_CV = None if chunk.scale_C is None else chunk.logits_CV.to(chunk.grad_dtype)
     return concatenate(values, chunk.logits_CV.device), grad_CV
+
+
+def temporary_bytes(task: Task, device: torch.device, grad_dtype: torch.dtype) -> int:
+    """See RowBackend; next to nothing where the work is done in blocks."""
+    if device.type == "cpu":
+        return 0
+    sparse = isinstance(task.teacher, SparseTeacher)
+    held = SPARSE_TEMPORARIES if sparse else DENSE_TEMPORARIES
+    return held + 4 * (task.transform.softcap is not None) + 2 * (grad_dtype != torch.float32)
 
 
 def _block(chunk: Chunk) -> RowValues:

@@ -23,13 +23,14 @@ def set_aside(
     HAS_BIAS: tl.constexpr,
     SCALED: tl.constexpr,
     CAPPED: tl.constexpr,
+    SMOOTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     """Keeps the entries' logits in aside, -inf where there is no entry, and marks their places in z
     as EMPTY; a barrier stands after it.
 
     Returns (how many there are, their largest logit and its id, the teacher's largest logprob, the
-    sum of their logits).
+    sum of their logits when SMOOTH).
     """
     neg_inf = -float("inf")
     num_entries = 0
@@ -53,7 +54,8 @@ def set_aside(
         head_max = tl.maximum(head_max, best)
         logp = tl.load(logp_ptr + k, mask=k < K, other=neg_inf)
         teacher_max = tl.maximum(teacher_max, tl.max(tl.where(valid, logp, neg_inf), 0))
-        total += tl.sum(tl.where(valid, z, 0.0), 0)
+        if SMOOTH:
+            total += tl.sum(tl.where(valid, z, 0.0), 0)
     tl.debug_barrier()
     for k0 in range(0, K, BLOCK_K):
         k = k0 + tl.arange(0, BLOCK_K)
@@ -67,7 +69,11 @@ def set_aside(
 def entries_lse(
     aside_ptr, ids_ptr, logp_ptr, K, head_max, teacher_max, inv_t, BLOCK_K: tl.constexpr
 ):
-    """Log-sum-exp over the entries: the student's at T, at 1, the teacher's."""
+    """(the student's log-sum-exp over the entries at T, that at 1, the teacher's shift and sum).
+
+    The teacher's log is for the caller to take, late: taken here it costs six registers on sm_80,
+    and with 80 three programs share a multiprocessor.
+    """
     head_shift = finite(head_max)
     teacher_shift = finite(teacher_max)
     head_sum = 0.0
@@ -82,7 +88,7 @@ def entries_lse(
         logp = tl.load(logp_ptr + k, mask=valid, other=-float("inf"))
         teacher_sum += tl.sum(tl.exp(logp - teacher_shift), 0)
     lse = head_shift * inv_t + tl.log(head_sum)
-    return lse, head_shift + tl.log(head_sum1), teacher_shift + tl.log(teacher_sum)
+    return lse, head_shift + tl.log(head_sum1), teacher_shift, teacher_sum
 
 
 @triton.jit

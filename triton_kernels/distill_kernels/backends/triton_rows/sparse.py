@@ -161,11 +161,12 @@ def _sparse_kernel(
         HAS_BIAS,
         SCALED,
         CAPPED,
+        SMOOTH,
         BLOCK_K,
     )
     taught = labelled & (num_entries > 0)
     has_rest = num_entries < V
-    lse_head, lse_head1, teacher_lse_entries = entries_lse(
+    lse_head, lse_head1, teacher_shift, teacher_sum = entries_lse(
         aside_ptr, ids_ptr, logp_ptr, K, head_max, teacher_max, inv_t, BLOCK_K
     )
 
@@ -208,7 +209,7 @@ def _sparse_kernel(
     teacher_lse = 0.0
     norm = lse
     if SUPPORT == RENORMALIZE:
-        teacher_lse = teacher_lse_entries
+        teacher_lse = teacher_shift + tl.log(teacher_sum)
         norm = lse_head
     log_pt = 0.0
     log_qt = 0.0

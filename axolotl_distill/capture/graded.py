@@ -1,0 +1,91 @@
+"""Records of what a teacher says, whoever the teacher is."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from distill_kernels import DenseLogits, SparseTeacher
+
+from axolotl_distill.capture.records import make_records
+from axolotl_distill.capture.source import WINDOW_ROWS, Row
+from axolotl_distill.capture.top import records_from_top
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.store import RecordBatch
+from axolotl_distill.store.payloads import join_batches
+from axolotl_distill.teachers.base import Teacher
+from axolotl_distill.teachers.top import TopLogprobs
+
+
+class GradedSource:
+    """Has a teacher grade a window of rows.
+
+    A server gets the whole window at once. A model in this process gets rows of like length, up to
+    `args.batch_tokens` together.
+
+    on_cpu   a batch takes a CPU seconds, and one that is larger gains it nothing: without
+             `args.batch_tokens` it gets smaller ones, for what is under way is what a kill costs
+    """
+
+    window_rows = WINDOW_ROWS
+
+    def __init__(self, teacher: Teacher, args: CaptureArgs, on_cpu: bool = False):
+        self.teacher = teacher
+        self.args = args
+        self.batch_tokens = args.batch_tokens or (2048 if on_cpu else 8192)
+        self.want = Want()
+        if args.teacher.server is not None:
+            most = args.k if args.method == "topk" else args.max_k
+            self.want = Want(min(most, teacher.vocab_size))
+
+    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """See Source. Raises what the teacher does, and CaptureError for logits that are not
+        finite."""
+        positions = {index: supervised_positions(row["labels"]) for index, row in rows.items()}
+        whole = self.args.teacher.server is not None
+        for batch in [list(rows)] if whole else length_batches(rows, self.batch_tokens):
+            ids = {index: rows[index]["input_ids"] for index in batch}
+            parts: dict[int, list[RecordBatch]] = {index: [] for index in batch}
+            for index, part, signal in self.teacher.grade(ids, positions, self.want):
+                parts[index].append(self._records(index, part.start, signal))
+                if part.stop == positions[index].size:
+                    yield index, join_batches(parts.pop(index))
+
+    def _records(self, index: int, start: int, signal: Signal) -> RecordBatch:
+        said = signal.distribution
+        if isinstance(said, SparseTeacher):
+            return records_from_top(
+                TopLogprobs(said.ids.numpy(), said.logprobs.numpy()),
+                temperatures=self.args.temperatures,
+                vocab_size=self.teacher.vocab_size,
+                p=self.args.p if self.args.method == "nucleus" else math.inf,
+            )
+        assert isinstance(said, DenseLogits), "no teacher gives records of anything else"
+        if not bool(torch.isfinite(said.logits).all()):
+            raise CaptureError(
+                f"The teacher gave logits that are not finite for row {index}. Capture with "
+                "`distill.capture.teacher.dtype: float32`, or look at that row."
+            )
+        return make_records(said.logits, self.args, _seed(self.args.seed, index, start))
+
+
+def length_batches(rows: dict[int, Row], batch_tokens: int) -> Iterator[list[int]]:
+    """Their numbers grouped by length, so that rows x longest stays within `batch_tokens`; a longer
+    row is a batch of its own."""
+    batch: list[int] = []
+    for index in sorted(rows, key=lambda index: len(rows[index]["input_ids"])):
+        longest = len(rows[index]["input_ids"])
+        if batch and longest * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _seed(seed: int, row: int, start: int) -> int:
+    """A seed of its own for every piece, so that a resumed capture draws what it would have."""
+    return int(np.random.SeedSequence([seed, row, start]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,78 @@
+"""The student at the positions that predict: hidden states before its head, or its logits."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from axolotl_distill.objectives.head import PROBE_TOKENS, FusedHead, plan_head
+from axolotl_distill.objectives.router import REQUEST, router_loss, router_request, router_weight
+
+LOG = logging.getLogger(__name__)
+DROPPED = ("labels", "logits_to_keep", "skip_logits", REQUEST)
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """The student at M positions.
+
+    states       [M, D], the last hidden states in the type that the head takes; without a head,
+                 the logits [M, V]
+    head         what makes logits of them; None where it can't be told apart from the model
+    router_loss  the weighted loss of a mixture's routers, a scalar over the whole batch, or None
+    """
+
+    states: Tensor
+    head: FusedHead | None
+    router_loss: Tensor | None
+
+
+class Student:
+    """Runs a causal language model, as far as its head where the head can be fused with the loss.
+
+    Which it is is found out with the first batch, and said where it is the slower one.
+    """
+
+    def __init__(self, causal_lm: nn.Module):
+        self.causal_lm = causal_lm
+        self.forward = causal_lm.forward
+        self._planned = False
+        self._head: FusedHead | None = None
+        self._request: dict[str, bool] = {}
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], rows: Tensor) -> StudentOutput:
+        """At `rows`, int64 [M], positions as numbers in [0, B * S); args and kwargs are a call of
+        the model's forward."""
+        kwargs = {name: value for name, value in kwargs.items() if name not in DROPPED}
+        # A cache is wasted on a loss, and transformers keeps packed documents apart only without.
+        kwargs["use_cache"] = False
+        if not self._planned:
+            self._plan(args[0] if args else kwargs.get("input_ids"))
+        if self._head is None:
+            outputs = self.forward(*args, **kwargs, **self._request)
+            states = outputs.logits.flatten(0, 1)[rows]
+            loss = getattr(outputs, "aux_loss", None)
+        else:
+            outputs = self.causal_lm.base_model(*args, **kwargs, **self._request)
+            states = self._head.cast(outputs[0].flatten(0, 1)[rows])
+            mask = kwargs.get("attention_mask")
+            wanted = self._request.get(REQUEST)
+            loss = router_loss(self.causal_lm, outputs, mask) if wanted else None
+        if isinstance(loss, Tensor):
+            loss = router_weight(self.causal_lm) * loss.to(states.device)
+        else:
+            loss = None
+        return StudentOutput(states, self._head, loss)
+
+    def _plan(self, input_ids: Tensor | None) -> None:
+        tokens = None if input_ids is None else input_ids[:1, :PROBE_TOKENS]
+        self._request = router_request(self.causal_lm, self.forward, tokens)
+        self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
+        self._planned = True
+        if self._head is None:
+            LOG.warning(
+                f"axolotl-distill: {why}; the loss is computed from the model's own logits, which "
+                "takes more memory."
+            )

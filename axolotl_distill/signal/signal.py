@@ -1,0 +1,28 @@
+"""What is asked of a teacher, and what it says."""
+
+from dataclasses import dataclass
+
+from distill_kernels.teacher import Teacher as Distribution
+
+
+@dataclass(frozen=True)
+class Want:
+    """What is asked of a teacher, for every position.
+
+    likeliest  its distribution of the token after the position: as many of its likeliest tokens as
+               are enough, or None = every token. A teacher that has all of them may give them all.
+    """
+
+    likeliest: int | None = None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a teacher says of N positions of text, one row each, in their order.
+
+    distribution  of the token after each position: DenseLogits at T = 1; SparseTeacher, whose
+                  numbers are at T = 1 from a teacher that was asked, and at the run's temperature
+                  from a store. A row whose ids are all -1 says nothing.
+    """
+
+    distribution: Distribution
