@@ -38,7 +38,7 @@ def save(values: dict, path: Path) -> Path:
 
 def generate() -> None:
     recipe = load("recipe.yml")
-    model = recipe["teacher"]["name"]
+    model = recipe["teacher"]["model"]
     has_vllm = vllm.is_ready()
     served = "SmolLM2-135M-Instruct"
     arguments = ("--enable-prefix-caching",)
@@ -50,7 +50,8 @@ def generate() -> None:
     with server as url:
         if has_vllm:
             about = {"base_url": url, "engine": "vllm", "concurrency": 16}
-            recipe["teacher"] = {"name": served, "server": about}
+            recipe["teacher"] = {"model": served, "server": about}
+            del recipe["generate"]["batch_size"]
         print("asking", url or model, flush=True)
         path = save(recipe, OUT / "recipe.yml")
         subprocess.run([*DISTILL, "generate", str(path)], check=True)
@@ -81,7 +82,7 @@ def accuracy() -> None:
         recipe = load("recipe.yml")
         folder = OUT / "accuracy" / name.replace(" ", "-").replace(",", "")
         if model is not None:
-            recipe["teacher"]["name"] = model
+            recipe["teacher"]["model"] = model
             del recipe["generate"]["examples"]
         recipe["generate"] |= {
             "prompts": [{"path": str(OUT / "heldout.jsonl"), "prompt": "prompt"}],

@@ -11,21 +11,20 @@ def dataset_card(manifest: Manifest) -> str:
 
     What came from elsewhere (names, terms) is shown and never obeyed: no markup, no secret.
     """
-    method = ", ".join(f"{key} {value}" for key, value in manifest.method.model_dump().items())
-    teacher_bytes = sum(shard.files[shard.records_file]["bytes"] for shard in manifest.shards)
-    per_token = teacher_bytes / max(1, manifest.num_records)
-    return f"""---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.parquet
-tags:
-- knowledge-distillation
-- axolotl-distill
----
+    # Seconds of imports, which a store's readers need not wait for.
+    from huggingface_hub import DatasetCard, DatasetCardData
 
-# Teacher store
+    rows = {"split": "train", "path": "data/*.parquet"}
+    about = DatasetCardData(
+        configs=[{"config_name": "default", "data_files": [rows]}],
+        tags=["knowledge-distillation", "axolotl-distill"],
+    )
+    return str(DatasetCard(f"---\n{about.to_yaml()}\n---\n\n{_text(manifest)}"))
+
+
+def _text(manifest: Manifest) -> str:
+    method = ", ".join(f"{key} {value}" for key, value in manifest.method.model_dump().items())
+    return f"""# Teacher store
 
 What a teacher model thinks of every supervised token of a dataset, for knowledge distillation
 with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
@@ -38,7 +37,7 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 | records (supervised tokens) | {manifest.num_records} |
 | method | {as_markdown(method)} |
 | temperatures | {_temperatures(manifest)} |
-| bytes a record | {per_token:.1f} |
+| bytes a record | {manifest.bytes_a_record:.1f} |
 | vocabulary | {manifest.vocab_size} |
 | captured | {manifest.created} by {as_markdown(manifest.generator)} |
 

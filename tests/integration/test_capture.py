@@ -128,6 +128,7 @@ def test_killed_and_run_again(tmp_path, config):
 
 def test_sampled_and_nucleus(tmp_path, config):
     def sampled(values):
+        del values["distill"]["capture"]["k"]
         values["distill"]["capture"].update(
             method="sampled", draws=20, sampling_temperature=2.0, temperatures=[2.0]
         )
@@ -137,6 +138,7 @@ def test_sampled_and_nucleus(tmp_path, config):
     assert store.num_rows == 10 and store.manifest.method.draws == 20
 
     def nucleus(values):
+        del values["distill"]["capture"]["k"]
         values["distill"]["capture"].update(method="nucleus", p=0.5, max_k=30)
 
     distill_here("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)

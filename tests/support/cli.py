@@ -42,6 +42,7 @@ def distill_here(*args: Any, check: bool = True) -> subprocess.CompletedProcess[
 
 def capture_config(folder: Path, student: Path, teacher: Any, **capture: Any) -> Path:
     """A YAML in `folder` that captures the held-out chats to FOLDER/store."""
+    served = isinstance(teacher, dict) and "server" in teacher
     values = {
         **BASE,
         "base_model": str(student),
@@ -54,7 +55,7 @@ def capture_config(folder: Path, student: Path, teacher: Any, **capture: Any) ->
                 "teacher": teacher,
                 "output": str(folder / "store"),
                 "datasets": [{"path": str(CHATS), "type": "chat_template"}],
-                "batch_tokens": 1024,
+                **({} if served else {"batch_tokens": 1024}),
                 **capture,
             },
         },

@@ -30,10 +30,15 @@ def test_names_and_terms_are_only_shown(text):
     unescaped = card.replace("\\]", "")
     for sign in ("<", "](", "<!--"):
         assert unescaped.count(sign) == plain.count(sign)
-    assert yaml.safe_load(card.split("---")[1])["tags"] == [
-        "knowledge-distillation",
-        "axolotl-distill",
-    ]
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/*.parquet"}],
+            }
+        ],
+        "tags": ["knowledge-distillation", "axolotl-distill"],
+    }
     row = next(line for line in card.splitlines() if line.startswith("| teacher |"))
     assert row.replace("\\|", "").count("|") == 3
 

@@ -141,19 +141,29 @@ def test_other_files_beside_shards_stay(begun):
 
 
 def test_a_commit_writes_no_more_for_many_shards(tmp_path):
-    """What is written for the 300th shard is what was for the third, but for its numbers."""
+    """What is written for the 300th shard is what was for the third, but for its numbers, and no
+    more is called for it."""
     made = synthetic.row(0, "nucleus")
     source = synthetic.about_rows([made] * 300)
     writer = StoreWriter.create_or_resume(tmp_path, synthetic.manifest(source=source))
     header = (tmp_path / "manifest.json").read_bytes()
-    sizes = []
+    sizes, calls = [], []
+
+    def count(*_):
+        calls[-1] += 1
+
     for index in range(300):
         writer.append(**{**made, "source_row": index})
+        calls.append(0)
+        sys.setprofile(count)
         writer.commit()
+        sys.setprofile(None)
         sizes.append((tmp_path / "shards.jsonl").stat().st_size)
         assert (tmp_path / "manifest.json").read_bytes() == header
     steps = np.diff(sizes)
     assert steps.max() - steps.min() < 30
+    # The first one opens the journal, the second finds what that imported.
+    assert len(set(calls[2:])) == 1
     writer.close()
     assert len(open_store(tmp_path).manifest.shards) == 300
 

@@ -4,10 +4,11 @@ A kind is a Payload: it packs, reads, checks and decodes its own records, says w
 had from them, and its fields are the `method` of a manifest. AnyPayload is where it is registered.
 """
 
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 from pydantic import Field
 
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store.payloads.base import (
     Arrays,
     Layout,
@@ -27,8 +28,8 @@ KINDS: dict[str, type[Payload]] = {
 }
 
 
-def payload_of(capture: Any) -> Payload:
-    """The payload that `distill.capture` (CaptureArgs) asks for."""
+def payload_of(capture: CaptureArgs) -> Payload:
+    """The payload that `distill.capture` asks for."""
     kind = KINDS[capture.method]
     fields = {field: getattr(capture, key) for field, key in kind.asked_by.items()}
     return kind(kind=capture.method, **fields)
