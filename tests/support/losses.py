@@ -73,8 +73,8 @@ def from_own_logits(model, batch, how):
 def losses_and_gradients(model, base, batch, how):
     """Own logits first, then with the distillation forward attached."""
     results = []
-    for attach in (False, True):
-        if attach:
+    for attached in (False, True):
+        if attached:
             attach(base, how)
             loss = model(**batch).loss
         else:
