@@ -64,8 +64,8 @@ class StoredSignal:
 
 
 def signal_source(args: DistillArgs, stores: Sequence[TeacherStore]) -> SignalSource | None:
-    """The source for a `distill:` block and the stores of its run, which `check_stores` found to be
-    alike; None where there is text alone."""
+    """The source for a `distill:` block and the stores of its run, which `stores_findings` found
+    to be alike; None where there is text alone."""
     if not stores:
         return None
     first = stores[0]

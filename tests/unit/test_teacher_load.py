@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.signal import Want
 from axolotl_distill.teachers.fingerprint import identity, weights_of
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.load import input_device, load_causal_lm
@@ -32,8 +33,8 @@ def logits_of(model):
 
 def asked(tokenizer, **keys):
     teacher = HFTeacher(TeacherArgs(dtype="float32", **keys), vocab_size=len(tokenizer))
-    ((_, _, logits),) = teacher.logits([ROW], [WANTED])
-    return teacher.model, logits
+    ((_, _, signal),) = teacher.grade({0: ROW}, {0: WANTED.numpy()}, Want())
+    return teacher.model, signal.distribution.logits
 
 
 @pytest.fixture
