@@ -7,9 +7,20 @@ BIN := .venv/bin
 # with its CUDA packages.
 AXOLOTL := $(shell $(PYTHON) -c 'import sys; print("0.19.0" if sys.version_info < (3, 12) else "0.21.0")')
 TORCH := torch==2.13.0
-INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) axolotl==$(AXOLOTL)
-# uv finds the wheels that pip is told of, and is as patient.
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# uv installs in a fraction of pip's time: it resolves once, downloads side by side and compiles
+# nothing that is never imported. Where it cannot, pip does it.
+define INSTALL
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) axolotl==$(AXOLOTL) -e "$(1)" \
+	  || $(BIN)/pip install --quiet $(TORCH) axolotl==$(AXOLOTL) -e "$(1)"
+endef
+# uv reads no pip.conf: it is told of the same folders of wheels and the same index, and is as patient.
+PIP_CONFIG = $(shell $(PYTHON) -m pip config get $(1) 2> /dev/null)
+ifndef UV_FIND_LINKS
+export UV_FIND_LINKS := $(or $(PIP_FIND_LINKS),$(call PIP_CONFIG,global.find-links))
+endif
+ifndef UV_DEFAULT_INDEX
+export UV_DEFAULT_INDEX := $(or $(PIP_INDEX_URL),$(call PIP_CONFIG,global.index-url))
+endif
 export UV_HTTP_TIMEOUT ?= 180
 export HF_HUB_OFFLINE := 1
 export AXOLOTL_DO_NOT_TRACK := 1
@@ -23,15 +34,13 @@ RUN := $(BIN)/python demo/run.py
 setup: .venv/.ready
 
 .venv/.ready: .venv/.demo
-	$(INSTALL) -e ".[dev]"
+	$(call INSTALL,.[dev])
 	touch $@
 
-# uv installs in a fraction of pip's time: it resolves once, downloads side by side and compiles
-# nothing that is never imported.
 .venv/.demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet uv
-	$(INSTALL) -e ".[demo]"
+	$(call INSTALL,.[demo])
 	touch $@
 
 models: .cache/smollm2-cut5/config.json .cache/pydoc-chat/train.jsonl
