@@ -14,8 +14,9 @@ def run(name: str | None) -> None:
     """Print one document, or the names of all of them and where they lie."""
     found = documents()
     if name is None:
+        width = max(map(len, found), default=0) + 2
         for known, path in found.items():
-            say(f"{known:<44}{path}")
+            say(f"{known:<{width}}{path}")
         return
     known = name.removeprefix("docs/").removesuffix(".md")
     if known not in found:

@@ -266,5 +266,5 @@ def test_26_the_cache_key_follows_the_store(tmp_path, tiny_model, tokenizer):
 
 
 def test_26_tokens_are_averaged_across_devices():
-    cfg = DictDefault({"distill": {"alpha": 0.5}})
+    cfg = DictDefault({"distill": {"teacher": "text"}})
     assert DistillPlugin().get_training_args(cfg)["average_tokens_across_devices"] is True
