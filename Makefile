@@ -118,6 +118,7 @@ benchmark-kernels: models .cache/peers
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean:
 	rm -rf outputs last_run_prepared

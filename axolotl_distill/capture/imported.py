@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jinja2 import TemplateError
@@ -36,7 +36,7 @@ class Survey:
     other_prompt  rows whose teacher saw a prompt of another length
     """
 
-    source: SourceSummary | None = None
+    source: SourceSummary = field(init=False)
     k: int = 0
     own: float = 0.0
     before: float = 0.0
@@ -62,7 +62,7 @@ class ImportedRows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # no slices
         return self._row(self.example(index))
 
     def example(self, index: int) -> Example:

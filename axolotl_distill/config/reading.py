@@ -53,8 +53,8 @@ def check_plugin_listed(values: dict[str, Any], path: str | Path) -> None:
         raise ConfigError(f"{path}: `plugins` must be a list, as in {listed}.")
     names = [name for name in plugins if isinstance(name, str)]
     if not any(PLUGIN.fullmatch(name) for name in names):
-        near = get_close_matches("axolotl_distill", names, n=1, cutoff=0.7)
-        meant = f" Is `{foreign(near[0])}` meant to be it?" if near else ""
+        alike = get_close_matches("axolotl_distill", names, n=1, cutoff=0.7)
+        meant = f" Is `{foreign(alike[0])}` meant to be it?" if alike else ""
         raise ConfigError(
             f"{path}: `plugins` does not list axolotl_distill.{meant} Write {listed}."
         )
@@ -102,7 +102,9 @@ def capture_args(args: CaptureArgs | None, teacher: str | None, output: str | No
         block["teacher"] = {**block.get("teacher", {}), "model": teacher}
     if output:
         block["output"] = output
-    return parse_distill({"capture": block}).capture
+    capture = parse_distill({"capture": block}).capture
+    assert capture is not None
+    return capture
 
 
 def _near(key: str, values: dict[str, Any]) -> str | None:

@@ -81,8 +81,8 @@ class TeacherArgs(ModelArgs):
     {self: true, context}       the student itself
     """
 
-    model: Annotated[str | None, NOT_SELF] = Field(
-        None, description="Local folder or hub name; with a server: as it is served."
+    model: Annotated[str, NOT_SELF] = Field(
+        "", description="Local folder or hub name; with a server: as it is served."
     )
     adapter: Annotated[PathText | None, *LOCAL] = Field(
         None, description="A PEFT adapter on top of `model`: local folder or hub name."
@@ -112,7 +112,7 @@ class TeacherArgs(ModelArgs):
     def _is_somebody(self) -> "TeacherArgs":
         if self.self:
             return self
-        if not (self.model or "").strip():
+        if not self.model.strip():
             raise ValueError(f"no `model`: a teacher is {MODEL}.")
         if self.server is None:
             self.model = expanded(self.model)

@@ -136,7 +136,7 @@ class _Loader(yaml.SafeLoader):
                     key.start_mark,
                 )
             lines[name] = line
-        node.was_checked = True
+        node.was_checked = True  # type: ignore[attr-defined]  # ours: it may be merged in twice
         super().flatten_mapping(node)
 
 

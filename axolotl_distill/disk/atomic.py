@@ -3,14 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
 
 TEMPORARY = ".tmp"
 
 
 @contextmanager
-def atomically(path: Path) -> Iterator[BinaryIO]:
+def atomically(path: Path) -> Iterator[BufferedRandom]:
     """A file, open for writing and reading, that appears at `path` when the context ends well:
     written under a temporary name, fsync, rename, fsync of the folder.
 

@@ -156,7 +156,7 @@ class JsonLines(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # no slices
         """Raises UnreadableError for a line that is no JSON object."""
         file, number, start = self._places[index]
         with file.open("rb") as lines:

@@ -90,8 +90,10 @@ else:
 class SplitArgs(Block):
     """Training and evaluation rows, divided by prompt."""
 
-    eval: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the prompts, not of the rows.")
-    seed: int = Field(0, description="Another seed, another division.")
+    eval: float = Field(
+        default=0.05, ge=0.0, lt=1.0, description="Share of the prompts, not of the rows."
+    )
+    seed: int = Field(default=0, description="Another seed, another division.")
 
 
 class FilterArgs(Block):

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from filelock import FileLock
 
@@ -25,7 +25,7 @@ from axolotl_distill.generate.prompts import Aside
 from axolotl_distill.generate.tally import Tally, counted
 from axolotl_distill.show import without_secrets
 from axolotl_distill.teachers.fingerprint import identity
-from axolotl_distill.trajectories import Damage, Journal, read_trajectories
+from axolotl_distill.trajectories import Damage, Journal, Trajectory, read_trajectories
 
 FILE = "generation.json"
 FORMAT = "axolotl-distill generation"
@@ -68,7 +68,7 @@ class GenerationFolder:
                         f"wrote: {row!r:.200}. Take it out, or use another `generate.output`."
                     )
                 self.done[row["id"]] = (row["prompt_id"], row["sample"])
-                self.earlier.add(counted(row))
+                self.earlier.add(counted(cast(Trajectory, row)))
 
     @classmethod
     def open(

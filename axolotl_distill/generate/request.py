@@ -55,24 +55,23 @@ class Completion:
 
     def row(self, request: Request, teacher: str) -> Trajectory:
         """The trajectory's row; see `axolotl_distill.trajectories`."""
-        return sealed(
-            {
-                "id": request.id,
-                "prompt_id": request.prompt.id,
-                "sample": request.sample,
-                "messages": request.prompt.messages,
-                "tools": request.prompt.tools,
-                "content": self.content,
-                "reasoning_content": self.reasoning_content,
-                "thinking_form": self.thinking_form,
-                "message": self.message,
-                "finish_reason": self.finish_reason,
-                "usage": self.usage,
-                "logprobs": self.logprobs,
-                "teacher": teacher,
-                "meta": request.prompt.meta,
-            }
-        )
+        row: Trajectory = {
+            "id": request.id,
+            "prompt_id": request.prompt.id,
+            "sample": request.sample,
+            "messages": request.prompt.messages,
+            "tools": request.prompt.tools,
+            "content": self.content,
+            "reasoning_content": self.reasoning_content,
+            "thinking_form": self.thinking_form,
+            "message": self.message,
+            "finish_reason": self.finish_reason,
+            "usage": self.usage,
+            "logprobs": self.logprobs,
+            "teacher": teacher,
+            "meta": request.prompt.meta,
+        }
+        return sealed(row)
 
 
 class Refusal(TypedDict):

@@ -60,7 +60,7 @@ def usd(prompt_tokens: int, completion_tokens: int, price: PriceArgs) -> float:
 
 def _marks(row: Trajectory) -> list[str]:
     message = row.get("message") or {}
-    found = [row.get("thinking_form") or "none"]
+    found: list[str] = [row.get("thinking_form") or "none"]
     found += ["refusal"] if message.get("refusal") else []
     found += ["calls"] if message.get("tool_calls") or message.get("function_call") else []
     if not (row.get("content") or "").strip() and not any(message.get(key) for key in SAYING):

@@ -8,6 +8,7 @@ from typing import Any
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs, parse_distill
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.host.datasets.types import is_ours
@@ -151,13 +152,13 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "Set `attn_implementation: flash_attention_2` on a GPU, or `sdpa`.",
         )
     if args.capture:
-        yield from _capture_findings(args)
+        yield from _capture_findings(args, args.capture)
 
 
-def _capture_findings(args: DistillArgs) -> Iterator[Finding]:
+def _capture_findings(args: DistillArgs, capture: CaptureArgs) -> Iterator[Finding]:
     """A store that this very config would capture must be one that it can train on."""
-    payload = payload_of(args.capture)
-    served = payload.serves(args.support or payload.supports[0], args.capture.temperatures)
+    payload = payload_of(capture)
+    served = payload.serves(args.support or payload.supports[0], capture.temperatures)
     if served is not None and args.temperature not in served:
         yield Finding(
             "distill.temperature",

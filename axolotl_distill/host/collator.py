@@ -51,7 +51,7 @@ class TeacherCollator:
         self.packed = packed
         self.weighted = weighted
         self.pad_left = tokenizer.padding_side == "left"
-        self.stores = {int(pointer_tag(np.int64(s.manifest.pointer_base))): s for s in stores}
+        self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
         self.tail_column = {
             tag: list(store.manifest.temperatures).index(temperature)
             for tag, store in self.stores.items()

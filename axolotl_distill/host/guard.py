@@ -46,9 +46,8 @@ class StepGuard(TrainerCallback):
         self._micro_batches.append((inputs, loss))
         self._num_items = num_items
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **passed: Any) -> None:
+        model, optimizer = passed["model"], passed["optimizer"]
         step, seen, self._micro_batches = state.global_step + 1, self._micro_batches, []
         if not seen:
             return

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from axolotl.utils.logging import get_logger
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
@@ -178,7 +177,7 @@ def check_wrapped(trainer: Any) -> None:
     )
 
 
-def _sharded_by(model: nn.Module) -> str | None:
+def _sharded_by(model: Any) -> str | None:
     if hasattr(model, "zero_optimization_stage"):
         return f"DeepSpeed (ZeRO stage {model.zero_optimization_stage()})"
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
@@ -16,8 +16,14 @@ from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS
 
 LOG = get_logger(__name__)
 
+# A mixin: at run time its base is the Trainer class that it is put before.
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    Base = object
 
-class DistillMixin:
+
+class DistillMixin(Base):
     """Put before a Trainer class whose model went through `attach_distill_forward`.
 
     The loss of an optimizer step is a sum over supervised tokens divided by their number in the
@@ -25,6 +31,8 @@ class DistillMixin:
     The Trainer counts (`num_items_in_batch`) for models that declare they use the count, which
     the patched forward does.
     """
+
+    _signature_columns: Any
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -108,7 +116,7 @@ class DistillMixin:
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's, with the loss and the metrics averaged over tokens, not batches."""
         self._distill_sums[False] = MetricSums()
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         means = self._distill_sums[False].means(self.accelerator)
         if "loss" in means:

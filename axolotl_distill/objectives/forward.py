@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from axolotl_distill.objectives.base import Objective
@@ -33,7 +34,7 @@ class DistillModelOutput(ModelOutput):
 
 
 def attach_distill_forward(
-    causal_lm: nn.Module, objectives: Sequence[Objective], source: SignalSource | None
+    causal_lm: PreTrainedModel, objectives: Sequence[Objective], source: SignalSource | None
 ) -> None:
     """Replace `causal_lm.forward` by one that returns the objectives' loss when given targets.
 
@@ -82,10 +83,11 @@ def attach_distill_forward(
             metrics |= term.metrics
         return DistillModelOutput(loss=loss, metrics=metrics)
 
-    causal_lm.forward = causal_lm.distill_forward = forward
+    causal_lm.forward = forward
+    causal_lm.distill_forward = forward  # type: ignore[assignment]  # torch: tensors, modules only
 
 
-def has_distill_forward(causal_lm: nn.Module) -> bool:
+def has_distill_forward(causal_lm: PreTrainedModel) -> bool:
     """Whether the forward of `attach_distill_forward` is the outermost, but for the wrapper of
     accelerate's mixed precision."""
     own = vars(causal_lm)

@@ -16,6 +16,7 @@ from distill_kernels.matmul import Weight
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from axolotl_distill.objectives.quantized import tiled_weight
 from axolotl_distill.objectives.router import REQUEST, first_line, router_loss
@@ -31,7 +32,7 @@ class FusedHead:
     LoRA, and `cast` the change of type, if any, that the model makes between backbone and head.
     """
 
-    module: nn.Module
+    module: Any
     transform: LogitTransform
     dtype: torch.dtype | None = None
 
@@ -39,9 +40,10 @@ class FusedHead:
         return hidden if self.dtype is None else hidden.to(self.dtype)
 
     @property
-    def base(self) -> nn.Module:
+    def base(self) -> nn.Linear:
         """The Linear below the adapter."""
-        return self.module.base_layer if isinstance(self.module, LoraLayer) else self.module
+        module: Any = self.module
+        return module.base_layer if isinstance(self.module, LoraLayer) else module
 
     def weight(self) -> Weight:
         quantized = tiled_weight(self.base)
@@ -55,7 +57,8 @@ class FusedHead:
         lefts, rights = [], []
         for name in layer.active_adapters:
             if name in layer.lora_A:
-                down, up = layer.lora_A[name], layer.lora_B[name]
+                down: Any = layer.lora_A[name]
+                up: Any = layer.lora_B[name]
                 x = layer.lora_dropout[name](hidden_ND.to(down.weight.dtype))
                 lefts.append(down(x) * layer.scaling[name])
                 rights.append(up.weight)
@@ -80,7 +83,7 @@ class FusedHead:
                 self.module.forward = own
 
 
-def find_head(causal_lm: nn.Module) -> nn.Module:
+def find_head(causal_lm: PreTrainedModel) -> nn.Module:
     """The output head that forward calls; PEFT's `modules_to_save` copy where there is one."""
     head = causal_lm.get_output_embeddings()
     copies = getattr(head, "modules_to_save", None)
@@ -101,7 +104,7 @@ def transform_from_config(config: Any) -> LogitTransform:
 
 
 def plan_head(
-    causal_lm: nn.Module,
+    causal_lm: PreTrainedModel,
     forward: Callable[..., Any],
     input_ids: Tensor | None,
     request: dict[str, bool],
@@ -123,7 +126,7 @@ def plan_head(
 
 
 def _plan(
-    causal_lm: nn.Module,
+    causal_lm: PreTrainedModel,
     forward: Callable[..., Any],
     input_ids: Tensor | None,
     request: dict[str, bool],
@@ -145,7 +148,7 @@ def _plan(
     return (fused, why) if _is_readable(head.base) else (None, stored)
 
 
-def _is_readable(base: nn.Module) -> bool:
+def _is_readable(base: nn.Linear) -> bool:
     return base.weight.is_floating_point() or tiled_weight(base) is not None
 
 
@@ -165,7 +168,7 @@ def _is_partitioned(weight: Tensor) -> bool:
 
 @torch.no_grad()
 def _probe(
-    causal_lm: nn.Module,
+    causal_lm: PreTrainedModel,
     forward: Callable[..., Any],
     head: FusedHead,
     input_ids: Tensor,

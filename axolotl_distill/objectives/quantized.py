@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from distill_kernels import TiledWeight
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def tiled_weight(module: nn.Module) -> TiledWeight | None:
+def tiled_weight(module: Any) -> TiledWeight | None:
     """The dequantised weight of a bitsandbytes Linear, or None for any other module or layout.
 
     4 bit: a row must be whole blocks of the quantiser, so that rows can be cut out. 8 bit:
@@ -48,7 +48,7 @@ def _four_bits(packed: Tensor, state: Any) -> TiledWeight | None:
     return TiledWeight((rows, columns), state.dtype, tile)
 
 
-def _eight_bits(module: nn.Module) -> TiledWeight | None:
+def _eight_bits(module: Any) -> TiledWeight | None:
     # Until its first forward the module keeps the integers with the weight, then with its state.
     codes = module.state.CB if module.state.CB is not None else module.weight.CB
     scales = module.state.SCB if module.state.SCB is not None else module.weight.SCB

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from axolotl_distill.errors import ConfigError
 
@@ -17,7 +18,7 @@ WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def router_request(
-    causal_lm: nn.Module, forward: Callable[..., Any], input_ids: Tensor | None
+    causal_lm: PreTrainedModel, forward: Callable[..., Any], input_ids: Tensor | None
 ) -> dict[str, bool]:
     """What to call the model with for the loss of its routers; empty where its config asks for
     none. True where `forward`, the model's own, was seen to make one of `input_ids` [1, S], else
@@ -47,7 +48,7 @@ def router_request(
     return {REQUEST: False}
 
 
-def router_loss(causal_lm: nn.Module, outputs: Any, attention_mask: Tensor | None) -> Tensor:
+def router_loss(causal_lm: PreTrainedModel, outputs: Any, attention_mask: Tensor | None) -> Tensor:
     """The loss of the routers whose logits are in a backbone's `outputs`, as the module of the
     model computes it; a scalar.
 
@@ -59,7 +60,7 @@ def router_loss(causal_lm: nn.Module, outputs: Any, attention_mask: Tensor | Non
     )
 
 
-def router_weight(causal_lm: nn.Module) -> float:
+def router_weight(causal_lm: PreTrainedModel) -> float:
     """What the model multiplies the routers' loss by. Raises ConfigError where it is not found."""
     for owner in (causal_lm, causal_lm.config.get_text_config()):
         for name in WEIGHT_NAMES:

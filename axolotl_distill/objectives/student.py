@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from axolotl_distill.objectives.head import PROBE_TOKENS, FusedHead, plan_head
 from axolotl_distill.objectives.router import REQUEST, router_loss, router_request, router_weight
@@ -35,7 +36,7 @@ class Student:
     Which it is is found out with the first batch, and said where it is the slower one.
     """
 
-    def __init__(self, causal_lm: nn.Module):
+    def __init__(self, causal_lm: PreTrainedModel):
         self.causal_lm = causal_lm
         self.forward = causal_lm.forward
         self._planned = False

@@ -22,6 +22,7 @@ where it has none: all ranks have the same columns. `labels` stays in the batch 
 for the Trainer and its callbacks; nothing here reads it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,7 @@ def supervised_counts(labels: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return before[stops] - before[stops - lengths]
 
 
-def pointers(labels: ArrayLike, first: int) -> np.ndarray:
+def pointers(labels: Sequence[int] | np.ndarray, first: int) -> np.ndarray:
     """`teacher_pos` int64 [S] of a row, labels [S], whose records lie one after another from
     `first`."""
     positions = supervised_positions(labels)

@@ -20,7 +20,8 @@ from axolotl_distill.store import TeacherStore
 class SignalSource(Protocol):
     """support: what a distribution of few tokens stands for, as the loss is to take it."""
 
-    support: Support
+    @property
+    def support(self) -> Support: ...
 
     def signal(self, columns: Mapping[str, Tensor], rows: Tensor) -> Signal:
         """What the teacher says of M positions of a batch.

@@ -107,7 +107,7 @@ def _check(
                 about = shard.files[name]
                 progress.update(about["bytes"])
                 stamp = _stamp(f"{store}/{name}", about["bytes"], about["sha256"])
-                if stamp == stamps[name] and start - stamp[CHANGED] > SETTLED_NS:
+                if stamp == stamps[name] and start - int(stamp[CHANGED]) > SETTLED_NS:
                     found[name] = stamp
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

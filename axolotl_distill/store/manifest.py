@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import PrivateAttr, ValidationError
 
@@ -178,9 +178,10 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _validated(
-    model: type[Manifest], values: dict[str, Any], kind: type[StoreError], what: str
-) -> Manifest:
+M = TypeVar("M", bound=Manifest)
+
+
+def _validated(model: type[M], values: dict[str, Any], kind: type[StoreError], what: str) -> M:
     try:
         return model.model_validate(values)
     except ValidationError as error:

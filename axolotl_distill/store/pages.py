@@ -48,9 +48,9 @@ def check_pages(file: BinaryIO, size: int, column: pq.ColumnChunkMetaData, is_te
 
 def _pages(file: BinaryIO, size: int, column: pq.ColumnChunkMetaData) -> Iterator[Page]:
     """In order. Raises ValueError for a header that is none, or leads out of its column."""
-    at = column.data_page_offset
-    if column.has_dictionary_page and 0 < column.dictionary_page_offset < at:
-        at = column.dictionary_page_offset
+    at, dictionary = column.data_page_offset, column.dictionary_page_offset
+    if column.has_dictionary_page and dictionary is not None and 0 < dictionary < at:
+        at = dictionary
     end = at + column.total_compressed_size
     if not 0 < at < end <= size:
         raise ValueError(f"its column {column.path_in_schema} lies outside the file")

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from axolotl_distill.errors import StoreError, TokenizerMismatchError
@@ -91,7 +91,7 @@ def describe_tokenizer(tokenizer: Any, vocab_size: int, used: Iterable[int]) -> 
     }
 
 
-def added_ids(described: dict[str, Any]) -> set[int]:
+def added_ids(described: Mapping[str, Any]) -> set[int]:
     """The ids of `added` in a manifest's tokenizer."""
     return {i for first, last in described.get("added", ()) for i in range(first, last + 1)}
 

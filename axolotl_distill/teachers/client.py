@@ -88,7 +88,7 @@ class ServerClient:
                     # no use would come again for the same key.
                     headers["Idempotency-Key"] = f"{key}-{unusable}" if unusable else key
                 try:
-                    raw = await self._client.post(
+                    raw: Any = await self._client.post(
                         path,
                         cast_to=object,
                         body=body,

@@ -85,8 +85,9 @@ ENGINES: dict[str, Engine] = {"vllm": VLLM(), "sglang": SGLang()}
 def prompt_rows(rows: list[Answer | None], k: int | None = None) -> list[Pairs | None]:
     """vLLM's `prompt_logprobs` as pairs; entries of a rank beyond k are left out."""
     return [
-        row
-        and [
+        None
+        if row is None
+        else [
             (int(token), about["logprob"])
             for token, about in row.items()
             if k is None or (about.get("rank") or 0) <= k

@@ -60,9 +60,9 @@ class HFTeacher:
         longest = max(map(len, rows.values()))
         input_ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         attention_mask = torch.zeros_like(input_ids)
-        for place, row in enumerate(rows.values()):
-            input_ids[place, : len(row)] = torch.tensor(row)
-            attention_mask[place, : len(row)] = 1
+        for index, row in enumerate(rows.values()):
+            input_ids[index, : len(row)] = torch.tensor(row)
+            attention_mask[index, : len(row)] = 1
         device = input_device(self.model)
         inputs = {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from axolotl_distill.config.teacher import ModelArgs, TeacherArgs
@@ -30,7 +29,7 @@ def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
         adapter, name = name, base["base_model_name_or_path"]
         if base.get("revision"):
             options["revision"] = base["revision"]
-    model = AutoModelForCausalLM.from_pretrained(name, **options)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
     if adapter is not None:
         model = _with_adapter(model, adapter, merged=teacher.quantization is None)
     return model.eval()
@@ -71,7 +70,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
     A model that is spread has no device of its own, and of a part that waits on the CPU or on disk
     until it is called only accelerate's hook knows where it will run.
     """
-    embedding: nn.Module = model.get_input_embeddings()
+    embedding: Any = model.get_input_embeddings()
     hook = getattr(embedding, "_hf_hook", None)
     device = getattr(hook, "execution_device", None)
     return embedding.weight.device if device is None else torch.device(device)
@@ -96,7 +95,7 @@ def _base_of(name: str) -> dict[str, Any] | None:
 def _with_adapter(model: PreTrainedModel, adapter: str, *, merged: bool) -> PreTrainedModel:
     from peft import PeftModel
 
-    adapted = PeftModel.from_pretrained(model, adapter)
+    adapted: Any = PeftModel.from_pretrained(model, adapter)
     if adapted.active_peft_config.is_prompt_learning:
         raise ValueError(
             f"{adapter} is a {adapted.active_peft_config.peft_type.value} adapter, which stands "

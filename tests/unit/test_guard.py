@@ -188,7 +188,7 @@ def test_a_scaler_may_skip_a_step_until_it_has_nothing_left_to_scale(tmp_path):
         guard.gradient_norm = torch.tensor(float("inf"))
         guard.saw(batch, torch.tensor(1.0), torch.tensor(4))
         guard.on_pre_optimizer_step(
-            trainer.args, trainer.state, trainer.control, trainer.model, None
+            trainer.args, trainer.state, trainer.control, model=trainer.model, optimizer=None
         )
 
     judge(65536.0)

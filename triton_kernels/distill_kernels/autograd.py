@@ -51,7 +51,8 @@ def backward(
     largest = torch.where(largest > 0, largest, 1.0)
     _, grads = sweep(inputs, task, grad_loss_N.float() / largest, wants)
     return [
-        g if g is None else scaled_(g, largest, x.dtype) for g, x in zip(grads, inputs, strict=True)
+        None if g is None or x is None else scaled_(g, largest, x.dtype)
+        for g, x in zip(grads, inputs, strict=True)
     ]
 
 

@@ -23,7 +23,7 @@ def check_head(inputs: Inputs) -> None:
         )
     if bias is not None and bias.shape != (weight.shape[0],):
         raise ValueError(f"bias {tuple(bias.shape)}: expected [{weight.shape[0]}]")
-    if left is not None:
+    if left is not None and right is not None:
         rank = left.shape[-1]
         if left.shape != (hidden.shape[0], rank) or right.shape != (weight.shape[0], rank):
             raise ValueError(
@@ -113,6 +113,7 @@ def check_values(
         "teacher.logprobs holds a number above 0, or NaN: expected log-probabilities, in nats",
     )
     if spec.support == "tail_bucket":
+        assert teacher.tail_logprob is not None  # check_shapes sees to it
         _require(
             (~entry.any(-1) | (teacher.tail_logprob <= ROUNDED_UP)).all(),
             "teacher.tail_logprob holds a number above 0, or NaN: expected the log of a mass",

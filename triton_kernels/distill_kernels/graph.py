@@ -47,7 +47,7 @@ def _forward(
     wants: Sequence[bool],
 ) -> list[Tensor]:
     """[loss, kd, ce, top1, entropy, gradients of inputs]; one that is not wanted is empty."""
-    whole, wanted = _all_five(inputs), _all_five(wants)
+    whole, wanted = Inputs(*_all_five(inputs)), _all_five(wants)
     values, grads = forward(whole, _put_together(tensors, words, numbers), tuple(map(bool, wanted)))
     rows = [values.loss, values.kd, values.ce, values.top1, values.entropy]
     return [*rows, *_there(grads, inputs)]
@@ -84,7 +84,7 @@ def _backward(
     grad_loss: Tensor,
 ) -> list[Tensor]:
     """The gradients of inputs for reduction "none"."""
-    whole, wanted = _all_five(inputs), _all_five(wants)
+    whole, wanted = Inputs(*_all_five(inputs)), _all_five(wants)
     task = _put_together(tensors, words, numbers)
     return _there(backward(whole, task, tuple(map(bool, wanted)), grad_loss), inputs)
 
@@ -129,11 +129,11 @@ def _differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def _all_five(there: Sequence[Any]) -> Inputs:
+def _all_five(there: Sequence[Any]) -> tuple[Any, ...]:
     """What belongs to each of Inputs, from what belongs to those that are there."""
     bias = there[2] if len(there) % 2 else None
     low_rank = there[-2:] if len(there) > 3 else (None, None)
-    return Inputs(*there[:2], bias, *low_rank)
+    return (*there[:2], bias, *low_rank)
 
 
 def _there(grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -148,7 +148,7 @@ def _per_row(words: str) -> bool:
 
 def _take_apart(task: Task) -> tuple[list[Tensor], str, list[float]]:
     kind = type(task.teacher).__name__
-    parts = {"labels": task.labels, "weights": task.weights}
+    parts: dict[str, Any] = {"labels": task.labels, "weights": task.weights}
     for name in PARTS[kind]:
         parts[name] = getattr(task.teacher, name)
     tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
@@ -165,12 +165,12 @@ def _put_together(tensors: Sequence[Tensor], words: str, numbers: Sequence[float
     of_student, of_teacher = numbers[-4:-2], numbers[-2:]
     if "logit_transform" in PARTS[kind]:
         parts["logit_transform"] = LogitTransform(of_teacher[0], of_teacher[1] or None)
-    named = zip([*WORDS, *NUMBERS], [*of_spec, *numbers[:-4]], strict=True)
+    named: dict[str, Any] = dict(zip([*WORDS, *NUMBERS], [*of_spec, *numbers[:-4]], strict=True))
     return Task(
         teacher=KINDS[kind](**{name: parts[name] for name in PARTS[kind] if name in parts}),
         labels=parts["labels"],
         weights=parts.get("weights"),
-        spec=DistillSpec(**dict(named)),
+        spec=DistillSpec(**named),
         transform=LogitTransform(of_student[0], of_student[1] or None),
         backend=backend,
     )

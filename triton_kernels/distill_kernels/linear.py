@@ -140,7 +140,7 @@ def _fused(inputs: Inputs, task: Task) -> RowValues:
     task = replace(
         task,
         spec=task.spec if each else replace(task.spec, reduction="sum"),
-        weights=None if largest is None else weights / largest,
+        weights=None if weights is None or largest is None else weights / largest,
     )
     grad = torch.is_grad_enabled()
     wants = tuple(grad and x is not None and x.requires_grad for x in inputs)
@@ -155,9 +155,10 @@ def _fused(inputs: Inputs, task: Task) -> RowValues:
 
 def _materialised(inputs: Inputs, task: Task) -> DistillOutput:
     hidden, weight, bias, left, right = inputs
+    assert isinstance(weight, Tensor)  # `choose` refuses others
     wide = torch.promote_types(hidden.dtype, torch.float32)
     logits = F.linear(hidden.to(wide), weight.to(wide))
-    if left is not None:
+    if left is not None and right is not None:
         logits = logits + left.to(wide) @ right.to(wide).t()
     if bias is not None:
         logits = logits + bias

@@ -32,6 +32,7 @@ def sweep(
            should be about 1: the gradient of the logits is rounded to hidden's type with it
     wants  which of `inputs` get a gradient; the weight's, the bias's and right's are fp32
     """
+    assert scale is not None or not any(wants)
     device, grad_dtype = inputs.hidden.device, gradient_dtype(inputs.hidden)
     with _on(device):
         vocab_size = inputs.weight.shape[0]
@@ -40,7 +41,9 @@ def sweep(
         num_rows = inputs.hidden.shape[0]
         new = torch.empty_like if num_rows else torch.zeros_like
         grads = [
-            new(x, dtype=x.dtype if i in ROWS else torch.float32) if wanted else None
+            new(x, dtype=x.dtype if i in ROWS else torch.float32)
+            if wanted and isinstance(x, Tensor)
+            else None
             for i, (x, wanted) in enumerate(zip(inputs, wants, strict=True))
         ]
         dense = not isinstance(task.teacher, SparseTeacher)
@@ -58,8 +61,8 @@ def sweep(
                 task,
                 rows,
                 logits[here],
-                teacher_logits[here] if dense else None,
-                scale[rows] if any(wants) else None,
+                None if teacher_logits is None else teacher_logits[here],
+                scale[rows] if scale is not None and any(wants) else None,
             )
             values, grad_CV = backend.rows(chunk)
             found.append(values)
@@ -99,10 +102,11 @@ def _chunk(
 ) -> Chunk:
     """The chunk of these rows, its logits in logits_CV and a dense teacher's in teacher_CV."""
     project(inputs.hidden[rows], inputs.weight, logits_CV)
-    if inputs.left is not None:
+    if inputs.left is not None and inputs.right is not None:
         logits_CV.addmm_(inputs.left[rows].float(), inputs.right.float().t())
     teacher = task.teacher[rows]
-    if teacher_CV is not None:
+    if not isinstance(teacher, SparseTeacher):
+        assert teacher_CV is not None
         _fill_teacher(teacher, teacher_CV)
         teacher = DenseLogits(teacher_CV)
     return Chunk(
@@ -123,6 +127,7 @@ def _add(
 ) -> None:
     """Adds the chunk's part, grad_CV = d loss / d product of these rows, to the gradients."""
     first = rows.start == 0
+    left, right = inputs.left, inputs.right
     grad_hidden, grad_weight, grad_bias, grad_left, grad_right = grads
     if grad_hidden is not None:
         grad_hidden[rows] = shard.sum(back_to_hidden(grad_CV, inputs.weight))
@@ -131,10 +136,10 @@ def _add(
     if grad_bias is not None:
         of_chunk = grad_CV.sum(0, dtype=torch.float32)
         grad_bias.copy_(of_chunk if first else grad_bias + of_chunk)
-    if grad_left is not None:
-        grad_left[rows] = shard.sum(back_to_hidden(grad_CV, inputs.right))
-    if grad_right is not None:
-        add_to_weight(grad_right, grad_CV, inputs.left[rows], first=first)
+    if grad_left is not None and right is not None:
+        grad_left[rows] = shard.sum(back_to_hidden(grad_CV, right))
+    if grad_right is not None and left is not None:
+        add_to_weight(grad_right, grad_CV, left[rows], first=first)
 
 
 def _fill_teacher(teacher: DenseLogits | DenseTeacher, out_CV: Tensor) -> None:

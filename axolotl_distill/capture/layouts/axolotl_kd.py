@@ -42,7 +42,7 @@ class AxolotlKD:
                 f"{len(input_ids)} tokens of the messages: they were collected on another text or "
                 "with another template"
             )
-        return _supervised(input_ids, labels, [None] * lacking + rows)
+        return _supervised(input_ids, labels, [*[None] * lacking, *rows])
 
 
 class AxolotlKDPrepared:

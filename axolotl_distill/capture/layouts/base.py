@@ -46,8 +46,11 @@ class Layout(Protocol):
     to one, so that the tail's mass is lost. `count`: how many examples a row holds; None where
     that is always one, so that rows need not be read to be counted."""
 
-    renormalised: bool
-    count: Callable[[Row], int] | None
+    @property
+    def renormalised(self) -> bool: ...
+
+    @property
+    def count(self) -> Callable[[Row], int] | None: ...
 
     def fits(self, row: Row) -> bool:
         """Whether a row looks like this layout."""
@@ -70,7 +73,9 @@ class Completion:
 
     def after(self, prompt_ids: list[int], **about: Any) -> Example:
         """The prompt, of which nothing is supervised, and the completion."""
-        return Example([*prompt_ids, *self.ids], [None] * len(prompt_ids) + self.expected, **about)
+        return Example(
+            [*prompt_ids, *self.ids], [*[None] * len(prompt_ids), *self.expected], **about
+        )
 
 
 def without_intruder(own: int, pairs: Pairs) -> Pairs:

@@ -43,7 +43,7 @@ class OpenAIChat:
     renormalised = False
 
     def fits(self, row: Row) -> bool:
-        choices = _response(row).get("choices")
+        choices = _response(row).get("choices") or []
         return bool(choices) and "content" in (choices[0].get("logprobs") or {})
 
     def count(self, row: Row) -> int:

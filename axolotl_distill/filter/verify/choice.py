@@ -124,6 +124,6 @@ def in_prose(text: str) -> str | None:
 def _is_claim(text: str, match: re.Match[str]) -> bool:
     """Whether nothing in its sentence makes it a condition, a question or a denial."""
     before = re.split(r"[.!?\n。，,;:]", text[max(0, match.start() - 100) : match.start(1)])[-1]
-    after = re.match(r"[^.!?\n。]*", text[match.end(1) : match.end(1) + 100])[0]
+    after = re.split(r"[.!?\n。]", text[match.end(1) : match.end(1) + 100], maxsplit=1)[0]
     asked = text[match.end(1) + len(after) :][:1] in ("?", "？")
     return not (asked or WRONG.match(after) or UNLESS.search(before) or UNLESS.search(match[0]))

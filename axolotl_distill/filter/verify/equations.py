@@ -53,8 +53,8 @@ def compare(answer: str, wanted: str, same: Callable[[str, str], bool]) -> bool 
         return told.keys() == asked.keys() and all(same(told[name], asked[name]) for name in told)
     if asked and (values := ordered or split(answer)) and len(values) == len(asked):
         return _all_same(values, [asked[name] for name in sorted(asked)], same)
-    if told and (values := _tuple(wanted)):
-        return _all_same([told[name] for name in sorted(told)], values, same)
+    if told and (elements := _tuple(wanted)):
+        return _all_same([told[name] for name in sorted(told)], elements, same)
     if told and "_" not in wanted and len({name[0] for name in told}) == 1:
         return same(", ".join(told.values()), wanted)
     if (r"\pm" in answer) != (r"\pm" in wanted):
@@ -67,10 +67,10 @@ def assigned(text: str) -> dict[str, str] | None:
     if together := TOGETHER.fullmatch(text):
         names, values = split(together[1]), _tuple(together[2]) or []
         return dict(zip(names, values, strict=True)) if len(names) == len(values) else None
-    pairs = [ASSIGNED.fullmatch(part) for part in split(AND.sub(",", text))]
-    if len(pairs) < 2 or not all(pairs) or len({pair[1] for pair in pairs}) < len(pairs):
-        return None
-    return {pair[1]: pair[2].strip() for pair in pairs}
+    parts = split(AND.sub(",", text))
+    pairs = [pair for part in parts if (pair := ASSIGNED.fullmatch(part))]
+    named = {pair[1]: pair[2].strip() for pair in pairs}
+    return named if len(named) == len(parts) >= 2 else None
 
 
 def _tuple(text: str) -> list[str] | None:

@@ -115,9 +115,9 @@ def _read(answer: str, wanted: str) -> bool | None:
 
 def _unit(text: str) -> tuple[str, Unit | None]:
     """An expression, and the unit in a text right after it."""
-    match = UNIT.search(text)
-    unit = read_unit(match[1]) if match else None
-    return (text, None) if unit is None else (text[: match.start()], unit)
+    if (match := UNIT.search(text)) and (unit := read_unit(match[1])):
+        return text[: match.start()], unit
+    return text, None
 
 
 def _different(one: Unit | None, other: Unit | None) -> bool:

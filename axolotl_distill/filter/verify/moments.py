@@ -51,8 +51,8 @@ def same_moment(answer: str, wanted: str) -> bool | None:
         )
     if one is not None or other is not None or ":" in answer + wanted:
         found, text = (pair, wanted) if pair is not None else (asked, answer)
-        plain = quantity(text, comma=False) if found and len(found) == 2 else None
-        if plain is not None and other is None:
+        is_pair = found and len(found) == 2 and other is None
+        if found and is_pair and (plain := quantity(text, comma=False)):
             return plain.value == found[0] / found[1]
         return False if one or other or pair or asked else None
     return None

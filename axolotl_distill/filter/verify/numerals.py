@@ -33,7 +33,8 @@ def in_words(text: str, at: int) -> tuple[Fraction, int] | None:
 
     None when it is none, or more than one: "one twenty".
     """
-    words, ends = [], []
+    words: list[str] = []
+    ends: list[int] = []
     while match := WORD.match(text, ends[-1] if ends else at):
         words.append(match[1].casefold())
         ends.append(match.end())
@@ -47,12 +48,13 @@ def _fraction(words: list[str]) -> tuple[Fraction, int] | None:
     """Of "a half", "two thirds", "one and a half"."""
     if words[:1] == ["half"]:
         return Fraction(1, 2), 1
-    above, used = (1, 1) if words[:1] == ["a"] else _number(words) or (0, 0)
+    one, none = (Fraction(1), 1), (Fraction(0), 0)
+    above, used = one if words[:1] == ["a"] else _number(words) or none
     below = words[used : used + 1]
     if used and below and (n := (PARTS if above == 1 else PLURALS).get(below[0])):
         return Fraction(above, n), used + 1
     if used and words[:1] != ["a"] and below == ["and"]:
-        part, more = _fraction(words[used + 1 :]) or (1, 0)
+        part, more = _fraction(words[used + 1 :]) or one
         return (above + part, used + 1 + more) if part < 1 else None
     return None
 

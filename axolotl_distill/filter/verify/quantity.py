@@ -7,6 +7,7 @@ number is mathematics, and left to math-verify.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from math import inf
 
 from axolotl_distill.filter.verify.numerals import in_words, repeating
 from axolotl_distill.filter.verify.units import Unit, read_unit
@@ -80,12 +81,12 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     based = _based(text)
     if based is not None:
         return Quantity(based)
-    match = SIGN.match(text)
-    negative, at = match[1] not in ("", "+"), match.end()
+    sign, at = _sign(text, 0)
+    negative = sign not in ("", "+")
     money = MONEY.match(text, at)
     if money:
-        after = SIGN.match(text, money.end())
-        negative, at = negative != (after[1] == "-"), after.end()
+        sign, at = _sign(text, money.end())
+        negative = negative != (sign == "-")
     number = _number(text, at, comma)
     if number is None:
         return None
@@ -101,10 +102,17 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     if unit is None:
         return None
     if money:
-        sign = "cny" if money[0].startswith("CN¥") else re.sub(r"\W", "", money[0])
-        sign = sign or money[0].strip().lstrip("\\")
-        unit = read_unit(sign) or unit
+        name = "cny" if money[0].startswith("CN¥") else re.sub(r"\W", "", money[0])
+        name = name or money[0].strip().lstrip("\\")
+        unit = read_unit(name) or unit
     return Quantity(-value if negative else value, places, bool(percent), unit)
+
+
+def _sign(text: str, at: int) -> tuple[str, int]:
+    """(the sign, or nothing, where what it stands before begins)."""
+    match = SIGN.match(text, at)
+    assert match is not None  # nothing matches too
+    return match[1], match.end()
 
 
 def _compound(text: str) -> Quantity | None:
@@ -113,16 +121,20 @@ def _compound(text: str) -> Quantity | None:
     text = re.sub(r"\A\\\$\s*(\d+)(?!\d|\.\d)", r"\1 dollars", text)
     if len(text) > 200 or not COMPOUND.fullmatch(text):
         return None
-    value, first, last = Fraction(0), None, None
+    value = Fraction(0)
+    first: Unit | None = None
+    last: Fraction | None = None
     for number, name in PART.findall(text):
         hours = first is not None and first == read_unit("h")
         unit = read_unit("min" if name == "m" and hours else name)
-        sizes = unit and unit.sizes(first or unit)
-        if sizes is None or not unit.powers or (last is not None and sizes[0] >= last):
+        if unit is None or not unit.powers:
+            return None
+        sizes = unit.sizes(first or unit)
+        if sizes is None or (last is not None and sizes[0] >= last):
             return None
         first, last = first or unit, sizes[0]
         value += Fraction(number) * sizes[0] / sizes[1]
-    return Quantity(value, unit=first)
+    return Quantity(value, unit=first or NO_UNIT)
 
 
 def _may_be_unit(rest: str) -> bool:
@@ -165,13 +177,12 @@ def _number(text: str, at: int, comma: bool) -> tuple[Fraction, int | None, int]
     value, exact = Fraction(digits), places == 0
     if not exact:
         value = Fraction(digits) / 10**places
-    e, power = E_POWER.match(text, at), TIMES_POWER.match(text, at)
-    if e or power:
-        exponent = _exponent((e or power)[1])
+    if scientific := E_POWER.match(text, at) or TIMES_POWER.match(text, at):
+        exponent = _exponent(scientific[1])
         if exponent is None:
             return None
         value, places = value * Fraction(10) ** exponent, places - exponent
-        exact, at = False, (e or power).end()
+        exact, at = False, scientific.end()
     return value, None if exact else places, at
 
 
@@ -179,9 +190,8 @@ def _digits(text: str, comma: bool) -> tuple[int, int]:
     """The digits as one integer, and how many of them are decimals."""
     text = text.rstrip(".")
     decimal_comma = re.fullmatch(r"(?:\d{1,3}(?:[ _'.]\d{3})+,\d+)|\d{1,3}(?:\.\d{3}){2,}", text)
-    if comma and COMMA.fullmatch(text) and not GROUPED.fullmatch(text):
-        decimal_comma = True
-    mark = "," if decimal_comma else "."
+    may_be = comma and COMMA.fullmatch(text) and not GROUPED.fullmatch(text)
+    mark = "," if decimal_comma or may_be else "."
     whole, _, decimals = text.partition(mark)
     whole = re.sub(r"\D", "", whole)
     return int(whole + decimals), len(decimals)
@@ -241,12 +251,12 @@ def close(one: Quantity, other: Quantity) -> bool:
     """Equal, or one is the other rounded to 6 decimals or more and has 4 digits that count."""
     if one.value == other.value:
         return True
-    written = [q for q in (one, other) if q.places is not None]
-    if not written:
-        return False
-    short = min(written, key=lambda q: q.places)
-    long = other if short is one else one
-    if short.places < 6 or abs(short.value) * Fraction(10) ** short.places < 1000:
+    short, long = sorted((one, other), key=lambda q: inf if q.places is None else q.places)
+    if (
+        short.places is None
+        or short.places < 6
+        or abs(short.value) * Fraction(10) ** short.places < 1000
+    ):
         return False
     apart = abs(one.value - other.value) * Fraction(10) ** short.places
     rounded = apart <= Fraction(1, 2)

@@ -164,7 +164,7 @@ def _compound(text: str) -> Unit | None:
                 times = 2 if word.startswith("sq") else 3
                 continue
             if word in ("squared", "cubed") and after:
-                dimension, value, power = after
+                dimension, value = after
                 more = sign * (1 if word == "squared" else 2)
                 powers[dimension] += more
                 size *= value**more
@@ -182,7 +182,7 @@ def _compound(text: str) -> Unit | None:
                 number_of = number
             powers[dimension] += number_of
             size *= value**number
-            known, after, times = True, (dimension, value, number), 1
+            known, after, times = True, (dimension, value), 1
     return Unit(frozenset((n, p) for n, p in powers.items() if p), size) if known else None
 
 

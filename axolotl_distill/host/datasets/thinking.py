@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.trajectories import OPEN, join_thinking, split_thinking
@@ -11,7 +11,7 @@ Turn = dict[str, Any]
 Render = Callable[[list[Turn]], str]
 Form = Literal["apart", "inline"]
 
-DROP = "drop"
+DROP: Final = "drop"
 WEIGHTS = {"train": 1.0, "mask": 0.0}
 SENTINELS = ("qthinkingq", "qanswerq")
 
@@ -48,7 +48,7 @@ def parts(turn: Turn, thinking_key: str) -> tuple[str | None, str]:
     return thinking or None, answer
 
 
-def in_form(turn: Turn, form: Form, thinking_key: str) -> Turn:
+def in_form(turn: Turn, form: Form | None, thinking_key: str) -> Turn:
     """A copy of the turn with its thinking where `form` has it: in the content, or apart from it.
 
     A turn that has it there already, or has none, stays as it is to the letter; one that only

@@ -187,6 +187,7 @@ class TrajectoriesStrategy(ChatTemplateStrategy):
         for i in range(inside[0]):
             if starts[i] >= given:
                 row["labels"][i] = row["input_ids"][i]
+        assert not isinstance(self.thinking, str)  # rows lose it before they are labelled
         for i in inside:
             weights[i] = self.thinking
             if self.thinking == 0.0:

@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+
+from axolotl_distill.config.distill import Support
 
 Several = Annotated[int, Field(ge=1, lt=1 << 20)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -77,7 +79,7 @@ class Payload(BaseModel, ABC):
     """The columns of its records"""
     fills: ClassVar[dict[str, int]] = {}
     """column -> what fills a record that is shorter than others"""
-    supports: ClassVar[tuple[str, ...]]
+    supports: ClassVar[tuple[Support, ...]]
     """What its records may mean in a loss (`distill.support`); the first is the default"""
     divergences: ClassVar[tuple[str, ...] | None] = None
     """Those that can be had from it; None: all"""
@@ -149,7 +151,8 @@ class Payload(BaseModel, ABC):
             inner = tuple(map(max, *(column.shape[1:] for column in found)))
             out = np.full((count, *inner), self.fills.get(name, 0), found[0].dtype)
             for (at, _), column in zip(parts, found, strict=True):
-                out[(at, *map(slice, column.shape[1:]))] = column
+                inside: tuple[Any, ...] = tuple(map(slice, column.shape[1:]))
+                out[(at, *inside)] = column
             columns[name] = out
         return Records(columns)
 

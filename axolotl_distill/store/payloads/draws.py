@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from axolotl_distill.config.distill import Support
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
     Layout,
@@ -28,7 +29,7 @@ class Sampled(EntriesPayload):
     seed: int
 
     columns: ClassVar[tuple[str, ...]] = ("entries", "tail", "entropy")
-    supports: ClassVar[tuple[str, ...]] = ("sampled",)
+    supports: ClassVar[tuple[Support, ...]] = ("sampled",)
     divergences: ClassVar[tuple[str, ...] | None] = ("forward_kl",)
     asked_by: ClassVar[dict[str, str]] = {
         "draws": "draws",
@@ -67,7 +68,7 @@ class Sampled(EntriesPayload):
         if (counts < 1).any() or (drawn != self.draws).any():
             raise ValueError(f"a record does not count {self.draws} draws")
         assert found.entropy is not None
-        most = encoding.encode_entropy(np.float64(math.log(shape.vocab_size)))
+        most = encoding.encode_entropy(np.asarray(math.log(shape.vocab_size)))
         if (found.entropy < 0).any() or (found.entropy > most + 1).any():
             raise ValueError(
                 f"an entropy is not between 0 and that of {shape.vocab_size} equal tokens"

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from axolotl_distill.config.distill import Support
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import RecordBatch, Records, Several, Shape
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
@@ -17,7 +18,7 @@ ABOVE = 0.06
 class LogProbs(EntriesPayload):
     """An entry's value is a log-probability."""
 
-    supports: ClassVar[tuple[str, ...]] = ("tail_bucket", "renormalize")
+    supports: ClassVar[tuple[Support, ...]] = ("tail_bucket", "renormalize")
     temperature_key: ClassVar[str] = "temperatures"
 
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:

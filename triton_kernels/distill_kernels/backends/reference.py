@@ -117,6 +117,7 @@ def sparse_divergence(student_NV: Tensor, teacher: SparseTeacher, spec: DistillS
     rest_NV = student_NV.clamp_min(EMPTY).masked_fill(in_support & has_rest[:, None], -torch.inf)
     rest = rest_NV.logsumexp(-1)
     tailed = (has_rest & mask.any(-1))[:, None]
+    assert teacher.tail_logprob is not None  # check_shapes sees to it
     p_bins = torch.cat([p_NK, teacher.tail_logprob.to(student_NV.dtype)[:, None]], 1)
     q_bins = torch.cat([q_NK, rest[:, None].masked_fill(~tailed, 0.0)], 1)
     return plain_divergence(p_bins, q_bins, spec, torch.cat([mask, tailed], 1), has_tail=True)

@@ -53,16 +53,19 @@ def _block(chunk: Chunk) -> RowValues:
         logits_CV.add_(chunk.bias_V)
     transform.apply_(logits_CV)
     slope_CV = None if chunk.scale_C is None else transform.slope(logits_CV)
-    values = _sparse(chunk) if isinstance(chunk.teacher, SparseTeacher) else _dense(chunk)
+    if isinstance(chunk.teacher, SparseTeacher):
+        values = _sparse(chunk, chunk.teacher)
+    else:
+        values = _dense(chunk, chunk.teacher.logits)
     if chunk.scale_C is not None:
         transform.backward_(logits_CV, slope_CV)
     return values
 
 
-def _sparse(chunk: Chunk) -> RowValues:
+def _sparse(chunk: Chunk, teacher: SparseTeacher) -> RowValues:
     """The logits are overwritten, by scale times d loss / d logits where a scale is given; every
     process of a shard's group gets the same values."""
-    logits_CV, teacher, scale_C = chunk.logits_CV, chunk.teacher, chunk.scale_C
+    logits_CV, scale_C = chunk.logits_CV, chunk.scale_C
     spec, shard = chunk.spec, chunk.shard
     size, temperature = logits_CV.shape[1], spec.temperature
     mask = teacher.ids >= 0
@@ -133,9 +136,9 @@ def _sparse(chunk: Chunk) -> RowValues:
     return values
 
 
-def _dense(chunk: Chunk) -> RowValues:
+def _dense(chunk: Chunk, teacher_CV: Tensor) -> RowValues:
     """As _sparse, for the teacher's logits over the whole vocabulary; both are overwritten."""
-    logits_CV, teacher_CV, scale_C = chunk.logits_CV, chunk.teacher.logits, chunk.scale_C
+    logits_CV, scale_C = chunk.logits_CV, chunk.scale_C
     spec, shard, temperature = chunk.spec, chunk.shard, chunk.spec.temperature
     labels = Labels(chunk)
     logits_CV.clamp_min_(EMPTY)
@@ -230,6 +233,7 @@ def _over_bins(
             kd = kd - teacher.entropy
         mass = p.sum(-1)
         return kd, mass[:, None] * log_q.exp() - p, mass * (-lse).exp()
+    assert teacher.tail_logprob is not None  # check_shapes sees to it
     kd, slope, _ = divergence(
         torch.cat([log_p, teacher.tail_logprob.float()[:, None]], 1),
         torch.cat([log_q, (lse_rest - lse).clamp_min(EMPTY)[:, None]], 1),

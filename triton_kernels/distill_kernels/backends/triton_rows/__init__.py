@@ -16,8 +16,10 @@ def rows(chunk: Chunk) -> tuple[RowValues, Tensor | None]:
     grad_CV = chunk.logits_CV
     if chunk.grad_dtype != grad_CV.dtype:
         grad_CV = narrow_view(grad_CV, chunk.grad_dtype)
-    kernel = sparse_rows if isinstance(chunk.teacher, SparseTeacher) else dense_rows
-    values = kernel(chunk, grad_CV)
+    if isinstance(chunk.teacher, SparseTeacher):
+        values = sparse_rows(chunk, chunk.teacher, grad_CV)
+    else:
+        values = dense_rows(chunk, chunk.teacher.logits, grad_CV)
     return values, None if chunk.scale_C is None else grad_CV
 
 

@@ -33,9 +33,9 @@ RANKED_BYTES = 64 << 20
 RANKING = 7
 
 
-def dense_rows(chunk: Chunk, grad_CV: Tensor) -> RowValues:
+def dense_rows(chunk: Chunk, teacher_CV: Tensor, grad_CV: Tensor) -> RowValues:
     """As sparse.sparse_rows, for the teacher's logits over the whole vocabulary."""
-    teacher_CV, spec = chunk.teacher.logits, chunk.spec
+    spec = chunk.spec
     num_rows = teacher_CV.shape[0]
     none = absent(chunk)
     out_5C = torch.empty(5, num_rows, device=none.device)

@@ -47,12 +47,12 @@ from distill_kernels.teacher import SparseTeacher, teacher_top1
 BLOCKS_K = (64, 256)
 
 
-def sparse_rows(chunk: Chunk, grad_CV: Tensor) -> RowValues:
+def sparse_rows(chunk: Chunk, teacher: SparseTeacher, grad_CV: Tensor) -> RowValues:
     """Writes scale times d loss / d product into grad_CV where the chunk has a scale.
 
     grad_CV  the chunk's logits or their `narrow_view`
     """
-    teacher, spec = chunk.teacher, chunk.spec
+    spec = chunk.spec
     num_rows, num_entries = teacher.ids.shape
     none = absent(chunk)
     out_5C = torch.empty(5, num_rows, device=none.device)
