@@ -8,10 +8,12 @@ BIN := .venv/bin
 AXOLOTL := $(shell $(PYTHON) -c 'import sys; print("0.19.0" if sys.version_info < (3, 12) else "0.21.0")')
 TORCH := torch==2.13.0
 # uv installs in a fraction of pip's time: it resolves once, downloads side by side and compiles
-# nothing that is never imported. Where it cannot, pip does it.
+# nothing that is never imported. Where it cannot, pip does it. An editable install imports editables;
+# uv reads what the project depends on from pyproject.toml and misses what the build adds.
+PACKAGES = $(TORCH) axolotl==$(AXOLOTL) editables -e "$(1)"
 define INSTALL
-	$(BIN)/uv pip install --quiet --python $(BIN)/python $(TORCH) axolotl==$(AXOLOTL) -e "$(1)" \
-	  || $(BIN)/pip install --quiet $(TORCH) axolotl==$(AXOLOTL) -e "$(1)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python $(PACKAGES) \
+	  || $(BIN)/pip install --quiet $(PACKAGES)
 endef
 # uv reads no pip.conf: it is told of the same folders of wheels and the same index, and is as patient.
 PIP_CONFIG = $(shell $(PYTHON) -m pip config get $(1) 2> /dev/null)
