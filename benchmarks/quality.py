@@ -1,0 +1,197 @@
+"""Which record of a teacher makes the best student, byte for byte.
+
+    python benchmarks/quality.py [--quick] [--only TEXT] [--seeds N] [--hours H] [--report]
+
+SmolLM2-135M-Instruct teaches copies of itself that lost 5 and 10 of its 30 layers. All students of
+a seed see the same tokens in the same order; only the record of the teacher differs. What counts is
+KL(teacher || student) over the whole vocabulary on held-out text, and of it the share of the gain
+over SFT that the whole vocabulary gives: (SFT - kind) / (SFT - full), by text, student, T and seed.
+
+Every run is kept as it ends in outputs/quality/runs.jsonl, and the same command goes on from there;
+with `--hours` it stops before a run that would end later. The results and the plot go to
+benchmarks/results/quality.json and quality.png.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import RESULTS, ROOT, keep
+from students.plot import draw
+from students.texts import TEACHER, text
+from students.training import HELD_OUT_WINDOWS, WINDOWS_A_STEP, Lesson, Run, measure
+
+sys.path.insert(0, str(ROOT / "demo"))
+from models import DROPPED_LAYERS, cut_layers
+
+FOLDER = ROOT / "outputs/quality"
+STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
+FIXED = ("sft", "full")
+AT_1 = (
+    "draws:8", "draws:16", "draws:50", "systematic:8", "systematic:16", "strata:4", "strata:8",
+    "strata:16", "topk_and_draws:8+8", "flat_draws:16", "tail_bucket:16", "tail_bucket:64",
+    "renormalized:16", "renormalized:64", "teacher_renormalized:64",
+)  # fmt: skip
+AT_2 = (
+    "draws:16", "draws:50", "strata:8", "strata:16", "strata:20", "strata:32", "flat_draws:16",
+    "topk_and_draws:8+8", "tail_bucket:16", "tail_bucket:64", "renormalized:64",
+    "teacher_renormalized:64", "axolotl_kd:64",
+)  # fmt: skip
+LONG = ("strata:8", "strata:16", "draws:16", "tail_bucket:16", "renormalized:64")
+QUICK = ("strata:8", "tail_bucket:16", "renormalized:16")
+
+
+def grid(seeds: int) -> Iterator[Run]:
+    """All runs, those first that say most."""
+    for seed in range(seeds):
+        for temperature, kinds in ((1.0, AT_1), (2.0, AT_2)):
+            for name in ("docstrings", "teacher"):
+                for student in STUDENTS:
+                    for kind in (*FIXED, *kinds):
+                        yield Run(name, student, kind, temperature, seed)
+    for seed in range(seeds):
+        for kind in (*FIXED, *LONG):
+            yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48)
+        for fresh in (False, True):
+            for kind in ("strata:8", "draws:8") if fresh else (*FIXED, "strata:8", "draws:8"):
+                yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
+
+
+def quick() -> Iterator[Run]:
+    for kind in (*FIXED, *QUICK):
+        yield Run("docstrings", "cut5", kind, 1.0, seed=0, steps=4)
+
+
+class Lessons:
+    """What the teacher says of each text, worked out when it is first asked for."""
+
+    def __init__(self, steps: int):
+        self.windows = steps * WINDOWS_A_STEP
+        self.made: dict[tuple[str, str], Lesson] = {}
+
+    def __call__(self, name: str, part: str) -> Lesson:
+        if (name, part) not in self.made:
+            windows = self.windows if part == "train" else HELD_OUT_WINDOWS
+            self.made[name, part] = Lesson(text(name, FOLDER)[part], TEACHER, windows)
+        return self.made[name, part]
+
+
+def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
+    """Do what is not in the log yet. SFT has no temperature: it is done once."""
+    done = {row["name"] for row in rows(log)}
+    end, longest = time.monotonic() + 3600 * hours, 0.0
+    for run in runs:
+        if run.name in done or (run.kind == "sft" and run.temperature != 1):
+            continue
+        if time.monotonic() + longest > end:
+            print(f"{len(done)} of {len(runs)} runs are kept in {log}; the same command goes on")
+            return
+        start = time.monotonic()
+        result = measure(
+            run, lessons(run.text, "train"), lessons(run.text, "heldout"), FOLDER / run.student
+        )
+        longest = max(longest, time.monotonic() - start)
+        with log.open("a") as file:
+            file.write(json.dumps({"name": run.name, **result}) + "\n")
+        done.add(run.name)
+        print(
+            f"{run.name:<60}{result['bytes_a_token']:9.1f} B  KL {result['kl']:.4f}  "
+            f"{result['seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def rows(log: Path) -> list[dict]:
+    if not log.exists():
+        return []
+    # A killed run may have left half a line; it is done again.
+    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+    return [json.loads(line) for line in whole]
+
+
+def shares(found: list[dict]) -> list[dict]:
+    """Per setting and kind: means over seeds, and the share of full's gain with its spread."""
+    by: dict[tuple, dict[tuple, dict]] = defaultdict(dict)
+    for row in found:
+        setting = tuple(row[key] for key in ("text", "student", "steps", "epochs"))
+        by[setting][row["kind"], row["temperature"], row["fresh"], row["seed"]] = row
+    out = []
+    for setting, runs in sorted(by.items()):
+        kinds = dict.fromkeys((kind, t, fresh) for kind, t, fresh, _ in runs)
+        for kind, temperature, fresh in kinds:
+            kls, gains, sizes = [], [], []
+            for (name, t, new, seed), row in runs.items():
+                if (name, t, new) != (kind, temperature, fresh):
+                    continue
+                kls.append(row["kl"])
+                sizes.append(row["bytes_a_token"])
+                sft, full = (
+                    runs.get((other, at, False, seed))
+                    for other, at in (("sft", 1.0), ("full", temperature))
+                )
+                if sft and full:
+                    gains.append((sft["kl"] - row["kl"]) / (sft["kl"] - full["kl"]))
+            out.append(
+                {
+                    **dict(zip(("text", "student", "steps", "epochs"), setting, strict=True)),
+                    "kind": kind,
+                    "temperature": temperature,
+                    "fresh": fresh,
+                    "seeds": len(kls),
+                    "bytes_a_token": statistics.mean(sizes),
+                    "kl": statistics.mean(kls),
+                    "share": statistics.mean(gains) if gains else None,
+                    "share_least": min(gains, default=None),
+                    "share_most": max(gains, default=None),
+                }
+            )
+    return out
+
+
+def show(summary: list[dict]) -> None:
+    for row in summary:
+        share = "" if row["share"] is None else (
+            f"{row['share']:6.3f}  ({row['share_least']:.3f} to {row['share_most']:.3f})"
+        )  # fmt: skip
+        print(
+            f"{row['text']:<11}{row['student']:<6}{row['steps']:>3} steps T={row['temperature']:g} "
+            f"{row['kind']:<24}{row['bytes_a_token']:10.1f} B  KL {row['kl']:.4f}  {share}"
+            f"  {row['seeds']} seeds"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="4 steps of five kinds; minutes")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="runs whose name contains this")
+    parser.add_argument("--hours", type=float, default=float("inf"))
+    parser.add_argument("--report", action="store_true", help="only what is there already")
+    options = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, dropped in STUDENTS.items():
+        cut_layers(TEACHER, FOLDER / name, dropped)
+    log = FOLDER / ("quick.jsonl" if options.quick else "runs.jsonl")
+    runs = [
+        run
+        for run in (quick() if options.quick else grid(options.seeds))
+        if options.only in run.name
+    ]
+    if not options.report:
+        most = max(run.steps // run.epochs for run in runs)
+        fill(runs, Lessons(most), log, options.hours)
+    found = rows(log)
+    summary = shares(found)
+    show(summary)
+    if not options.quick:
+        keep("quality", {"runs": found, "summary": summary})
+        draw(summary, RESULTS / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
