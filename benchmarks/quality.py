@@ -1,6 +1,6 @@
 """Which record of a teacher makes the best student, byte for byte.
 
-    python benchmarks/quality.py [--quick] [--only TEXT] [--seeds N] [--hours H] [--report]
+    python benchmarks/quality.py [--quick] [--only TEXT] [--kinds …] [--seeds N] [--hours H]
 
 SmolLM2-135M-Instruct teaches copies of itself that lost 5 and 10 of its 30 layers. All students of
 a seed see the same tokens in the same order; only the record of the teacher differs. What counts is
@@ -19,6 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 from common import RESULTS, ROOT, keep
@@ -33,32 +34,34 @@ FOLDER = ROOT / "outputs/quality"
 STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
 FIXED = ("sft", "full")
 AT_1 = (
-    "draws:8", "draws:16", "draws:50", "systematic:8", "systematic:16", "strata:4", "strata:8",
-    "strata:16", "topk_and_draws:8+8", "flat_draws:16", "tail_bucket:16", "tail_bucket:64",
-    "renormalized:16", "renormalized:64", "teacher_renormalized:64",
+    "sampled:8", "tail_bucket:16", "sampled:16", "renormalized:64", "independent:16",
+    "axolotl_kd:64",
+    "sampled:4", "independent:8", "tail_bucket:64", "topk_and_draws:8+8", "systematic:8",
+    "systematic:16", "independent:50", "flat_draws:16", "teacher_renormalized:64",
+    "renormalized:16",
 )  # fmt: skip
 AT_2 = (
-    "draws:16", "draws:50", "strata:8", "strata:16", "strata:20", "strata:32", "flat_draws:16",
-    "topk_and_draws:8+8", "tail_bucket:16", "tail_bucket:64", "renormalized:64",
-    "teacher_renormalized:64", "axolotl_kd:64",
+    "sampled:16", "tail_bucket:16", "sampled:20", "axolotl_kd:64", "independent:16", "sampled:8",
+    "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
+    "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
-LONG = ("strata:8", "strata:16", "draws:16", "tail_bucket:16", "renormalized:64")
-QUICK = ("strata:8", "tail_bucket:16", "renormalized:16")
+LONG = ("sampled:8", "sampled:16", "independent:16", "tail_bucket:16", "renormalized:64")
+QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
 def grid(seeds: int) -> Iterator[Run]:
     """All runs, those first that say most."""
-    for seed in range(seeds):
-        for temperature, kinds in ((1.0, AT_1), (2.0, AT_2)):
-            for name in ("docstrings", "teacher"):
-                for student in STUDENTS:
-                    for kind in (*FIXED, *kinds):
-                        yield Run(name, student, kind, temperature, seed)
+    for name, student in product(("docstrings", "teacher"), STUDENTS):
+        for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
+            for kind in (*FIXED, *kinds):
+                yield Run(name, student, kind, temperature, seed)
     for seed in range(seeds):
         for kind in (*FIXED, *LONG):
             yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48)
         for fresh in (False, True):
-            for kind in ("strata:8", "draws:8") if fresh else (*FIXED, "strata:8", "draws:8"):
+            for kind in (
+                ("sampled:8", "independent:8") if fresh else (*FIXED, "sampled:8", "independent:8")
+            ):
                 yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
 
 
@@ -170,6 +173,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4 steps of five kinds; minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="runs whose name contains this")
+    parser.add_argument("--kinds", default="", help="only these records, as in sft,full,sampled:8")
     parser.add_argument("--hours", type=float, default=float("inf"))
     parser.add_argument("--report", action="store_true", help="only what is there already")
     options = parser.parse_args()
@@ -180,7 +184,7 @@ def main() -> None:
     runs = [
         run
         for run in (quick() if options.quick else grid(options.seeds))
-        if options.only in run.name
+        if options.only in run.name and (not options.kinds or run.kind in options.kinds.split(","))
     ]
     if not options.report:
         most = max(run.steps // run.epochs for run in runs)

@@ -26,7 +26,7 @@ def run(
     Returns what --json prints: the store's numbers, and what this run did.
     """
     cfg, distill = load_config(config)
-    args = capture_args(distill.capture, teacher, output)
+    args = capture_args(distill, teacher, output)
     terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
@@ -47,10 +47,11 @@ def run(
         vocabulary = vocabulary_of(args, rows, tokenizer)
         if vocabulary.note:
             say(vocabulary.note)
+        payload = payload_of(args)
         manifest = new_manifest(
             vocab_size=vocabulary.size,
-            method=payload_of(args),
-            temperatures=args.temperatures,
+            method=payload,
+            temperatures=args.temperatures if "tail" in payload.columns else [],
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
             tokenizer=vocabulary.tokenizer,

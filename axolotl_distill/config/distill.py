@@ -101,12 +101,21 @@ class DistillArgs(Block):
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
             self.model_fields_set.discard("alpha")
+        if self.capture is not None:
+            self._settle(self.capture)
         if self.support == "sampled" and self.divergence != "forward_kl":
             raise ValueError(
                 f"`divergence: {self.divergence}` is not defined for `support: sampled`: draws "
                 "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
             )
         return self
+
+    def _settle(self, capture: CaptureArgs) -> None:
+        """A store that is captured without a word on it is one that this loss can be had from."""
+        if self.divergence != "forward_kl" or self.support in ("tail_bucket", "renormalize"):
+            capture.settle(method="topk")
+        if capture.method == "sampled":
+            capture.settle(sampling_temperature=self.temperature)
 
 
 class DistillConfig(BaseModel):

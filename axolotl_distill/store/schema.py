@@ -16,7 +16,7 @@ from axolotl_distill.store.payloads.base import Temperature
 
 RECORD_BITS = 40
 MAX_SHARDS = 100_000
-# Entries; offsets have 32 bits.
+# Entries; what tells where a record lies has 32 bits.
 LONGEST_SHARD = 1 << 32
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -95,7 +95,7 @@ class Contents(BaseModel):
     vocab_size: int
     id_bits: int
     method: AnyPayload
-    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
+    temperatures: Annotated[list[Temperature], Field(max_length=64)]
     sequence_len: Annotated[int, Field(ge=0, lt=1 << 32)]
     tokenizer: Tokenizer
     teacher: Teacher
@@ -117,7 +117,9 @@ class Contents(BaseModel):
             )
         self.method.check_vocabulary(self.vocab_size)
         _ascending("temperatures", self.temperatures)
-        if 1.0 not in self.temperatures:
+        if "tail" not in self.method.columns and self.temperatures:
+            raise ValueError(f"`temperatures` are {self.temperatures}, and no tail is stored")
+        if "tail" in self.method.columns and 1.0 not in self.temperatures:
             raise ValueError(f"`temperatures` are {self.temperatures}, without 1.0")
         _ascending("tail_estimated", self.tail_estimated)
         if not set(self.tail_estimated) <= set(self.temperatures):

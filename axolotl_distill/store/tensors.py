@@ -13,7 +13,12 @@ from axolotl_distill.store.payloads import Arrays
 from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.sealed import strict_json
 
-DTYPES: dict[str, np.dtype[Any]] = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("u1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "I16": np.dtype("<i2"),
+}
 MAX_HEADER = 1 << 16
 
 

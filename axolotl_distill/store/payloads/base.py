@@ -94,10 +94,6 @@ class Payload(BaseModel, ABC):
         """The most entries that a record can have."""
 
     @abstractmethod
-    def bytes_a_record(self, temperatures: int) -> int:
-        """The most that a record takes on disk, with the tail at so many temperatures."""
-
-    @abstractmethod
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
         """The temperatures that a loss can have, of a store with the tail at `temperatures`. None:
         any."""
@@ -112,7 +108,7 @@ class Payload(BaseModel, ABC):
         they say nothing. Raises ValueError where one may not."""
 
     @abstractmethod
-    def pack(self, records: RecordBatch) -> Arrays:
+    def pack(self, records: RecordBatch, shape: Shape) -> Arrays:
         """The tensors of a shard."""
 
     @abstractmethod
