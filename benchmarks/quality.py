@@ -25,7 +25,7 @@ from pathlib import Path
 from common import RESULTS, ROOT, keep
 from students.plot import draw
 from students.texts import TEACHER, text
-from students.training import HELD_OUT_WINDOWS, WINDOWS_A_STEP, Lesson, Run, measure
+from students.training import HELD_OUT_WINDOWS, TRAIN_WINDOWS, Lesson, Run, measure
 
 sys.path.insert(0, str(ROOT / "demo"))
 from models import DROPPED_LAYERS, cut_layers
@@ -73,13 +73,12 @@ def quick() -> Iterator[Run]:
 class Lessons:
     """What the teacher says of each text, worked out when it is first asked for."""
 
-    def __init__(self, steps: int):
-        self.windows = steps * WINDOWS_A_STEP
+    def __init__(self) -> None:
         self.made: dict[tuple[str, str], Lesson] = {}
 
     def __call__(self, name: str, part: str) -> Lesson:
         if (name, part) not in self.made:
-            windows = self.windows if part == "train" else HELD_OUT_WINDOWS
+            windows = TRAIN_WINDOWS if part == "train" else HELD_OUT_WINDOWS
             self.made[name, part] = Lesson(text(name, FOLDER)[part], TEACHER, windows)
         return self.made[name, part]
 
@@ -187,8 +186,7 @@ def main() -> None:
         if options.only in run.name and (not options.kinds or run.kind in options.kinds.split(","))
     ]
     if not options.report:
-        most = max(run.steps // run.epochs for run in runs)
-        fill(runs, Lessons(most), log, options.hours)
+        fill(runs, Lessons(), log, options.hours)
     found = rows(log)
     summary = shares(found)
     show(summary)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from support.axolotl_run import BASE, environment
+from support.axolotl_run import BASE, environment, run_axolotl
 from support.cli import CHATS, COMMAND, distill, distill_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,16 +126,26 @@ def test_killed_and_run_again(tmp_path, config):
     assert "complete" in again.stdout
 
 
-def test_sampled_and_nucleus(tmp_path, config):
-    def sampled(values):
+def test_draws_are_the_default_and_nucleus(tmp_path, config):
+    def unsaid(values):
         del values["distill"]["capture"]["k"]
-        values["distill"]["capture"].update(
-            method="sampled", draws=20, sampling_temperature=2.0, temperatures=[2.0]
-        )
 
-    distill_here("capture", config(sampled), "--limit", 10)
+    distill_here("capture", config(unsaid), "--limit", 10)
     store = verify_store(tmp_path / "store")
-    assert store.num_rows == 10 and store.manifest.method.draws == 20
+    assert store.num_rows == 10
+    assert store.manifest.method.model_dump() == {
+        "kind": "sampled",
+        "draws": 16,
+        "temperature": 2.0,
+        "seed": 0,
+    }
+    assert store.manifest.temperatures == [] and store.manifest.bytes_a_record < 3 * 16 + 4
+
+    # The teacher is the student as it starts: draws tell it so on average, and at every token by
+    # no more than they are uncertain.
+    run = run_axolotl(tmp_path, {**yaml.safe_load(config(unsaid).read_text()), "max_steps": 1})
+    assert abs(run.steps[0]["distill/kl"]) < 0.02
+    assert run.steps[0]["distill/teacher_mass"] == pytest.approx(1)
 
     def nucleus(values):
         del values["distill"]["capture"]["k"]
