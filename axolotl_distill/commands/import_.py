@@ -59,7 +59,7 @@ def _import(
     vocab_size, about_tokenizer = _vocabulary(cfg, tokenizer, rows, teacher)
     manifest = new_manifest(
         vocab_size=vocab_size,
-        method=TopK(kind="topk", k=survey.k),
+        payloads=[TopK(kind="topk", k=survey.k)],
         temperatures=temperatures,
         tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
         sequence_len=int(cfg.sequence_len),
