@@ -71,7 +71,7 @@ class StoreWriter:
             for folder in (path, *(path / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
-            lock = lock_folder(path, StoreError)
+            lock = lock_folder(path, StoreError, KEY)
             try:
                 if (path / FILE).exists():
                     manifest = resume(path, manifest)

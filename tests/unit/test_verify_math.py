@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_distill.filter.steps.verify import VerifyStep
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs, VerifyStep
 from axolotl_distill.filter.verify.math import score
 from axolotl_distill.filter.verify.text import readings
 
