@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
-from axolotl_distill.store.payloads import Shape, payload_of
+from axolotl_distill.store.payloads import Shape, distribution_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / ".cache/smollm2", ROOT / ".cache/smollm2-cut5"
@@ -125,7 +125,7 @@ def sparse_gradient(student, weight, teacher_logits, temperature, values, suppor
     labels = torch.zeros(TOKENS, dtype=torch.int64)
     fused_linear_distill(student, weight, teacher, labels, spec=spec).loss.backward()
     shape = Shape(teacher_logits.shape[-1], args.temperatures, TOKENS, len(batch.entries))
-    stored = payload_of(args).pack(batch, shape)
+    stored = distribution_of(args).pack(batch, shape)
     return weight.grad, sum(array.nbytes for array in stored.values()) / TOKENS
 
 

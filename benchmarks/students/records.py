@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
-from axolotl_distill.store.payloads import Shape, payload_of
+from axolotl_distill.store.payloads import Shape, distribution_of
 
 ENTRY_BYTES = 3
 """Seventeen bits of an id and seven of a value, for the kinds that no store has"""
@@ -108,7 +108,7 @@ def _stored(support: Support) -> Callable[..., Record]:
             entropy=None if batch.entropy is None else torch.from_numpy(batch.entropy),
         )
         shape = Shape(logits.shape[1], args.temperatures, len(batch), len(batch.entries))
-        stored = sum(array.nbytes for array in payload_of(args).pack(batch, shape).values())
+        stored = sum(array.nbytes for array in distribution_of(args).pack(batch, shape).values())
         return fused(teacher, support, temperature, stored / len(batch))
 
     return make

@@ -133,7 +133,7 @@ def test_draws_are_the_default_and_nucleus(tmp_path, config):
     distill_here("capture", config(unsaid), "--limit", 10)
     store = verify_store(tmp_path / "store")
     assert store.num_rows == 10
-    assert store.manifest.method.model_dump() == {
+    assert store.manifest.payloads.distribution.model_dump() == {
         "kind": "sampled",
         "draws": 16,
         "temperature": 2.0,

@@ -20,7 +20,7 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "store-format.md"
 def ragged(path, k=9):
     """Two shards: the first with records of 1 to 9 entries, the second with 6 each."""
     made = [row(index, "nucleus" if index < 8 else "topk") for index in range(15)]
-    header = manifest("topk", method={"kind": "topk", "k": k}, source=about_rows(made))
+    header = manifest("topk", payloads=[{"kind": "topk", "k": k}], source=about_rows(made))
     with StoreWriter.create_or_resume(path, header) as writer:
         fill(writer, "nucleus", 8, 10_000)
         writer.commit()
@@ -55,7 +55,7 @@ def test_whole_records_need_no_lengths(tmp_path):
 
 def test_a_record_of_more_than_k_is_not_taken(tmp_path):
     path = ragged(tmp_path / "store")
-    edit_manifest(path, lambda values: values["method"].update(k=8))
+    edit_manifest(path, lambda values: values["payloads"][0].update(k=8))
     with pytest.raises(StoreCorruptError, match="more than 8 entries"):
         verify_store(path)
 
@@ -77,9 +77,9 @@ def test_read_without_this_package(tmp_path):
 @pytest.mark.parametrize("draws, width", [(12, 3), (3000, 4)])
 def test_draws_are_read_without_this_package(tmp_path, draws, width):
     """A count of 3,000 does not fit beside 13 bits of an id in 24."""
-    method = {"kind": "sampled", "draws": draws, "temperature": 1.0, "seed": 0}
+    payload = {"kind": "sampled", "draws": draws, "temperature": 1.0, "seed": 0}
     made = row(0, "sampled")
-    header = manifest("sampled", rows=1, method=method)
+    header = manifest("sampled", rows=1, payloads=[payload])
     records = made["records"]
     share = parts(VOCAB, draws) // parts(VOCAB, 12)
     ids, counts = decode_counts(records.entries, VOCAB)

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from axolotl_distill.config.distill import Support
+from axolotl_distill.signal.batch import ENTROPY, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
     Layout,
@@ -17,10 +18,12 @@ from axolotl_distill.store.payloads.base import (
     Shape,
     Summary,
     Temperature,
+    registered,
 )
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
 
 
+@registered
 class Sampled(EntriesPayload):
     """Shares at one temperature: `capture/draws.py` says how they are drawn. An entry's value is a
     count of `encoding.parts`. There is no tail: what was not drawn is stood for by what was."""
@@ -92,6 +95,12 @@ class Sampled(EntriesPayload):
     def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = encoding.decode_counts(records.entries, vocab_size)
         return ids, counts / encoding.parts(vocab_size, self.draws)
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        assert records.entropy is not None
+        return {**super().collate(records, temperatures, temperature), ENTROPY: records.entropy}
 
     def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
         assert records.entropy is not None

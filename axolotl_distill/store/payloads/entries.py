@@ -10,12 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from axolotl_distill.signal.batch import ENTRIES, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads import ragged
 from axolotl_distill.store.payloads.base import (
     Arrays,
+    Distribution,
     Layout,
-    Payload,
     RecordBatch,
     Records,
     Shape,
@@ -26,7 +27,7 @@ from axolotl_distill.store.payloads.base import (
 AT_ONCE = 4 << 20
 
 
-class EntriesPayload(Payload):
+class EntriesPayload(Distribution):
     """Records whose entries are ids with a value."""
 
     columns: ClassVar[tuple[str, ...]] = ("entries",)
@@ -93,6 +94,11 @@ class EntriesPayload(Payload):
             ragged.check(arrays, shape.entries)
         for index in _spread(shape.records, most, max(1, AT_ONCE // self.most_entries)):
             self.check_entries(self._take(arrays, index, shape), shape)
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        return {ENTRIES: records.entries.view(np.int32)}
 
     def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
         lengths = (records.entries != encoding.PAD).sum(1)

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from axolotl_distill.config.distill import Support
+from axolotl_distill.signal.batch import TAIL, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
     Layout,
@@ -16,6 +17,7 @@ from axolotl_distill.store.payloads.base import (
     Several,
     Shape,
     Summary,
+    registered,
 )
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
 
@@ -42,6 +44,14 @@ class LogProbs(EntriesPayload):
         super().check_batch(records, shape)
         assert records.tail.dtype == np.int16
         assert records.tail.shape == (len(records), len(shape.temperatures))
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        columns = super().collate(records, temperatures, temperature)
+        if temperature in temperatures:
+            columns[TAIL] = records.tail[:, list(temperatures).index(temperature)]
+        return columns
 
     def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
         held = 1.0 - np.exp(encoding.decode_tail(records.tail)).mean(0)
@@ -76,6 +86,7 @@ class LogProbs(EntriesPayload):
         return ids, np.exp(logprobs.astype(np.float64))
 
 
+@registered
 class TopK(LogProbs):
     """The k likeliest tokens; fewer where the teacher gave fewer."""
 
@@ -93,6 +104,7 @@ class TopK(LogProbs):
         return self.k
 
 
+@registered
 class Nucleus(LogProbs):
     """The likeliest tokens until they hold p of the mass, at least one, at most max_k."""
 
