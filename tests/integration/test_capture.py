@@ -141,10 +141,10 @@ def test_draws_are_the_default_and_nucleus(tmp_path, config):
     }
     assert store.manifest.temperatures == [] and store.manifest.bytes_a_record < 3 * 16 + 4
 
-    # The teacher is the student as it starts: draws tell it so on average, and at every token by
-    # no more than they are uncertain.
+    # The teacher is the student as it starts. Draws say so on average: 0.6 nats is the standard
+    # deviation of one token here, and another token's record is several nats away.
     run = run_axolotl(tmp_path, {**yaml.safe_load(config(unsaid).read_text()), "max_steps": 1})
-    assert abs(run.steps[0]["distill/kl"]) < 0.02
+    assert abs(run.steps[0]["distill/kl"]) < 0.5
     assert run.steps[0]["distill/teacher_mass"] == pytest.approx(1)
 
     def nucleus(values):
