@@ -17,7 +17,7 @@ from axolotl_distill.capture.source import summarise
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.store import new_manifest
-from axolotl_distill.store.payloads import payload_of
+from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.hf import HFTeacher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +60,7 @@ def main() -> None:
                 )
                 manifest = new_manifest(
                     vocab_size=len(tokenizer),
-                    method=payload_of(args),
+                    payloads=[distribution_of(args)],
                     temperatures=args.temperatures,
                     sequence_len=512,
                     tokenizer={"fingerprint": "-", "name": "-"},

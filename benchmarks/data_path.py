@@ -40,7 +40,7 @@ def random_logprobs(rng: np.random.Generator, records: int) -> tuple[np.ndarray,
 def write_store(path: Path, rows: list[dict]) -> None:
     manifest = new_manifest(
         vocab_size=VOCAB,
-        method={"kind": "topk", "k": K},
+        payloads=[{"kind": "topk", "k": K}],
         temperatures=[1.0, 2.0, 4.0],
         sequence_len=LENGTH,
         tokenizer={"fingerprint": "-", "name": "-"},

@@ -23,7 +23,6 @@ from pathlib import Path
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache"
 ENVIRONMENT = CACHE / "vllm"
-PYTHON = "python3.11"
 VLLM, TORCH = "0.32.0", "2.13.0"
 # vLLM imports these when they are there; their builds are for another torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
@@ -38,7 +37,7 @@ def ensure_environment(folder: Path = ENVIRONMENT) -> Path:
     if is_ready(folder):
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([PYTHON, "-m", "venv", folder], check=True)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [str(folder / "bin/python"), "-m", "pip"]
     # torch first, at a version whose PyPI wheel also comes as a CPU build.
     subprocess.run([*pip, "install", "--quiet", f"torch=={TORCH}"], check=True)

@@ -44,6 +44,22 @@ class Survey:
     mass: float = 0.0
     other_prompt: int = 0
 
+    def summary(self) -> str:
+        return (
+            f"{self.source.supervised:,} tokens with up to {self.k} log-probabilities; the token "
+            f"that came is among them in {self.own:.1%}"
+        )
+
+    def doubt(self) -> str:
+        """What should worry somebody, or nothing."""
+        if not self.other_prompt:
+            return ""
+        return (
+            f"the teacher of {self.other_prompt} rows saw a prompt of another length than the "
+            "config's chat template makes, so it answered to something else than the student will "
+            "be asked."
+        )
+
 
 class ImportedRows(Sequence[Row]):
     """Rows of a source in one layout, as the capture loop takes them, with what was expected at
@@ -83,17 +99,23 @@ class ImportedRows(Sequence[Row]):
 
     def survey(self) -> Survey:
         """Reads every row once. Raises CaptureError for one that cannot be read, for names of
-        tokens that may be two, and when the log-probabilities fit a neighbouring token better than
-        their own, or not even that as often as they say themselves."""
+        tokens that may be two, where no token has log-probabilities, and when these fit a
+        neighbouring token better than their own, or not even that as often as they say
+        themselves."""
         found = Survey()
         counts = np.zeros(3)
         found.source = summarise(self._surveyed(found, counts), len(self))
+        if not found.source.supervised:
+            raise CaptureError(
+                f"{self.path} has no token with log-probabilities in rows of at most "
+                f"`sequence_len: {self.longest}` tokens. Were they asked for?"
+            )
         if self._doubtful is not None:
             try:
                 self.context.tokens.check_names()
             except ValueError as error:
                 raise self._unreadable(self._doubtful, error) from error
-        shares = counts / max(1, found.source.supervised)
+        shares = counts / found.source.supervised
         found.before, found.own, found.after = shares.tolist()
         for where, share in (("before", found.before), ("after", found.after)):
             if share > found.own + SHIFTED:
@@ -103,8 +125,8 @@ class ImportedRows(Sequence[Row]):
                     "one. Look at how they were collected; every list belongs at the place of the "
                     "token that it is about."
                 )
-        mass = found.mass / max(1, found.source.supervised)
-        noise = NOISE / math.sqrt(max(1, found.source.supervised))
+        mass = found.mass / found.source.supervised
+        noise = NOISE / math.sqrt(found.source.supervised)
         if found.own + noise < LEAST_OF_MASS * mass:
             raise CaptureError(
                 f"{self.path}: the lists hold {mass:.0%} of the probability on average, and the "

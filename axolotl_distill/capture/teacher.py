@@ -55,6 +55,22 @@ def vocabulary_of(args: CaptureArgs, rows: Any, tokenizer: Any) -> Vocabulary:
     return Vocabulary(shared.size, describe_tokenizer(tokenizer, shared.size, used), note)
 
 
+def vocabulary_of_import(
+    tokenizer: Any, base: str, *, trust_remote_code: bool, rows: Any, teacher: str
+) -> Vocabulary:
+    """Of a teacher that answered elsewhere: it is taken to have the tokenizer of the student's
+    base model, without what the config adds to it. Raises what the comparison of tokenizers does.
+    """
+    from transformers import AutoTokenizer
+
+    from axolotl_distill.teachers.tokenizer import compare_tokenizers, share
+
+    plain = AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+    shared = share(tokenizer, compare_tokenizers(base, plain, tokenizer))
+    used = shared.check_text(rows, teacher)
+    return Vocabulary(shared.size, describe_tokenizer(tokenizer, shared.size, used))
+
+
 def estimated_at(args: CaptureArgs) -> list[float]:
     """The temperatures at which this teacher's tail is not known: a server gives T = 1 alone."""
     if args.teacher.server is None:

@@ -13,7 +13,7 @@ from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.store import new_manifest
-from axolotl_distill.store.payloads import payload_of
+from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
 
@@ -49,7 +49,7 @@ def run(
             say(vocabulary.note)
         manifest = new_manifest(
             vocab_size=vocabulary.size,
-            method=payload_of(args),
+            payloads=[distribution_of(args)],
             temperatures=args.temperatures,
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),

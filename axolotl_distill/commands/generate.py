@@ -19,7 +19,7 @@ def run(recipe: Recipe, *, limit: int | None, executor: str) -> Report:
     Returns what --json prints: what is in the folder, and what this run did.
     """
     teacher, args = recipe.teacher, recipe.generate
-    assert teacher is not None and teacher.model is not None and args is not None
+    assert teacher is not None and args is not None
     terms = check_terms(teacher.model, teacher.terms)
     say(terms.summary())
     _check_key(teacher)

@@ -3,23 +3,20 @@
 from dataclasses import asdict
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.imported import ImportedRows, ImportedSource, Survey
+from axolotl_distill.capture.imported import ImportedRows, ImportedSource
 from axolotl_distill.capture.layouts import find_layout
 from axolotl_distill.capture.layouts.files import open_rows
+from axolotl_distill.capture.teacher import vocabulary_of_import
 from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say, warn
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
-from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.chat import chat_context, load_tokenizer
 from axolotl_distill.host.tokenise import load_config
-from axolotl_distill.store import describe_tokenizer, new_manifest
+from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads.logprobs import TopK
 from axolotl_distill.teachers.fingerprint import UNKNOWN, content_of
-from axolotl_distill.teachers.tokenizer import compare_tokenizers, share
 from axolotl_distill.terms import check_terms
 
 DEFAULTS = {name: field.default for name, field in CaptureArgs.model_fields.items()}
@@ -50,20 +47,23 @@ def _import(
     terms = check_terms(teacher, given.teacher.terms if given else None)
     say(terms.summary())
     survey = rows.survey()
-    if not survey.source.supervised:
-        raise CaptureError(
-            f"{path} ({name}) has no token with log-probabilities in rows of at most "
-            f"`sequence_len: {cfg.sequence_len}` tokens. Were they asked for?"
-        )
-    _tell(survey, path, name)
-    vocab_size, about_tokenizer = _vocabulary(cfg, tokenizer, rows, teacher)
+    say(f"{path}: {name}, {survey.summary()}")
+    if doubt := survey.doubt():
+        warn(doubt)
+    vocabulary = vocabulary_of_import(
+        tokenizer,
+        str(cfg.tokenizer_config),
+        trust_remote_code=bool(cfg.trust_remote_code),
+        rows=rows,
+        teacher=teacher,
+    )
     manifest = new_manifest(
-        vocab_size=vocab_size,
-        method=TopK(kind="topk", k=survey.k),
+        vocab_size=vocabulary.size,
+        payloads=[TopK(kind="topk", k=survey.k)],
         temperatures=temperatures,
         tail_estimated=[T for T in temperatures if T != 1.0 or found.renormalised],
         sequence_len=int(cfg.sequence_len),
-        tokenizer=about_tokenizer,
+        tokenizer=vocabulary.tokenizer,
         teacher={"name": teacher, "imported": name, "weights": UNKNOWN},
         source=survey.source.described(content=content_of(path), datasets=[path]),
         terms=asdict(terms),
@@ -79,37 +79,10 @@ def _import(
         if capture.was_complete:
             say(f"{output} is complete: {store_line(capture.manifest)}. Nothing to do.")
             return store_numbers(capture)
-        report = capture(ImportedSource(survey.k, temperatures, vocab_size=vocab_size))
+        report = capture(ImportedSource(survey.k, temperatures, vocab_size=vocabulary.size))
     say(f"{output}: {store_line(capture.manifest)}")
     say(
         f"imported {report.rows} rows in {report.seconds:.0f} s; {report.skipped} rows had no "
         f"log-probabilities, or were longer than {cfg.sequence_len} tokens"
     )
     return store_numbers(capture)
-
-
-def _vocabulary(
-    cfg: Any, tokenizer: Any, rows: ImportedRows, teacher: str
-) -> tuple[int, dict[str, Any]]:
-    """(ids that teacher and student share, what the manifest says of the tokenizer).
-
-    The teacher is taken to have the base model's tokenizer, without what the config adds to it.
-    """
-    base = str(cfg.tokenizer_config)
-    plain = AutoTokenizer.from_pretrained(base, trust_remote_code=bool(cfg.trust_remote_code))
-    shared = share(tokenizer, compare_tokenizers(base, plain, tokenizer))
-    used = shared.check_text(rows, teacher)
-    return shared.size, describe_tokenizer(tokenizer, shared.size, used)
-
-
-def _tell(survey: Survey, path: str, layout: str) -> None:
-    say(
-        f"{path}: {layout}, {survey.source.supervised:,} tokens with up to {survey.k} "
-        f"log-probabilities; the token that came is among them in {survey.own:.1%}"
-    )
-    if survey.other_prompt:
-        warn(
-            f"the teacher of {survey.other_prompt} rows saw a prompt of another length than the "
-            "config's chat template makes, so it answered to something else than the student will "
-            "be asked."
-        )

@@ -33,11 +33,13 @@ def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
 def statistics(store: TeacherStore) -> dict[str, Any]:
     """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
     manifest = store.manifest
-    method = manifest.method.model_dump()
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
         "its weights": printable(manifest.teacher.get("weights", "not known")),
-        "method": f"{method.pop('kind')} {method}",
+        "a record holds": [
+            f"{payload.kind} {payload.model_dump(exclude={'kind'})}"
+            for payload in manifest.payloads.each
+        ],
         "complete": manifest.complete,
         "shards": len(manifest.shards),
         "rows": manifest.num_rows,
@@ -53,7 +55,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         return numbers
     step = max(1, manifest.num_records // SAMPLE)
     found = store.read(np.arange(0, manifest.num_records, step))
-    return numbers | manifest.method.summary(found, manifest.temperatures)
+    return numbers | manifest.payloads.summary(found, manifest.temperatures)
 
 
 def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[str]:
@@ -68,7 +70,7 @@ def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[
     row = next(first.iter_batches(1)).to_pylist()[0]
     positions = supervised_positions(row["labels"])[:count]
     found = store.read(np.arange(positions.size))
-    ids, values = store.manifest.method.decode(found, store.manifest.vocab_size)
+    ids, values = store.manifest.payloads.distribution.decode(found, store.manifest.vocab_size)
     lines = []
     for place, row_ids, row_values in zip(positions, ids, values, strict=True):
         context = tokenizer.decode(row["input_ids"][max(0, place - 11) : place + 1])

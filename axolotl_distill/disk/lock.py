@@ -19,25 +19,32 @@ def file_lock(path: Path) -> FileLock:
     return FileLock(path, thread_local=False, fallback_to_soft=False)
 
 
-def lock_folder(path: Path, error: type[DistillError]) -> FileLock:
+def lock_folder(
+    path: Path, error: type[DistillError], key: str, at: Path | None = None
+) -> FileLock:
     """The lock of a folder's one writer, held until it is released or the process ends.
+
+    key  by what another folder is named
+    at   the lock's file, where the folder itself is replaced; else `.lock` in it
 
     Raises `error` when another process holds it, and where the file system has no locks; OSError
     for a folder that cannot be written.
     """
     # Where the file cannot be made, the folder is at fault and not its locks.
-    (path / LOCK).open("a").close()
-    lock = file_lock(path / LOCK)
+    file = at or path / LOCK
+    file.open("a").close()
+    lock = file_lock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise error(
-            f"{path} is being written by another process. Wait for it, or stop it."
+            f"{path} is being written by another process. Wait for it, stop it, or use another "
+            f"folder ({key})."
         ) from None
     except (OSError, NotImplementedError) as fault:
         raise error(
             f"{path} cannot be locked ({getattr(fault, 'strerror', None) or fault}): its file "
             "system has no locks, and a second writer could not be kept out. Write to a local "
-            "folder, and copy it afterwards."
+            f"folder ({key}), and copy it afterwards."
         ) from fault
     return lock

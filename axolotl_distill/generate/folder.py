@@ -90,7 +90,7 @@ class GenerationFolder:
         path = Path(path)
         _refuse_strangers(path)
         path.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(path, GenerateError)
+        lock = lock_folder(path, GenerateError, "`generate.output`")
         try:
             header = _header(path, settings)
             folder = cls(path, lock)

@@ -53,7 +53,7 @@ class ModelBackend:
     concurrency = 1
 
     def __init__(self, teacher: TeacherArgs, args: GenerateArgs):
-        assert args.max_tokens is not None and teacher.model is not None  # Recipe sees to it
+        assert args.max_tokens is not None, "the recipe sees to it"
         self.teacher = teacher.model
         self._args, self._max_tokens = args, args.max_tokens
         extra = dict(args.extra)

@@ -21,7 +21,7 @@ class ServerBackend:
     """One chat completion a request, so that a kill loses little and every seed is its own."""
 
     def __init__(self, teacher: TeacherArgs, args: GenerateArgs, uid: str):
-        assert teacher.server is not None and teacher.model is not None
+        assert teacher.server is not None
         self.teacher = teacher.model
         self._client = ServerClient(teacher.server)
         self._logprobs = args.logprobs

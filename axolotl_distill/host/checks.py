@@ -17,7 +17,7 @@ from axolotl_distill.host.parallelism import parallelism
 from axolotl_distill.host.store_checks import loss_findings, store_findings
 from axolotl_distill.host.tokenise import load_config
 from axolotl_distill.store import TeacherStore
-from axolotl_distill.store.payloads import payload_of
+from axolotl_distill.store.payloads import distribution_of
 
 REMOVE = "Remove one."
 ANOTHER_LOSS = {
@@ -157,7 +157,7 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
 
 def _capture_findings(args: DistillArgs, capture: CaptureArgs) -> Iterator[Finding]:
     """A store that this very config would capture must be one that it can train on."""
-    payload = payload_of(capture)
+    payload = distribution_of(capture)
     served = payload.serves(args.support or payload.supports[0], capture.temperatures)
     if served is not None and args.temperature not in served:
         yield Finding(

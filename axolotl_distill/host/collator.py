@@ -9,12 +9,9 @@ import torch
 
 from axolotl_distill.errors import StoreError, TrajectoryError
 from axolotl_distill.signal.batch import (
-    ENTRIES,
-    ENTROPY,
     IGNORE,
     LOSS_WEIGHTS,
     POINTERS,
-    TAIL,
     TARGETS,
     WEIGHTS,
     Column,
@@ -31,7 +28,7 @@ class TeacherCollator:
     """Wraps one of Axolotl's collators and adds the columns of signal/batch.py to its batch.
 
     stores       whose records `teacher_pos` leads to; without one there are no teacher's columns
-    temperature  of the tail that is looked up
+    temperature  of the run: what a batch has of a record may depend on it
     weighted     whether a token's loss is weighed: every batch then has `target_weight`
     """
 
@@ -52,12 +49,7 @@ class TeacherCollator:
         self.weighted = weighted
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
-        self.tail_column = {
-            tag: list(store.manifest.temperatures).index(temperature)
-            for tag, store in self.stores.items()
-            if temperature in store.manifest.temperatures
-        }
-        self.sampled = any("entropy" in s.manifest.method.columns for s in stores)
+        self.temperature = temperature
 
     def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:
         nested = isinstance(features[0], list)
@@ -137,34 +129,34 @@ class TeacherCollator:
         return values
 
     def _records(self, pointers_BS: np.ndarray) -> dict[str, torch.Tensor]:
+        """What the payloads of all stores have in common for a batch, as wide as the longest of
+        its records. A store to which nothing leads is asked too: every batch has the same columns.
+        """
         pointers = pointers_BS.reshape(-1)
         supervised = np.flatnonzero(pointers >= 0)
         tags = pointer_tag(pointers[supervised])
-        found = {}
-        for tag in np.unique(tags).tolist():
-            if tag not in self.stores:
-                raise StoreError(
-                    "The prepared dataset points into a teacher store that this config does not "
-                    f"name (open stores: {[str(s.path) for s in self.stores.values()]}). The "
-                    "cache is stale: delete the folder `dataset_prepared_path` "
-                    "(default last_run_prepared) and run again."
-                )
+        if np.setdiff1d(tags, list(self.stores)).size:
+            raise StoreError(
+                "The prepared dataset points into a teacher store that this config does not "
+                f"name (open stores: {[str(s.path) for s in self.stores.values()]}). The "
+                "cache is stale: delete the folder `dataset_prepared_path` "
+                "(default last_run_prepared) and run again."
+            )
+        found: list[tuple[np.ndarray, Columns]] = []
+        for tag, store in self.stores.items():
             at = supervised[tags == tag]
-            found[tag] = (at, self.stores[tag].read(pointer_record(pointers[at])))
-
-        width = max((records.entries.shape[1] for _, records in found.values()), default=1)
-        entries = ENTRIES.filled(pointers.size, width)
-        tail, entropy = TAIL.filled(pointers.size), ENTROPY.filled(pointers.size)
-        for tag, (at, records) in found.items():
-            entries[at, : records.entries.shape[1]] = records.entries.view(np.int32)
-            if tag in self.tail_column:
-                tail[at] = records.tail[:, self.tail_column[tag]]
-            if records.entropy is not None:
-                entropy[at] = records.entropy
-
-        batch = {ENTRIES.name: entries.reshape(*pointers_BS.shape, width)}
-        if len(self.tail_column) == len(self.stores):
-            batch[TAIL.name] = tail.reshape(pointers_BS.shape)
-        if self.sampled:
-            batch[ENTROPY.name] = entropy.reshape(pointers_BS.shape)
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+            records, manifest = store.read(pointer_record(pointers[at])), store.manifest
+            columns = manifest.payloads.collate(records, manifest.temperatures, self.temperature)
+            found.append((at, columns))
+        batch = {}
+        # In one order on all ranks.
+        for column in found[0][1]:
+            if not all(column in columns for _, columns in found):
+                continue
+            inner = np.max([columns[column].shape[1:] for _, columns in found], axis=0).astype(int)
+            out = column.filled(pointers.size, *inner)
+            for at, columns in found:
+                inside: tuple[Any, ...] = tuple(map(slice, columns[column].shape[1:]))
+                out[(at, *inside)] = columns[column]
+            batch[column.name] = torch.from_numpy(out.reshape(*pointers_BS.shape, *inner))
+        return batch

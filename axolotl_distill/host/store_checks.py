@@ -80,7 +80,7 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
             StoreError,
         )
         return
-    payload, support = store.manifest.method, resolve_support(store, args)
+    payload, support = store.manifest.payloads.distribution, resolve_support(store, args)
     if support not in payload.supports:
         yield Finding(
             "distill.support",
@@ -145,6 +145,7 @@ def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
     first = stores[0]
     for store in stores[1:]:
         mine, theirs = first.manifest, store.manifest
+        own, other = mine.payloads.distribution, theirs.payloads.distribution
         if mine.vocab_size != theirs.vocab_size:
             yield Finding(
                 "datasets",
@@ -154,11 +155,10 @@ def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
                 "Take one of them out.",
                 StoreError,
             )
-        if mine.method.supports != theirs.method.supports:
+        if own.supports != other.supports:
             yield Finding(
                 "datasets",
-                f"{first.path} holds {mine.method.kind} records and {store.path} "
-                f"{theirs.method.kind} records;",
+                f"{first.path} holds {own.kind} records and {store.path} {other.kind} records;",
                 "draws and log-probabilities cannot be mixed.",
                 "Take one of them out, or capture it again.",
                 StoreError,

@@ -75,4 +75,4 @@ def signal_source(args: DistillArgs, stores: Sequence[TeacherStore]) -> SignalSo
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> Support:
     """The support asked for, or the one that the store's records are made for."""
-    return args.support or store.manifest.method.supports[0]
+    return args.support or store.manifest.payloads.distribution.supports[0]

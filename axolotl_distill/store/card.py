@@ -23,7 +23,10 @@ def dataset_card(manifest: Manifest) -> str:
 
 
 def _text(manifest: Manifest) -> str:
-    method = ", ".join(f"{key} {value}" for key, value in manifest.method.model_dump().items())
+    holds = "; ".join(
+        ", ".join(f"{key} {value}" for key, value in payload.model_dump().items())
+        for payload in manifest.payloads.each
+    )
     return f"""# Teacher store
 
 What a teacher model thinks of every supervised token of a dataset, for knowledge distillation
@@ -35,7 +38,7 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 | its weights | {as_markdown(manifest.teacher.get("weights", "not known"))} |
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
-| method | {as_markdown(method)} |
+| a record holds | {as_markdown(holds)} |
 | temperatures | {_temperatures(manifest)} |
 | bytes a record | {manifest.bytes_a_record:.1f} |
 | vocabulary | {manifest.vocab_size} |

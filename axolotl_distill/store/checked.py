@@ -131,7 +131,7 @@ def _check_file(store: Path, manifest: Manifest, shard: Shard, name: str) -> Non
         return
     arrays = map_tensors(path, manifest, shard)
     try:
-        manifest.method.check(arrays, manifest.shape_of(shard), most=SAMPLE)
+        manifest.payloads.check(arrays, manifest.shape_of(shard), most=SAMPLE)
     except ValueError as error:
         raise StoreCorruptError(f"{path}: {error}. {AGAIN}") from error
 

@@ -121,7 +121,7 @@ class Manifest(Contents):
 def new_manifest(
     *,
     vocab_size: int,
-    method: Payload | Mapping[str, Any],
+    payloads: Sequence[Payload | Mapping[str, Any]],
     temperatures: list[float],
     sequence_len: int,
     tokenizer: dict[str, Any],
@@ -132,6 +132,7 @@ def new_manifest(
 ) -> Manifest:
     """The header of a store that is about to be written.
 
+    payloads         what a record holds, or each as the manifest has it
     source           fingerprint, num_rows and supervised (tokens, so records) of all that is to
                      be captured; a store that ends with less cannot be closed
     tail_estimated   those of `temperatures` at which the tail is estimated, not known
@@ -148,7 +149,7 @@ def new_manifest(
         "complete": False,
         "vocab_size": vocab_size,
         "id_bits": id_bits(vocab_size),
-        "method": method,
+        "payloads": list(payloads),
         "temperatures": [float(temperature) for temperature in temperatures],
         "sequence_len": sequence_len,
         "tokenizer": without_secrets(tokenizer),
@@ -194,9 +195,11 @@ def _validated(model: type[M], values: dict[str, Any], kind: type[StoreError], w
 
 
 def _header(manifest: Manifest) -> dict[str, Any]:
-    """What is compared, mappings flattened by one level."""
+    """What is compared, mappings flattened by one level, and payloads named by their kinds."""
     values = json.loads(manifest.model_dump_json(exclude=set(NOT_COMPARED)))
-    flat: dict[str, Any] = {}
+    payloads = {payload.pop("kind"): payload for payload in values.pop("payloads")}
+    values |= {f"payloads.{kind}": fields for kind, fields in payloads.items()}
+    flat: dict[str, Any] = {"payloads": [*payloads]}
     for name, value in values.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": part for key, part in value.items()}

@@ -66,7 +66,7 @@ class TeacherStore:
             at = np.flatnonzero(shard_of == number)
             local = index[at] - self.manifest.shards[number].first_record
             parts.append((at, self._read_shard(number, local)))
-        return self.manifest.method.join(parts, index.size)
+        return self.manifest.payloads.join(parts, index.size)
 
     def arrays(self, number: int) -> Arrays:
         """The memory-mapped arrays of one shard. Raises what map_tensors does."""
@@ -79,7 +79,7 @@ class TeacherStore:
         shard = self.manifest.shards[number]
         arrays, shape = self.arrays(number), self.manifest.shape_of(shard)
         try:
-            return self.manifest.method.read(arrays, local, shape)
+            return self.manifest.payloads.read(arrays, local, shape)
         except ValueError as error:
             raise StoreCorruptError(
                 f"{self.path / shard.records_file}: {error}; since it was last checked. {AGAIN}"

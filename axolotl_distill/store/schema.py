@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator, w
 from typing_extensions import TypedDict
 
 from axolotl_distill.store import encoding
-from axolotl_distill.store.payloads import AnyPayload, Shape
+from axolotl_distill.store.payloads import Payloads, Shape
 from axolotl_distill.store.payloads.base import Temperature
 
 RECORD_BITS = 40
@@ -94,7 +94,7 @@ class Contents(BaseModel):
     complete: bool
     vocab_size: int
     id_bits: int
-    method: AnyPayload
+    payloads: Payloads
     temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
     sequence_len: Annotated[int, Field(ge=0, lt=1 << 32)]
     tokenizer: Tokenizer
@@ -115,7 +115,7 @@ class Contents(BaseModel):
                 f"`id_bits` is {self.id_bits}, and a vocabulary of {self.vocab_size} has "
                 f"{encoding.id_bits(self.vocab_size)}"
             )
-        self.method.check_vocabulary(self.vocab_size)
+        self.payloads.check_vocabulary(self.vocab_size)
         _ascending("temperatures", self.temperatures)
         if 1.0 not in self.temperatures:
             raise ValueError(f"`temperatures` are {self.temperatures}, without 1.0")
@@ -153,7 +153,8 @@ class Contents(BaseModel):
                     f"{where} has {shard.rows} rows of the source's {shard.source_start} to "
                     f"{shard.source_stop}"
                 )
-            if not shard.records <= shard.entries <= shard.records * self.method.most_entries:
+            most = self.payloads.most_entries
+            if not shard.records * min(1, most) <= shard.entries <= shard.records * most:
                 raise ValueError(f"{where} has {shard.entries} entries in {shard.records} records")
             records += shard.records
             rows = shard.source_stop

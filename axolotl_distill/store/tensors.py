@@ -13,7 +13,14 @@ from axolotl_distill.store.payloads import Arrays
 from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.sealed import strict_json
 
-DTYPES: dict[str, np.dtype[Any]] = {"U32": np.dtype("<u4"), "I16": np.dtype("<i2")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "I8": np.dtype("<i1"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "F16": np.dtype("<f2"),
+}
+"""What a payload may hold, by safetensors' names"""
 MAX_HEADER = 1 << 16
 
 
@@ -53,7 +60,7 @@ def _places(
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)
-    expected = manifest.method.tensors(manifest.shape_of(shard), set(header))
+    expected = manifest.payloads.tensors(manifest.shape_of(shard), set(header))
     if set(header) != set(expected):
         raise ValueError(f"it holds {sorted(header)[:8]}, not {sorted(expected)}")
     places = {}

@@ -18,7 +18,7 @@ def verify_store(path: str | Path) -> TeacherStore:
     manifest = store.manifest
     for number, shard in enumerate(manifest.shards):
         try:
-            manifest.method.check(store.arrays(number), manifest.shape_of(shard))
+            manifest.payloads.check(store.arrays(number), manifest.shape_of(shard))
         except ValueError as error:
             file = store.path / shard.records_file
             raise StoreCorruptError(f"{file}: {error}. {AGAIN}") from error

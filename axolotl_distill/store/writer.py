@@ -71,7 +71,7 @@ class StoreWriter:
             for folder in (path, *(path / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
-            lock = lock_folder(path, StoreError)
+            lock = lock_folder(path, StoreError, KEY)
             try:
                 if (path / FILE).exists():
                     manifest = resume(path, manifest)
@@ -98,7 +98,7 @@ class StoreWriter:
         text: str,
         records: RecordBatch,
     ) -> None:
-        """Add one row with its records, as the manifest's payload has them.
+        """Add one row with its records, as the manifest's payloads have them.
 
         Raises StoreError for a row that no store can hold: as many labels as tokens, ids within
         the vocabulary, a record for every supervised token but the first.
@@ -107,7 +107,7 @@ class StoreWriter:
         assert source_row >= self.next_source_row, "rows must come in the order of their source"
         manifest = self.manifest
         entries = int(records.lengths.sum())
-        manifest.method.check_batch(
+        manifest.payloads.check_batch(
             records, Shape(manifest.vocab_size, manifest.temperatures, len(records), entries)
         )
         self._rows.append(
@@ -145,7 +145,7 @@ class StoreWriter:
             source_stop=self.next_source_row,
             files={},
         )
-        tensors = save(self.manifest.method.pack(records))
+        tensors = save(self.manifest.payloads.pack(records))
         with refusals(self.path, StoreError, KEY):
             shard.files[shard.rows_file] = self._write(
                 shard.rows_file, lambda file: write_rows(self._rows, file)

@@ -37,7 +37,7 @@ class ServerTeacher:
     """
 
     def __init__(self, teacher: TeacherArgs, *, vocab_size: int):
-        assert teacher.server is not None and teacher.model is not None
+        assert teacher.server is not None
         self.name = teacher.model
         self.vocab_size = vocab_size
         self._client = ServerClient(teacher.server)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
-from axolotl_distill.store.payloads import payload_of
+from axolotl_distill.store.payloads import distribution_of
 
 ENTRY_BYTES = 3
 """Seventeen bits of an id and seven of a value, for the kinds that no store has"""
@@ -110,7 +110,7 @@ def _stored(support: Support) -> Callable[..., Record]:
             else None,
             entropy=None if batch.entropy is None else torch.from_numpy(batch.entropy),
         )
-        stored = sum(array.nbytes for array in payload_of(args).pack(batch).values())
+        stored = sum(array.nbytes for array in distribution_of(args).pack(batch).values())
         return fused(teacher, support, temperature, stored / len(batch))
 
     return make

@@ -135,7 +135,7 @@ def test_sampled_and_nucleus(tmp_path, config):
 
     distill_here("capture", config(sampled), "--limit", 10)
     store = verify_store(tmp_path / "store")
-    assert store.num_rows == 10 and store.manifest.method.draws == 20
+    assert store.num_rows == 10 and store.manifest.payloads.distribution.draws == 20
 
     def nucleus(values):
         del values["distill"]["capture"]["k"]

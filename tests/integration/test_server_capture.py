@@ -49,11 +49,11 @@ def local(tmp_path_factory, tiny_llama_dir, model, rows):
     )
 
 
-def fill(path, rows, source, model, method=None):
+def fill(path, rows, source, model, payload=None):
     header = manifest(
         "topk",
         vocab_size=len(model.tokenizer),
-        method=method or {"kind": "topk", "k": K},
+        payloads=[payload or {"kind": "topk", "k": K}],
         source=about_rows(rows),
     )
     with Capture(path, header, rows, model.tokenizer.decode, shard_records=100_000) as capture:
@@ -69,13 +69,15 @@ def server_args(url, engine="vllm", **changes):
     )
 
 
-def from_server(path, rows, model, engine="vllm", faults=lambda *_: None, method=None, **behaviour):
+def from_server(
+    path, rows, model, engine="vllm", faults=lambda *_: None, payload=None, **behaviour
+):
     serving = ModelServer(model, model.tokenizer, **behaviour)
-    changes = {} if method is None else {"method": method["kind"], "p": method["p"], "max_k": 30}
+    changes = {} if payload is None else {"method": payload["kind"], "p": payload["p"], "max_k": 30}
     with FaultyServer(serving.handlers, faults=faults) as server:
         args = server_args(server.url, engine, **changes)
         with ServerTeacher(args.teacher, vocab_size=len(model.tokenizer)) as teacher:
-            return fill(path, rows, GradedSource(teacher, args), model, method)
+            return fill(path, rows, GradedSource(teacher, args), model, payload)
 
 
 def assert_same(seen, expected, least=None):
@@ -201,13 +203,13 @@ def test_a_refused_row_leaves_what_came(tmp_path, model, rows):
 
 
 def test_nucleus_from_a_server(tmp_path, tiny_llama_dir, model, rows):
-    method = {"kind": "nucleus", "p": 0.4, "max_k": 30}
-    seen = from_server(tmp_path / "seen", rows, model, method=method)
+    payload = {"kind": "nucleus", "p": 0.4, "max_k": 30}
+    seen = from_server(tmp_path / "seen", rows, model, payload=payload)
     teacher = HFTeacher(
         TeacherArgs(model=str(tiny_llama_dir), dtype="float32"), vocab_size=len(model.tokenizer)
     )
     args = CaptureArgs(teacher="-", **COMMON, method="nucleus", p=0.4, max_k=30)
-    expected = fill(tmp_path / "local", rows, GradedSource(teacher, args), model, method)
+    expected = fill(tmp_path / "local", rows, GradedSource(teacher, args), model, payload)
     index = np.arange(expected.num_records)
     found, truth = seen.read(index), expected.read(index)
     assert (found.entries == truth.entries).mean() > 0.99

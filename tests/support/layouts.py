@@ -229,7 +229,7 @@ def store_of(folder, rows, tokenizer, k, temperatures=(1.0, 2.0), about=None):
     header = manifest(
         "topk",
         vocab_size=len(tokenizer),
-        method={"kind": "topk", "k": k},
+        payloads=[{"kind": "topk", "k": k}],
         source=about or about_rows(rows),
     )
     source = ImportedSource(k, temperatures, len(tokenizer))

@@ -73,7 +73,7 @@ def capture_rows(
     temperatures = list(temperatures)
     manifest = new_manifest(
         vocab_size=len(tokenizer),
-        method={"kind": "topk", "k": k},
+        payloads=[{"kind": "topk", "k": k}],
         temperatures=temperatures,
         sequence_len=max((len(row["input_ids"]) for row in rows), default=0),
         tokenizer=describe_tokenizer(tokenizer, len(tokenizer), _ids_of(rows)),

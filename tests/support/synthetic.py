@@ -17,14 +17,14 @@ TEMPERATURES = [1.0, 2.0]
 
 def manifest(kind: str = "nucleus", rows: int = 40, **changes: Any) -> Manifest:
     """The header of a store of the first `rows` rows."""
-    method = {
+    payload = {
         "topk": {"kind": "topk", "k": 6},
         "nucleus": {"kind": "nucleus", "p": 0.9, "max_k": 9},
         "sampled": {"kind": "sampled", "draws": 12, "temperature": 1.0, "seed": 0},
     }[kind]
     header = {
         "vocab_size": VOCAB,
-        "method": method,
+        "payloads": [payload],
         "temperatures": TEMPERATURES,
         "sequence_len": 4096,
         "tokenizer": {"fingerprint": "f" * 64, "name": "made-up"},

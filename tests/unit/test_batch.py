@@ -5,6 +5,8 @@ import pytest
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from hypothesis import given
 from hypothesis import strategies as st
+from support import synthetic
+from support.stores import store_features
 
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.signal.batch import (
@@ -16,6 +18,7 @@ from axolotl_distill.signal.batch import (
     supervised_positions,
     targets,
 )
+from axolotl_distill.store import open_store
 
 documents = st.lists(st.lists(st.one_of(st.just(IGNORE), st.integers(0, 99)), max_size=6))
 
@@ -72,3 +75,32 @@ def test_documents_that_a_streaming_packer_joined(tokenizer, side):
     assert batch["shift_labels"].tolist() == [[6, 7, IGNORE, IGNORE, 10, IGNORE]]
     assert batch["target_weight"].tolist() == [[2, 3, 0, 0, 6, 0]]
     assert batch["labels"].tolist() == [row["labels"]]
+
+
+def collator(tokenizer, *stores):
+    return TeacherCollator(
+        tokenizer,
+        base_cls=DataCollatorForSeq2Seq,
+        packed=False,
+        stores=[open_store(path) for path in stores],
+        temperature=1.0,
+    )
+
+
+def test_entries_are_as_wide_as_the_longest_record_of_the_batch(tokenizer, tmp_path):
+    """Not as the store's longest; and every batch has the same columns."""
+    path = synthetic.write_store(tmp_path / "store", rows=20)
+    made = [one for index in range(20) if (one := synthetic.row(index, "nucleus"))]
+    rows = sorted((int(one["records"].lengths.max()), at) for at, one in enumerate(made))
+    features = store_features(tokenizer, path)
+    (least, few), (most, many) = rows[0], rows[-1]
+    assert least < most <= 9
+    collate = collator(tokenizer, path)
+    for chosen, longest in (([few], least), ([many], most), ([few, many], most)):
+        batch = collate([dict(features[at]) for at in chosen])
+        assert batch["teacher_entries"].shape == (*batch["input_ids"].shape, longest)
+        assert ((batch["teacher_entries"] != -1).any(-1) == (batch["shift_labels"] != IGNORE)).all()
+    text = {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "attention_mask": [1] * 3}
+    alone = collate([text])
+    assert alone["teacher_entries"].tolist() == [[[-1]] * 3]
+    assert [(n, c.dtype) for n, c in alone.items()] == [(n, c.dtype) for n, c in batch.items()]

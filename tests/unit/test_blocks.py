@@ -10,7 +10,7 @@ from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.steps.deduplicate import DeduplicateArgs
 from axolotl_distill.filter.steps.reward import RewardArgs
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs
 
 SERVER = {"base_url": "http://h:1/v1", "engine": "vllm"}
 SERVED = {"model": "m", "server": SERVER}

@@ -30,7 +30,7 @@ from pathlib import Path
 from axolotl_distill.disk.lock import lock_folder
 from axolotl_distill.disk.scratch import scratch_folder
 from axolotl_distill.errors import StoreError
-lock = lock_folder(Path(sys.argv[1]), StoreError)
+lock = lock_folder(Path(sys.argv[1]), StoreError, "key")
 with scratch_folder(Path(sys.argv[1]), "tmp-") as folder:
     (folder / "half").write_text("x")
     print("held", flush=True)
@@ -54,25 +54,25 @@ def holder(tmp_path):
 
 def test_a_lock_ends_with_its_holder_however_that_ends(tmp_path, holder):
     with pytest.raises(GenerateError, match="being written by another process"):
-        lock_folder(tmp_path, GenerateError)
+        lock_folder(tmp_path, GenerateError, "`key`")
     with scratch_folder(tmp_path, "tmp-"):
         assert len(list(tmp_path.glob("tmp-*"))) == 2, "the other's is in use"
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    lock_folder(tmp_path, GenerateError).release()
+    lock_folder(tmp_path, GenerateError, "`key`").release()
     with scratch_folder(tmp_path, "tmp-") as folder:
         assert list(tmp_path.glob("tmp-*")) == [folder], "what the killed one left is gone"
     assert not list(tmp_path.glob("tmp-*")) and (tmp_path / LOCK).exists()
 
 
 def test_a_lock_keeps_the_own_process_out_too(tmp_path):
-    lock = lock_folder(tmp_path, StoreError)
+    lock = lock_folder(tmp_path, StoreError, "`key`")
     with pytest.raises(StoreError, match="another process"):
-        lock_folder(tmp_path, StoreError)
+        lock_folder(tmp_path, StoreError, "`key`")
     with pytest.raises(Timeout):
         file_lock(tmp_path / LOCK).acquire(timeout=0)
     lock.release()
-    lock_folder(tmp_path, StoreError).release()
+    lock_folder(tmp_path, StoreError, "`key`").release()
 
 
 def test_a_folder_without_locks(tmp_path, monkeypatch):
@@ -84,7 +84,7 @@ def test_a_folder_without_locks(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(StoreError, match=r"cannot be locked \(Function not implemented\).*local"):
-        lock_folder(tmp_path, StoreError)
+        lock_folder(tmp_path, StoreError, "`key`")
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

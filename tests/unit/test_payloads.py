@@ -7,7 +7,7 @@ from support import synthetic
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store import open_store
 from axolotl_distill.store.encoding import PAD
-from axolotl_distill.store.payloads import KINDS, Records, payload_of
+from axolotl_distill.store.payloads import KINDS, Payloads, Records, distribution_of
 
 ASKED = {
     "topk": {"k": 5},
@@ -22,14 +22,14 @@ MADE = {
 
 
 def asked(kind):
-    return payload_of(CaptureArgs(teacher="t", output="o", method=kind, **ASKED[kind]))
+    return distribution_of(CaptureArgs(teacher="t", output="o", method=kind, **ASKED[kind]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_config_asks_for_is_what_a_manifest_says(kind):
     payload = asked(kind)
     assert payload.model_dump() == {"kind": kind, **MADE[kind]}
-    assert synthetic.manifest(method=payload).method == payload
+    assert synthetic.manifest(payloads=[payload]).payloads.each == [payload]
 
 
 def test_which_temperatures_a_loss_can_have():
@@ -44,7 +44,7 @@ def test_which_temperatures_a_loss_can_have():
 def test_the_bytes_of_a_record_are_bounded(tmp_path, kind):
     manifest = open_store(synthetic.write_store(tmp_path, kind)).manifest
     headers = 400 * len(manifest.shards)
-    most = manifest.method.bytes_a_record(len(manifest.temperatures)) * manifest.num_records
+    most = manifest.payloads.bytes_a_record(len(manifest.temperatures)) * manifest.num_records
     assert 0.4 * most < manifest.bytes_of_records <= most + headers
     if kind == "topk":
         assert manifest.bytes_of_records >= most, "every record has k entries, and no offset"
@@ -55,7 +55,7 @@ def test_parts_of_several_shards_become_one():
         (np.array([2, 0]), Records({"entries": np.array([[1, 2], [3, 4]], np.uint32)})),
         (np.array([1]), Records({"entries": np.array([[5, 6, 7]], np.uint32)})),
     ]
-    found = asked("topk").join(parts, 3).entries
+    found = Payloads([asked("topk")]).join(parts, 3).entries
     assert found.dtype == np.uint32
     assert found.tolist() == [[3, 4, int(PAD)], [5, 6, 7], [1, 2, int(PAD)]]
 
@@ -64,7 +64,7 @@ def test_parts_of_several_shards_become_one():
 def test_people_see_ids_and_weights(tmp_path, kind):
     store = open_store(synthetic.write_store(tmp_path, kind))
     found = store.read(np.arange(50))
-    ids, weights = store.manifest.method.decode(found, synthetic.VOCAB)
+    ids, weights = store.manifest.payloads.distribution.decode(found, synthetic.VOCAB)
     assert (weights[ids < 0] == 0).all() and (weights[ids >= 0] > 0).all()
     total = weights.sum(1)
     assert (total == 12).all() if kind == "sampled" else (total < 1.001).all()

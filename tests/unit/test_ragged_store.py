@@ -19,7 +19,7 @@ DOC = Path(__file__).resolve().parents[2] / "docs" / "store-format.md"
 def ragged(path, k=9):
     """Two shards: the first with records of 1 to 9 entries, the second with 6 each."""
     made = [row(index, "nucleus" if index < 8 else "topk") for index in range(15)]
-    header = manifest("topk", method={"kind": "topk", "k": k}, source=about_rows(made))
+    header = manifest("topk", payloads=[{"kind": "topk", "k": k}], source=about_rows(made))
     with StoreWriter.create_or_resume(path, header) as writer:
         fill(writer, "nucleus", 8, 10_000)
         writer.commit()
@@ -54,7 +54,7 @@ def test_whole_records_need_no_offsets(tmp_path):
 
 def test_a_record_of_more_than_k_is_not_taken(tmp_path):
     path = ragged(tmp_path / "store")
-    edit_manifest(path, lambda values: values["method"].update(k=8))
+    edit_manifest(path, lambda values: values["payloads"][0].update(k=8))
     with pytest.raises(StoreCorruptError, match="more than 8 entries"):
         verify_store(path)
 

@@ -181,7 +181,7 @@ def test_another_header_is_not_resumed(tmp_path):
     changed = synthetic.manifest(temperatures=[1.0, 3.0])
     with pytest.raises(StoreError, match=r"another `temperatures`.*\[1.0, 2.0\].*\[1.0, 3.0\]"):
         StoreWriter.create_or_resume(path, changed)
-    with pytest.raises(StoreError, match="another `method`"):
+    with pytest.raises(StoreError, match="another `payloads`"):
         StoreWriter.create_or_resume(path, synthetic.manifest("topk"))
 
 

@@ -90,12 +90,18 @@ CHANGES = [
     (key("vocab_size", 0), "vocab_size"),
     (key("vocab_size", 5000.0), "vocab_size"),
     (key("id_bits", 14), "id_bits"),
-    (key("method", {"kind": "topk"}), "method.topk.k"),
-    (key("method", {"kind": "magic"}), "method"),
-    (key("method", "nucleus"), "method"),
-    (key("method p", 1.5), "method"),
-    (key("method max_k", True), "method"),
-    (key("method more", 1), "method"),
+    (key("payloads", [{"kind": "topk"}]), "payloads.0.k"),
+    (key("payloads", [{"kind": "magic"}]), "payloads.0.*'magic'.*topk"),
+    (key("payloads", [{"kind": ["topk"], "k": 3}]), "payloads.0"),
+    (key("payloads", [{"k": 3}]), "payloads.0"),
+    (key("payloads", ["nucleus"]), "payloads.0"),
+    (key("payloads", "nucleus"), "payloads"),
+    (key("payloads", {"kind": "topk", "k": 3}), "payloads"),
+    (key("payloads", []), "payloads"),
+    (key("payloads", [{"kind": "topk", "k": 3}] * 2), "two of them have a column `entries`"),
+    (key("payloads 0 p", 1.5), "payloads.0.p"),
+    (key("payloads 0 max_k", True), "payloads.0.max_k"),
+    (key("payloads 0 more", 1), "payloads.0.more"),
     (key("uid", "../x"), "uid"),
     (key("uid", None), "uid"),
     (key("created", "<script>"), "created"),
@@ -221,7 +227,7 @@ def test_any_change_anywhere_is_refused_or_harmless(path, data, value, how):
         verify_store(path)
         described = ("tokenizer", "teacher", "source", "terms", "created", "generator", "seal")
         assert sealed or values == before
-        may_differ = {*described, "sequence_len", "method", "temperatures", "tail_estimated"}
+        may_differ = {*described, "sequence_len", "payloads", "temperatures", "tail_estimated"}
         assert {k: v for k, v in values.items() if k not in may_differ} == {
             k: v for k, v in before.items() if k not in may_differ
         }

@@ -249,7 +249,7 @@ def test_a_row_that_no_store_can_hold(tmp_path, change, said):
 def test_a_manifest_that_makes_no_store_is_refused_before_anything_is_written():
     with pytest.raises(StoreError, match=r"cannot be begun.*without 1.0"):
         synthetic.manifest(temperatures=[2.0])
-    with pytest.raises(StoreError, match=r"method.topk.k"):
-        synthetic.manifest(method={"kind": "topk", "k": 0})
+    with pytest.raises(StoreError, match=r"payloads.0.k"):
+        synthetic.manifest(payloads=[{"kind": "topk", "k": 0}])
     with pytest.raises(StoreError, match=r"source.supervised"):
         synthetic.manifest(source={"fingerprint": "s", "num_rows": 3})

@@ -8,8 +8,7 @@ import pytest
 
 from axolotl_distill.config.block import parse_block
 from axolotl_distill.errors import ConfigError, FilterError
-from axolotl_distill.filter.steps.verify import VerifyStep
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs, VerifyStep
 from axolotl_distill.filter.verify.extract import boxed, candidates, parts
 from axolotl_distill.filter.verify.text import readings
 

@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from axolotl_distill.filter.steps.verify import VerifyStep
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs, VerifyStep
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 

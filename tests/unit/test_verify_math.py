@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from axolotl_distill.filter.steps.verify import VerifyStep
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs, VerifyStep
 from axolotl_distill.filter.verify.math import score
 from axolotl_distill.filter.verify.text import readings
 
@@ -52,6 +51,15 @@ def test_answers_in_prose():
     [
         *(("３．５", 3.5), ("1\u2009234\u202f567", 1234567.0), ("答案是72。", 72.0), ("½", 0.5)),
         *((r"3 \times 10^{-5}", 3e-5), ("2.5·10³", 2500.0), (r"\frac{3}{4}", 0.75), ("5 m²", 5.0)),
+        *(
+            ("minus 5", -5.0),
+            ("$ minus 5", -5.0),
+            ("minus $5", -5.0),
+            ("−$5", -5.0),
+            ("-$ 5", -5.0),
+        ),
+        *(("Negative 5 dollars", -5.0), ("minus USD 1,000", -1000.0), ("10 minus 5", 5.0)),
+        *(("minus 1/2", -0.5), ("x minus 5", 5.0), ("we lose negative .5", -0.5), ("5 - 3", 3.0)),
         *(("10％ off", 10.0), ("12 m^2", 12.0), ("in 2024 100 people", 100.0), ("1e-7", 1e-7)),
     ],
 )

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from axolotl_distill.errors import FilterError
-from axolotl_distill.filter.steps.verify import VerifyStep
-from axolotl_distill.filter.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify import VerifyArgs, VerifyStep
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 

@@ -1,13 +1,12 @@
 """The dataset's folder: built under another name, put in place whole."""
 
-import fcntl
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from axolotl_distill.disk.lock import lock_folder
 from axolotl_distill.errors import ConfigError, FilterError
 
 REPORT = "report.json"
@@ -58,25 +57,16 @@ class DatasetFolder:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """The lock is a file beside `path`, which itself is replaced; it goes in the end."""
+        """The lock is a file beside `path`, which itself is replaced; it goes in the end, and who
+        opened it before looks for a new one."""
         file = self.path.with_name(f".{self.path.name}.lock")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Its owner may have removed it after we opened it: then it keeps nobody out.
-                is_free = os.fstat(lock.fileno()).st_nlink > 0
-            except BlockingIOError:
-                is_free = False
-            if not is_free:
-                raise FilterError(
-                    f"{self.path} (`filter.output`) is being written by another filter. Wait for "
-                    "it or stop it, or name another folder."
-                )
-            try:
-                yield
-            finally:
-                file.unlink(missing_ok=True)
+        lock = lock_folder(self.path, FilterError, "`filter.output`", at=file)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
+            lock.release()
 
     def _refuse_foreign(self) -> None:
         if not self.path.exists():

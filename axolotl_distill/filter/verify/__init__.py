@@ -1,7 +1,5 @@
-"""Verification: is a trajectory's final answer right?
+"""Verification: is a trajectory's final answer right? `../steps/verify/` asks.
 
-    args.py            the settings; ../steps/verify.py is the step
-    questions.py       what is asked about a row: its final answer, the reference
     extract.py         where the final answer is in a text; prose.py: where it is announced
     text.py            exact, numeric and regex comparison
     math.py            the order in which mathematics is read; math-verify, with its rounding mended

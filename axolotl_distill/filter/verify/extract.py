@@ -2,6 +2,8 @@
 
 import re
 
+from axolotl_distill.filter.verify.normal import signed
+
 # A number with what may stand right at it: sign, currency, thousands separators, exponent, the
 # lower part of a fraction, percent. Not the 2 of m2, and not -5 in 12-5.
 NUMBER = re.compile(
@@ -29,7 +31,7 @@ def candidates(text: str, how: str) -> list[str]:
         case "after":
             found = _after(text, what)
         case "last_number":
-            found = NUMBER.findall(text)
+            found = NUMBER.findall(signed(text))
         case "last_line":
             found = [line.strip(MARKUP) for line in text.splitlines() if line.strip(MARKUP)][-1:]
         case _:

@@ -20,6 +20,7 @@ from axolotl_distill.filter.verify.normal import (
     expression,
     normal,
     sentence,
+    signed,
     spaced,
     words,
 )
@@ -47,7 +48,7 @@ def score(found: list[str], references: list[str], options: dict[str, Any]) -> S
 
 
 def _in_prose(text: str, reference: str) -> bool:
-    text = spaced(normal(text))
+    text = signed(spaced(normal(text)))
     wanted = expression(without_stop(normal(reference)))
     if choice.is_choice(wanted):
         named = choice.in_prose(text)

@@ -63,6 +63,7 @@ NAMES = (
         re.compile(r"\^\s*\{\s*\\circ\s*\}|(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})"),
         r"^\\circ ",
     ),
+    (re.compile(r"\\text\s*\{\s*(minus|negative)\s*\}\s*", re.IGNORECASE), r"\1 "),
     (re.compile(r"\\pounds(?![A-Za-z])|\\text\s*\{\s*£\s*\}"), "£"),
     (re.compile(r"\\text\s*\{\s*([€¥₹])\s*\}"), r"\1"),
     (re.compile(r"\+\s*/\s*-|(?:(?<=[=,])|\A)\s*\+\s*-|\bplus or minus\b"), r"\\pm "),
@@ -79,6 +80,12 @@ NAMES = (
     (re.compile(r"√\s*(\d+|[A-Za-z])"), r"\\sqrt{\1}"),
     (re.compile(r"√\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+)
+# Not between two operands, where it subtracts.
+MINUS = re.compile(
+    r"(?<![\d)\]}%] )(?<!\b[A-Za-z] )\b(?:minus|negative) "
+    r"(?=(?:\\?\$|[€£¥]|USD|EUR|GBP|CNY|RMB|JPY|INR)? ?\.?\d)",
+    re.IGNORECASE,
 )
 BOTH = re.compile(r"(?<=[^\s,])\s*(?:和|或|及|以及|或者)\s*(?=[^\s,])")
 # ]0, 1[ is (0, 1).
@@ -127,6 +134,11 @@ def expression(text: str) -> str:
         text = pattern.sub(name, text)
     text = FRENCH.sub(_brackets, BOTH.sub(", ", text))
     return re.sub(r"[ \t]+", " ", text).strip()
+
+
+def signed(text: str) -> str:
+    """A number's sign in words as a sign: for what looks for digits."""
+    return MINUS.sub("-", text)
 
 
 def _brackets(match: re.Match[str]) -> str:

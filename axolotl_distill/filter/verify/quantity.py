@@ -81,12 +81,11 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     based = _based(text)
     if based is not None:
         return Quantity(based)
-    sign, at = _sign(text, 0)
-    negative = sign not in ("", "+")
+    negative, at = _sign(text, 0)
     money = MONEY.match(text, at)
     if money:
-        sign, at = _sign(text, money.end())
-        negative = negative != (sign == "-")
+        again, at = _sign(text, money.end())
+        negative = negative != again
     number = _number(text, at, comma)
     if number is None:
         return None
@@ -108,11 +107,11 @@ def quantity(text: str, *, comma: bool) -> Quantity | None:
     return Quantity(-value if negative else value, places, bool(percent), unit)
 
 
-def _sign(text: str, at: int) -> tuple[str, int]:
-    """(the sign, or nothing, where what it stands before begins)."""
+def _sign(text: str, at: int) -> tuple[bool, int]:
+    """(whether it is a minus, where what it stands before begins)."""
     match = SIGN.match(text, at)
     assert match is not None  # nothing matches too
-    return match[1], match.end()
+    return match[1] not in ("", "+"), match.end()
 
 
 def _compound(text: str) -> Quantity | None:

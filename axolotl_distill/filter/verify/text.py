@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from axolotl_distill.filter.verify.extract import NUMBER
-from axolotl_distill.filter.verify.normal import expression
+from axolotl_distill.filter.verify.normal import expression, signed
 from axolotl_distill.filter.verify.quantity import FRACTION, TIMES_POWER
 
 SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?:[ '_]\d{3})+(?!\d)")
+CURRENCY = re.compile(r"(?<=[-−])(?:[$€£¥]|USD|EUR|GBP|CNY|RMB|JPY|INR) ?(?=[.\d])")
 
 Scored = tuple[float, str]  # score, from 0 to 1, and what was seen
 
@@ -65,11 +66,11 @@ def numeric(found: list[str], references: list[str], options: dict[str, Any]) ->
 
 def readings(text: str) -> list[float]:
     """The values that the last number in `text` may mean; none where there is no number."""
-    text = TIMES_POWER.sub(r"e\1", expression(text))
+    text = TIMES_POWER.sub(r"e\1", signed(expression(text)))
     text = FRACTION.sub(r"\1/\2", text).replace("\\$", "$").replace("\\%", "%")
     text = re.sub(r"(?<=[A-Za-z])\^\{?-?\d\}?", "", text)  # the square of square metres
     text = SPACED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
-    numbers = NUMBER.findall(text)
+    numbers = NUMBER.findall(CURRENCY.sub("", text))
     if not numbers:
         return []
     number = re.sub(r"[,$€£¥\s+]", "", numbers[-1]).replace("−", "-")

@@ -1,14 +1,15 @@
 """What every payload can do, and the arrays in which records travel."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar, TypeVar, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from axolotl_distill.config.distill import Support
+from axolotl_distill.signal.batch import Column
 
 Several = Annotated[int, Field(ge=1, lt=1 << 20)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -40,12 +41,17 @@ class Columns:
 @dataclass(frozen=True)
 class RecordBatch(Columns):
     """Records on their way into a store, one after another: of what has several values a record,
-    all of them, [E]; of anything else [R, …]. lengths: int64 [R], how many of the E are each's."""
+    all of them, [E]; of anything else [R, …]. lengths: int64 [R], how many of the E are each's; 0
+    where nothing has."""
 
     lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def only(self, names: Collection[str]) -> "RecordBatch":
+        """The same records, of these columns alone."""
+        return RecordBatch({name: self.columns[name] for name in names}, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,9 @@ class Shape:
 
 
 class Payload(BaseModel, ABC):
-    """One kind of record. Its fields are `method` in the manifest: how the records were made.
+    """What a store holds of a position: one kind of it. Its fields are its entry of `payloads` in
+    the manifest: how the records were made. A store may have several (`Payloads`); each is given
+    its own columns, and takes its own of a file's arrays.
 
     An array that is given to it was mapped from a file whose header fits `tensors`, and what is in
     it is not to be trusted. What is wrong is a ValueError; the caller names the file.
@@ -79,32 +87,19 @@ class Payload(BaseModel, ABC):
     """The columns of its records"""
     fills: ClassVar[dict[str, int]] = {}
     """column -> what fills a record that is shorter than others"""
-    supports: ClassVar[tuple[Support, ...]]
-    """What its records may mean in a loss (`distill.support`); the first is the default"""
-    divergences: ClassVar[tuple[str, ...] | None] = None
-    """Those that can be had from it; None: all"""
-    asked_by: ClassVar[dict[str, str]]
-    """field -> the key of `distill.capture` that fills it"""
-    temperature_key: ClassVar[str]
-    """The key of `distill.capture` that decides which temperatures it serves"""
 
     @property
-    @abstractmethod
     def most_entries(self) -> int:
-        """The most entries that a record can have."""
+        """The most entries that a record can have; 0: it has none, nor needs any."""
+        return 0
 
     @abstractmethod
     def bytes_a_record(self, temperatures: int) -> int:
         """The most that a record takes on disk, with the tail at so many temperatures."""
 
-    @abstractmethod
-    def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
-        """The temperatures that a loss can have, of a store with the tail at `temperatures`. None:
-        any."""
-
-    @abstractmethod
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises ValueError where records over so many ids cannot be written."""
+        return
 
     @abstractmethod
     def tensors(self, shape: Shape, present: Collection[str]) -> Layout:
@@ -133,28 +128,65 @@ class Payload(BaseModel, ABC):
         distributions. Looks at `most` evenly spaced ones, or at all."""
 
     @abstractmethod
-    def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """For people: ids int64 and weights float64, [M, K] each, -1 and 0 where a record is
-        shorter. A weight is a probability at T = 1, or a number of draws."""
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        """What a batch has of M records, [M, …] each, in a run at `temperature`, of a store with
+        the tail at `temperatures`. Which columns does not depend on the records, nor on M."""
 
     @abstractmethod
     def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
         """For people: means and the like over some records, by name."""
 
-    def join(self, parts: Sequence[tuple[np.ndarray, Records]], count: int) -> Records:
-        """`count` records out of parts, each with the places int64 [M] where its own belong."""
-        if len(parts) == 1:
-            return parts[0][1]
-        columns: Arrays = {}
-        for name in parts[0][1].columns:
-            found = [part.columns[name] for _, part in parts]
-            inner = tuple(map(max, *(column.shape[1:] for column in found)))
-            out = np.full((count, *inner), self.fills.get(name, 0), found[0].dtype)
-            for (at, _), column in zip(parts, found, strict=True):
-                inside: tuple[Any, ...] = tuple(map(slice, column.shape[1:]))
-                out[(at, *inside)] = column
-            columns[name] = out
-        return Records(columns)
+
+class Distribution(Payload):
+    """A payload that says how likely each token is to come next; every store has one."""
+
+    supports: ClassVar[tuple[Support, ...]]
+    """What its records may mean in a loss (`distill.support`); the first is the default"""
+    divergences: ClassVar[tuple[str, ...] | None] = None
+    """Those that can be had from it; None: all"""
+    asked_by: ClassVar[dict[str, str]]
+    """field -> the key of `distill.capture` that fills it"""
+    temperature_key: ClassVar[str]
+    """The key of `distill.capture` that decides which temperatures it serves"""
+
+    @abstractmethod
+    def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
+        """The temperatures that a loss can have, of a store with the tail at `temperatures`. None:
+        any."""
+
+    @abstractmethod
+    def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """For people: ids int64 and weights float64, [M, K] each, -1 and 0 where a record is
+        shorter. A weight is a probability at T = 1, or a number of draws."""
+
+
+P = TypeVar("P", bound=Payload)
+
+KINDS: dict[str, type[Payload]] = {}
+"""Every payload that a manifest may name, by its kind; full when `store.payloads` is imported."""
+
+
+def registered(payload: type[P]) -> type[P]:
+    """Puts a payload into KINDS, under the one value that its `kind` may have."""
+    (kind,) = get_args(payload.model_fields["kind"].annotation)
+    assert kind not in KINDS, kind
+    KINDS[kind] = payload
+    return payload
+
+
+def _of_its_kind(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"`kind` is {str(kind)[:60]!r}, not one of {', '.join(KINDS)}")
+    return KINDS[kind].model_validate(value)
+
+
+AnyPayload = Annotated[SerializeAsAny[Payload], BeforeValidator(_of_its_kind)]
+"""A payload of any kind, out of a manifest"""
 
 
 def join_batches(parts: Sequence[RecordBatch]) -> RecordBatch:

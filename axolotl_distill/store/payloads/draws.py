@@ -2,12 +2,13 @@
 entropy of the distribution that they were drawn from, int16 [R]."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from axolotl_distill.config.distill import Support
+from axolotl_distill.signal.batch import ENTROPY, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
     Layout,
@@ -16,10 +17,12 @@ from axolotl_distill.store.payloads.base import (
     Several,
     Shape,
     Temperature,
+    registered,
 )
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
 
 
+@registered
 class Sampled(EntriesPayload):
     """`draws` independent draws at one temperature. An entry's value is a count."""
 
@@ -77,3 +80,9 @@ class Sampled(EntriesPayload):
     def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = encoding.decode_counts(records.entries, vocab_size)
         return ids, counts.astype(np.float64)
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        assert records.entropy is not None
+        return {**super().collate(records, temperatures, temperature), ENTROPY: records.entropy}

@@ -11,11 +11,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from axolotl_distill.signal.batch import ENTRIES, TAIL, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
     Arrays,
+    Distribution,
     Layout,
-    Payload,
     RecordBatch,
     Records,
     Shape,
@@ -26,7 +27,7 @@ from axolotl_distill.store.payloads.base import (
 AT_ONCE = 4 << 20
 
 
-class EntriesPayload(Payload):
+class EntriesPayload(Distribution):
     """Records whose entries are ids with a value."""
 
     columns: ClassVar[tuple[str, ...]] = ("entries", "tail")
@@ -94,6 +95,14 @@ class EntriesPayload(Payload):
                 raise ValueError("its offsets do not rise from 0 to its entries")
         for index in _spread(shape.records, most, max(1, AT_ONCE // self.most_entries)):
             self.check_entries(self._take(arrays, index, shape), shape)
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        columns = {ENTRIES: records.entries.view(np.int32)}
+        if temperature in temperatures:
+            columns[TAIL] = records.tail[:, list(temperatures).index(temperature)]
+        return columns
 
     def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
         lengths = (records.entries != encoding.PAD).sum(1)

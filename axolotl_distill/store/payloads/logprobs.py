@@ -7,7 +7,13 @@ from pydantic import Field
 
 from axolotl_distill.config.distill import Support
 from axolotl_distill.store import encoding
-from axolotl_distill.store.payloads.base import RecordBatch, Records, Several, Shape
+from axolotl_distill.store.payloads.base import (
+    RecordBatch,
+    Records,
+    Several,
+    Shape,
+    registered,
+)
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
 
 # By how much a record's mass, tail and all, may be above one: teachers and servers that round
@@ -52,6 +58,7 @@ class LogProbs(EntriesPayload):
         return ids, np.exp(logprobs.astype(np.float64))
 
 
+@registered
 class TopK(LogProbs):
     """The k likeliest tokens; fewer where the teacher gave fewer."""
 
@@ -69,6 +76,7 @@ class TopK(LogProbs):
         return self.k
 
 
+@registered
 class Nucleus(LogProbs):
     """The likeliest tokens until they hold p of the mass, at least one, at most max_k."""
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from axolotl_distill.errors import FilterError
 from axolotl_distill.filter.step import Verdict
+from axolotl_distill.filter.steps.verify.args import VerifyArgs
 from axolotl_distill.filter.verify import extract
-from axolotl_distill.filter.verify.args import VerifyArgs
 from axolotl_distill.filter.verify.blocks import last_block
 from axolotl_distill.filter.verify.tests import UnreadableTests, read_tests
 from axolotl_distill.trajectories import parts_of

@@ -9,9 +9,9 @@ from typing import Any
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.packages import require
 from axolotl_distill.filter.step import ALONE, Around, Candidate, Step, Verdict, registered
+from axolotl_distill.filter.steps.verify.args import VerifyArgs
+from axolotl_distill.filter.steps.verify.questions import question
 from axolotl_distill.filter.verify import text
-from axolotl_distill.filter.verify.args import VerifyArgs
-from axolotl_distill.filter.verify.questions import question
 from axolotl_distill.sandbox import GRACE, Failed, Pool, best_here, hide_memory
 from axolotl_distill.sandbox.workers import Workers
 

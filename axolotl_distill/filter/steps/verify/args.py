@@ -1,4 +1,4 @@
-"""`verify:`, a step of a recipe's `filter:`: its settings."""
+"""What a recipe says of `verify`."""
 
 import os
 import re
