@@ -15,7 +15,7 @@ from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store import RecordBatch
-from axolotl_distill.store.payloads import join_batches
+from axolotl_distill.store.payloads import distribution_of, join_batches
 from axolotl_distill.teachers.base import Teacher
 from axolotl_distill.teachers.top import TopLogprobs
 
@@ -32,7 +32,7 @@ class GradedSource:
         self.teacher = teacher
         self.args = args
         self.batch_tokens = batch_tokens
-        most = {"topk": args.k, "nucleus": args.max_k}.get(args.method)
+        most = distribution_of(args).likeliest
         self.want = Want(most and min(most, teacher.vocab_size))
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:

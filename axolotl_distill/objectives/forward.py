@@ -80,6 +80,7 @@ def attach_distill_forward(
             loss = loss + output.router_loss * _per_item(items, divisor)
         metrics = {"loss": (total.detach(), items)}
         for term in terms:
+            assert not metrics.keys() & term.metrics.keys(), "two objectives log one name"
             metrics |= term.metrics
         return DistillModelOutput(loss=loss, metrics=metrics)
 
