@@ -5,7 +5,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from axolotl.utils.logging import get_logger
 from torch import Tensor, nn
 from transformers import TrainerCallback
@@ -24,22 +24,41 @@ class StepGuard(TrainerCallback):
 
     * Without a supervised token on any rank (or with weights that sum to 0) the step's gradients
       are taken away, so that the optimizer leaves the parameters as they are: a gradient of zero
-      would still decay weights and carry momentum on. Said once. DeepSpeed steps before anybody
-      can look, with gradients of zero.
+      would still decay weights and carry momentum on. Said once.
     * NotFiniteError where a micro-batch's loss or the step's gradient is NaN or infinite, before
       the step is taken. Under a GradScaler (fp16) an infinite gradient is normal: the scaler skips
       the step and scales less, until there is nothing left to take back.
 
-    The device is waited for once a step.
+    The device is waited for once a step; under DeepSpeed, which steps at the end of the last
+    backward and asks nobody, before every backward, and a gradient that is not finite though its
+    loss is, is found only afterwards.
     """
 
     def __init__(self, accelerator: Accelerator, tokenizer: Any):
         self.accelerator = accelerator
         self.tokenizer = tokenizer
         self.gradient_norm: Any = None
+        self.steps_not = False
+        """Whether DeepSpeed takes no step for want of tokens."""
         self._micro_batches: list[tuple[Batch, Tensor]] = []
         self._num_items: Any = None
         self._said = False
+
+    def before_backward(
+        self, step: int, inputs: Batch, loss: Tensor, num_items: Any, model: nn.Module
+    ) -> None:
+        """What `on_pre_optimizer_step` would find too late: nothing but for DeepSpeed."""
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return
+        items, value = _to_host([num_items, loss.detach()])
+        self.steps_not = items == 0
+        if not isfinite(value):
+            raise NotFiniteError(
+                self._message(step, "the loss of a micro-batch is not finite", [inputs], model)
+            )
+        if self.steps_not:
+            # Where no backward is the step's last there is no step; its zeros join the next one's.
+            self.accelerator.gradient_state._set_sync_gradients(False)
 
     def saw(self, inputs: Batch, loss: Tensor, num_items: Any) -> None:
         """A micro-batch of the step, its loss, and the weight of the whole step's tokens."""
@@ -60,6 +79,8 @@ class StepGuard(TrainerCallback):
             raise NotFiniteError(self._message(step, what, bad, model))
         if not isfinite(norm) and not self._scaler_will_skip():
             what = f"its loss is finite, but the norm of its gradient is {norm}"
+            if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+                what += ", and DeepSpeed has taken the step"
             raise NotFiniteError(self._message(step, what, [batch for batch, _ in seen], model))
         if num_items == 0:
             self._leave_as_it_is(step, optimizer)
@@ -88,8 +109,8 @@ class StepGuard(TrainerCallback):
         where = f"Not finite before this step: {', '.join(weights)}. " if weights else ""
         me, all_of_us = self.accelerator.process_index, self.accelerator.num_processes
         return (
-            f"Step {step} (process {me} of {all_of_us}): {what}. The run ends before this step "
-            "changes the model; the checkpoints of earlier steps are good. Rows of the step, "
+            f"Step {step} (process {me} of {all_of_us}): {what}. The run ends before anything "
+            "is saved; the checkpoints of earlier steps are good. Rows of the step, "
             "around the first token that each supervises:\n  "
             + "\n  ".join(rows)
             + f"\n{where}Look at these rows; lower `learning_rate` or `max_grad_norm`; set `bf16` "

@@ -5,7 +5,7 @@ defaults decide too, so the trainer itself is asked before it takes its first st
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from axolotl.utils.logging import get_logger
@@ -31,6 +31,15 @@ SPLITS = {
     "sp_size": SEQUENCE,
     "ep_size": EXPERTS,
 }
+ZERO_NOT_TRIED = (
+    "offload_optimizer",
+    "offload_param",
+    "zero_hpz_partition_size",
+    "zero_quantized_weights",
+    "zero_quantized_gradients",
+    "mics_shard_size",
+)
+QUANTISED = ("Linear4bit", "Linear8bitLt")
 
 
 class InForce(TrainerCallback):
@@ -156,32 +165,53 @@ def check_processes(trainer: Any) -> None:
 
 def check_wrapped(trainer: Any) -> None:
     """Raises ConfigError when the model of several processes is wrapped by nothing that
-    synchronises its gradients. Says when that is something not tested here."""
+    synchronises its gradients. Says when that is something that no test compares with one
+    process."""
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1 and accelerator.distributed_type not in ("FSDP", "DEEPSPEED"):
         return
     model = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
     if isinstance(model, DistributedDataParallel):
         return
-    how = _sharded_by(model)
-    if how is None:
+    if hasattr(model, "zero_optimization_stage"):
+        unlike = _zero_not_tried(model)
+    elif any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
+        unlike = _fsdp2_not_tried(model, accelerator)
+    else:
         raise ConfigError(
             f"{accelerator.num_processes} processes train a {type(model).__name__} whose gradients "
             f"nothing synchronises ({accelerator.distributed_type}). {WITH_DDP}"
         )
-    LOG.warning(
-        f"axolotl-distill: {how} is NOT TESTED through Axolotl. Heads that it shards were held to "
-        "one process by themselves, and their gradients are the same; a whole run, its "
-        "checkpoints and its saved model were not. Compare `loss` and `grad_norm` of the first "
-        "steps with those of DDP or of one process."
-    )
+    if unlike:
+        LOG.warning(
+            f"axolotl-distill: {unlike} is NOT TESTED; without it, the same run was held to one "
+            "process. Compare `loss` and `grad_norm` of the first steps with those of DDP or of "
+            "one process."
+        )
 
 
-def _sharded_by(model: Any) -> str | None:
-    if hasattr(model, "zero_optimization_stage"):
-        return f"DeepSpeed (ZeRO stage {model.zero_optimization_stage()})"
-    sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-    return "FSDP2" if sharded else None
+def _zero_not_tried(engine: Any) -> str | None:
+    stage = engine.zero_optimization_stage()
+    if stage not in (2, 3):
+        return f"DeepSpeed ZeRO stage {stage}"
+    zero = engine.config["zero_optimization"]
+    used = [key for key in ZERO_NOT_TRIED if _is_used(zero.get(key))]
+    return f"DeepSpeed's `{'`, `'.join(used)}`" if used else None
+
+
+def _is_used(setting: Any) -> bool:
+    if isinstance(setting, Mapping):
+        return setting.get("device", "none") != "none"
+    return setting not in (None, False, 1, -1)
+
+
+def _fsdp2_not_tried(model: Any, accelerator: Any) -> str | None:
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    if (getattr(parallelism, "dp_replicate_size", None) or 1) > 1:
+        return f"FSDP2 in groups (`dp_replicate_size: {parallelism.dp_replicate_size}`)"
+    if any(type(module).__name__ in QUANTISED for module in model.modules()):
+        return "FSDP2 with a quantised model"
+    return None
 
 
 def _name(thing: Any) -> str:

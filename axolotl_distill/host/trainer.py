@@ -93,6 +93,9 @@ class DistillMixin(Base):
                 "`distill:` block."
             )
         self._distill_sums[model.training].add(outputs["metrics"])
+        if model.training:
+            step = self.state.global_step + 1
+            self._guard.before_backward(step, inputs, loss, num_items_in_batch, self.model)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(
@@ -103,7 +106,9 @@ class DistillMixin(Base):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        self._guard.gradient_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        # DeepSpeed tells of its last step, which is an earlier one where it took none.
+        self._guard.gradient_norm = 0.0 if self._guard.steps_not else norm
         return self._guard.gradient_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -8,6 +8,7 @@ trusted, and a head that does not match is left to the model's own forward.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,18 +70,28 @@ class FusedHead:
 
         FSDP2 and ZeRO-3 gather a module's weights around its forward and reduce their gradients
         after it. When the head's weight is not whole here, the function takes the place of that
-        forward, and their hooks stand around it.
+        forward, and of those of the parts inside, and their hooks stand around it.
         """
         if not _is_partitioned(self.base.weight):
-            return function(hidden)
-        own = self.module.__dict__.get("forward")
-        self.module.forward = function
-        try:
-            return self.module(hidden)
-        finally:
-            del self.module.forward
-            if own is not None:
-                self.module.forward = own
+            return self.in_parts(function, hidden)
+        return _as_forward_of(self.module, partial(self.in_parts, function), hidden)
+
+    def in_parts(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+        """As `in_window`, within a forward of the head itself: its parts may be gathered each by
+        itself, and their weights are read without a call."""
+        for part in self._parts():
+            if _is_partitioned(part.weight):
+                function = partial(_as_forward_of, part, function)
+        return function(hidden)
+
+    def _parts(self) -> list[nn.Module]:
+        """What lies within the head and has weights that are read: Axolotl makes the matrices of
+        an adapter units of FSDP2 each, and ZeRO-3 every module."""
+        layer = self.module
+        if not isinstance(layer, LoraLayer):
+            return []
+        ups = [layer.lora_B[name] for name in layer.active_adapters if name in layer.lora_B]
+        return [self.base, *ups]
 
 
 def find_head(causal_lm: PreTrainedModel) -> nn.Module:
@@ -166,6 +177,18 @@ def _is_partitioned(weight: Tensor) -> bool:
     return hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
+def _as_forward_of(module: nn.Module, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+    """function(hidden) in place of the module's forward, with the hooks of the module around it."""
+    own = module.__dict__.get("forward")
+    module.forward = function
+    try:
+        return module(hidden)
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
 @torch.no_grad()
 def _probe(
     causal_lm: PreTrainedModel,
@@ -182,10 +205,13 @@ def _probe(
     def amplify(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # A soft-cap is invisible on small logits, so the head is fed a longer hidden state.
         seen["input"] = args[0]
-        size = _logits(head, args[0], LogitTransform()).abs().amax().clamp_min(1e-6)
+        size = logits(args[0], LogitTransform()).abs().amax().clamp_min(1e-6)
         amplified = args[0] * (PROBE_LOGIT / size)
-        seen["ours"] = _logits(head, amplified, head.transform)
+        seen["ours"] = logits(amplified, head.transform)
         return (amplified, *args[1:])
+
+    def logits(hidden: Tensor, transform: LogitTransform) -> Tensor:
+        return head.in_parts(lambda hidden: _logits(head, hidden, transform), hidden)
 
     handles = [
         causal_lm.base_model.register_forward_hook(keep_outputs),
@@ -204,14 +230,14 @@ def _probe(
 
     if "input" not in seen or "backbone" not in seen:
         return None, "the model does not run its backbone and its head one after the other"
-    head_input, hidden, logits = seen["input"], seen["backbone"][0], theirs.logits
+    head_input, hidden, given = seen["input"], seen["backbone"][0], theirs.logits
     if head_input.shape != hidden.shape:
         return None, "the model does not feed its head the backbone's last hidden state"
     # Some models lower the hidden state to the head's type, which is no change but this one.
     if not torch.allclose(head_input.float(), hidden.to(head_input.dtype).float()):
         return None, "the model changes the hidden state between backbone and head"
-    error = (seen["ours"].float() - logits.float()).abs().amax() / logits.float().abs().amax()
-    if not error <= _tolerance(head, logits.dtype):
+    error = (seen["ours"].float() - given.float()).abs().amax() / given.float().abs().amax()
+    if not error <= _tolerance(head, given.dtype):
         return None, (
             "the model's logits are not the scale and soft-cap of its config "
             f"(relative error {error.item():.2g} on a probe)"

@@ -1,7 +1,9 @@
 """What a manifest may say: strict types, nothing unknown, and numbers that agree.
 
 The descriptions (`tokenizer`, `teacher`, `source`, `terms`) may say more than is asked for here;
-everything that files are read by is closed.
+everything that files are read by is closed. Descriptions are TypedDicts and no models: pydantic
+checks both, but a model would write a null for what nobody said, and a key that it does not know
+would be no ordinary key; the seal is over what was said.
 """
 
 from itertools import pairwise

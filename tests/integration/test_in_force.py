@@ -3,6 +3,7 @@
 import logging
 from importlib import import_module
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from axolotl.integrations.base import BasePlugin, PluginManager
@@ -108,16 +109,39 @@ def test_replicas_that_do_not_know_of_each_other(trainer, monkeypatch):
         check_processes(trainer)
 
 
-def test_what_is_sharded_is_said(trainer, caplog):
+@pytest.mark.parametrize(
+    "zero, said",
+    [
+        ({"stage": 2}, None),
+        ({"stage": 3, "offload_param": {"device": "none"}}, None),
+        ({"stage": 1}, "DeepSpeed ZeRO stage 1 is NOT TESTED"),
+        ({"stage": 3, "offload_param": {"device": "cpu"}}, "`offload_param` is NOT TESTED"),
+        ({"stage": 3, "zero_hpz_partition_size": 8}, "`zero_hpz_partition_size` is NOT TESTED"),
+    ],
+)
+def test_what_no_run_was_held_to_is_said(trainer, caplog, zero, said):
     class Engine(nn.Linear):
+        config: ClassVar = {"zero_optimization": zero}
+
         def zero_optimization_stage(self):
-            return 3
+            return zero["stage"]
 
     trainer.accelerator.distributed_type = "DEEPSPEED"
     trainer.model_wrapped = Engine(2, 2)
     with caplog.at_level("WARNING"):
         check_wrapped(trainer)
-    assert "DeepSpeed (ZeRO stage 3) is NOT TESTED" in caplog.text
+    assert said in caplog.text if said else not caplog.text
+
+
+def test_fsdp2_in_groups_is_said(trainer, caplog):
+    trainer.accelerator.distributed_type = "FSDP"
+    trainer.model.lm_head.weight.full_tensor = None
+    with caplog.at_level("WARNING"):
+        check_wrapped(trainer)
+        assert not caplog.text
+        trainer.accelerator.parallelism_config = SimpleNamespace(dp_replicate_size=2)
+        check_wrapped(trainer)
+    assert "`dp_replicate_size: 2`) is NOT TESTED" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size", "ep_size"])

@@ -267,15 +267,6 @@ def test_what_the_command_line_put_right_stays(tmp_path, cfg):
     assert held.distill.alpha == 0.25 and held.distill.temperature == 0.1
 
 
-def test_evaluation_checks_the_stores_too(cfg):
-    """`axolotl evaluate` calls this hook and not `load_datasets`."""
-    cfg.distill = {"temperature": 2.0}
-    assert DistillPlugin().get_training_args(cfg)["average_tokens_across_devices"]
-    cfg.distill = {"temperature": 3.0}
-    with pytest.raises(StoreError, match=r"`distill\.temperature` is 3"):
-        DistillPlugin().get_training_args(cfg)
-
-
 def test_the_home_folder_in_a_datasets_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/ann")
     entry = {"path": "~/chats.jsonl", "type": "chat_template"}

@@ -1,15 +1,20 @@
 """Runs the real Axolotl in a process of its own, as a user would, on a tiny model."""
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+DEEPSPEED = Path(__file__).resolve().parents[2] / ".cache/deepspeed"
+"""Where `make test-slow` installs it."""
 
 BASE = {
     "plugins": ["axolotl_distill"],
@@ -35,6 +40,16 @@ BASE = {
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A run to come: what it changes in BASE, its processes, and whether these are what FSDP2 and
+    DeepSpeed need (support/fleet.py)."""
+
+    config: dict[str, Any]
+    processes: int = 1
+    as_gpus: bool = False
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run left: its exit code, everything it printed, and what the trainer logged."""
 
@@ -51,6 +66,12 @@ class Run:
     def steps(self) -> list[dict[str, float]]:
         """One entry an optimizer step that was logged."""
         return self._logged("loss")
+
+    @property
+    def inside(self) -> list[dict[str, Any]]:
+        """What support.run_spy.RunSpy saw, by rank."""
+        spied = sorted(self.output.parent.glob("spy-*.json"))
+        return [json.loads(path.read_text()) for path in spied]
 
     @property
     def evaluations(self) -> list[dict[str, float]]:
@@ -79,19 +100,17 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_axolotl(
-    folder: Path, config: dict[str, Any], *, processes: int = 1, check: bool = True
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    act: str = "train",
+    processes: int = 1,
+    check: bool = True,
 ) -> Run:
-    """Write BASE updated by `config` to a YAML and train on it; `folder` holds all it leaves."""
-    folder.mkdir(parents=True, exist_ok=True)
-    full = {
-        **BASE,
-        "output_dir": str(folder / "out"),
-        "dataset_prepared_path": str(folder / "prepared"),
-        **config,
-    }
-    path = folder / "config.yml"
-    path.write_text(yaml.safe_dump({k: v for k, v in full.items() if v is not None}))
-    command = [sys.executable, "-m", "axolotl.cli.train", str(path)]
+    """Write BASE updated by `config` to a YAML and train on it, or do what else Axolotl does with
+    one; `folder` holds all it leaves."""
+    path, output = write_config(folder, config)
+    command = [sys.executable, "-m", f"axolotl.cli.{act}", str(path)]
     env = environment()
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
@@ -110,4 +129,50 @@ def run_axolotl(
     if check and done.returncode:
         print(done.stdout[-6000:])
         raise AssertionError(f"axolotl ended with {done.returncode}")
-    return Run(done.returncode, done.stdout, Path(full["output_dir"]))
+    return Run(done.returncode, done.stdout, output)
+
+
+def run_fleet(folder: Path, plans: Mapping[str, Plan]) -> dict[str, Run]:
+    """Train each plan in `folder`/NAME, one after another, with the imports paid once.
+
+    A run that fails is a Run like another; its log is printed."""
+    jobs, outputs = [], {}
+    for name, plan in plans.items():
+        config = {**plan.config}
+        if plan.as_gpus:
+            plugins = config.get("plugins", BASE["plugins"])
+            config["plugins"] = [*plugins, "support.fleet.NoCpu"]
+        path, outputs[name] = write_config(folder / name, config)
+        job = {"config": str(path), "log": str(folder / name / "log")}
+        jobs.append({**job, "processes": plan.processes, "as_gpus": plan.as_gpus})
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps(jobs))
+    env = environment()
+    env["PYTHONPATH"] += f":{DEEPSPEED}"
+    env["PATH"] = f"{DEEPSPEED / 'bin'}:{env['PATH']}"
+    command = [sys.executable, "-m", "support.fleet", str(listed)]
+    done = subprocess.run(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
+    ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(ended) == len(jobs), f"the fleet ended with {done.returncode}"
+    runs = {}
+    for name, job in zip(plans, ended, strict=True):
+        runs[name] = Run(job["code"], Path(job["log"]).read_text(), outputs[name])
+        print(f"{name}: {job['code']} after {job['seconds']:.0f} s")
+        if runs[name].code:
+            print(runs[name].log[-4000:])
+    return runs
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> tuple[Path, Path]:
+    """BASE updated by `config` as a YAML in `folder`, which holds all that the run leaves; and its
+    `output_dir`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    full = {
+        **BASE,
+        "output_dir": str(folder / "out"),
+        "dataset_prepared_path": str(folder / "prepared"),
+        **config,
+    }
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump({k: v for k, v in full.items() if v is not None}))
+    return path, Path(full["output_dir"])

@@ -2,6 +2,7 @@
 
 import torch
 from distill_kernels import DistillSpec
+from peft import LoraConfig, PeftModel, get_peft_model
 from support.losses import Loss, shifted
 from support.losses import attach as attach_loss
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -20,6 +21,15 @@ def student() -> LlamaForCausalLM:
         num_key_value_heads=2,
     )
     return LlamaForCausalLM(config)
+
+
+def adapted() -> PeftModel:
+    """With an adapter on the head, both of whose matrices have a gradient."""
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "lm_head"], init_lora_weights=False
+    )
+    torch.manual_seed(1)
+    return get_peft_model(student(), config)
 
 
 def batch(rank: int) -> dict[str, torch.Tensor]:

@@ -147,6 +147,12 @@ class Distribution(Payload):
     temperature_key: ClassVar[str]
     """The key of `distill.capture` that decides which temperatures it serves"""
 
+    @property
+    def likeliest(self) -> int | None:
+        """How many of a teacher's likeliest tokens are enough to make a record of; None: any may be
+        needed."""
+        return None
+
     @abstractmethod
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
         """The temperatures that a loss can have, of a store with the tail at `temperatures`. None:

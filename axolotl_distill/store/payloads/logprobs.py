@@ -33,6 +33,10 @@ class LogProbs(EntriesPayload):
     supports: ClassVar[tuple[Support, ...]] = ("tail_bucket", "renormalize")
     temperature_key: ClassVar[str] = "temperatures"
 
+    @property
+    def likeliest(self) -> int:
+        return self.most_entries
+
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
         return temperatures if support == "tail_bucket" else None
 
