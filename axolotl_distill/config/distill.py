@@ -58,7 +58,7 @@ class DistillArgs(Block):
         0.7, ge=0.0, le=1.0, description="Weight of the teacher's divergence; 0 with text."
     )
     temperature: Annotated[float, NOT_TEXT] = Field(
-        2.0, gt=0.0, description="T, for teacher and student alike."
+        1.0, gt=0.0, description="T, for teacher and student alike."
     )
     divergence: Annotated[Divergence, NOT_TEXT] = "forward_kl"
     beta: Annotated[float, ReadBy("divergence", "jsd")] = Field(

@@ -330,4 +330,4 @@ def test_the_schema_of_the_block():
     """`axolotl config-schema` takes nothing from plugins, so there is a command of ours."""
     block = json.loads(distill_here("schema").stdout)["distill"]
     assert set(block["properties"]) == set(DistillArgs.model_fields)
-    assert block["properties"]["temperature"]["default"] == 2.0
+    assert block["properties"]["temperature"]["default"] == 1.0

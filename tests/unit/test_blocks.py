@@ -32,7 +32,7 @@ UNREAD = [
     (DistillArgs, {"skew": 0.1}, "skew_forward_kl` and `divergence: skew_reverse_kl` only"),
     (DistillArgs, {"divergence": "jsd", "akl_mu": 0.5}, "`divergence` is jsd"),
     (DistillArgs, {"teacher": "text", "alpha": 0.7}, "`alpha: 0.7` is not read with `teacher: t"),
-    (DistillArgs, {"teacher": "text", "temperature": 2.0}, "`temperature: 2` is not read with"),
+    (DistillArgs, {"teacher": "text", "temperature": 1.0}, "`temperature: 1` is not read with"),
     (DistillArgs, {"teacher": "text", "divergence": "forward_kl"}, "`divergence: forward_kl` is n"),
     (DistillArgs, {"teacher": "text", "support": None}, "`support` is not read with"),
     (DistillArgs, capture(method="nucleus", k=64), "`k: 64` is read by `method: topk` only"),
@@ -168,15 +168,15 @@ def test_the_command_line_names_another_teacher():
 @pytest.mark.parametrize(
     ("block", "method", "at"),
     [
-        ({}, "sampled", 2.0),
-        ({"temperature": 1.0}, "sampled", 1.0),
+        ({}, "sampled", 1.0),
+        ({"temperature": 2.0}, "sampled", 2.0),
         ({"support": "sampled", "temperature": 3}, "sampled", 3.0),
         ({"divergence": "jsd"}, "topk", None),
         ({"support": "renormalize"}, "topk", None),
         ({"capture": {"teacher": SERVED}}, "topk", None),
         ({"capture": {"k": 8}}, "topk", None),
         ({"capture": {"max_k": 8}}, "nucleus", None),
-        ({"capture": {"draws": 8}}, "sampled", 2.0),
+        ({"capture": {"draws": 8}}, "sampled", 1.0),
         ({"capture": {"sampling_temperature": 1.0}, "temperature": 1.0}, "sampled", 1.0),
     ],
 )
