@@ -19,6 +19,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
@@ -46,6 +47,7 @@ AT_2 = (
     "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
 LONG = ("sampled:8", "sampled:16", "independent:16", "tail_bucket:16", "renormalized:64")
+DRAWN = ("sampled:8", "independent:8")
 QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
@@ -59,9 +61,7 @@ def grid(seeds: int) -> Iterator[Run]:
         for kind in (*FIXED, *LONG):
             yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48)
         for fresh in (False, True):
-            for kind in (
-                ("sampled:8", "independent:8") if fresh else (*FIXED, "sampled:8", "independent:8")
-            ):
+            for kind in DRAWN if fresh else (*FIXED, *DRAWN):
                 yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
 
 
@@ -73,13 +73,14 @@ def quick() -> Iterator[Run]:
 class Lessons:
     """What the teacher says of each text, worked out when it is first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.made: dict[tuple[str, str], Lesson] = {}
 
     def __call__(self, name: str, part: str) -> Lesson:
         if (name, part) not in self.made:
             windows = TRAIN_WINDOWS if part == "train" else HELD_OUT_WINDOWS
-            self.made[name, part] = Lesson(text(name, FOLDER)[part], TEACHER, windows)
+            self.made[name, part] = Lesson(text(name, self.folder)[part], TEACHER, windows)
         return self.made[name, part]
 
 
@@ -95,7 +96,10 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
             return
         start = time.monotonic()
         result = measure(
-            run, lessons(run.text, "train"), lessons(run.text, "heldout"), FOLDER / run.student
+            run,
+            lessons(run.text, "train"),
+            lessons(run.text, "heldout"),
+            lessons.folder / run.student,
         )
         longest = max(longest, time.monotonic() - start)
         with log.open("a") as file:
@@ -111,9 +115,12 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
 def rows(log: Path) -> list[dict]:
     if not log.exists():
         return []
-    # A killed run may have left half a line; it is done again.
-    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    return [json.loads(line) for line in whole]
+    found = []
+    for line in log.read_text().splitlines():
+        # A kill may have left half a line, and the next run its own behind it: they are done again.
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def shares(found: list[dict]) -> list[dict]:
@@ -174,19 +181,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="runs whose name contains this")
     parser.add_argument("--kinds", default="", help="only these records, as in sft,full,sampled:8")
     parser.add_argument("--hours", type=float, default=float("inf"))
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of models, texts and runs")
     parser.add_argument("--report", action="store_true", help="only what is there already")
     options = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
     for name, dropped in STUDENTS.items():
-        cut_layers(TEACHER, FOLDER / name, dropped)
-    log = FOLDER / ("quick.jsonl" if options.quick else "runs.jsonl")
+        cut_layers(TEACHER, options.folder / name, dropped)
+    log = options.folder / ("quick.jsonl" if options.quick else "runs.jsonl")
     runs = [
         run
         for run in (quick() if options.quick else grid(options.seeds))
         if options.only in run.name and (not options.kinds or run.kind in options.kinds.split(","))
     ]
     if not options.report:
-        fill(runs, Lessons(), log, options.hours)
+        fill(runs, Lessons(options.folder), log, options.hours)
     found = rows(log)
     summary = shares(found)
     show(summary)
