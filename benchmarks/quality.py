@@ -103,7 +103,7 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
         )
         longest = max(longest, time.monotonic() - start)
         with log.open("a") as file:
-            file.write(json.dumps({"name": run.name, **result}) + "\n")
+            file.write("\n" + json.dumps({"name": run.name, **result}))
         done.add(run.name)
         print(
             f"{run.name:<60}{result['bytes_a_token']:9.1f} B  KL {result['kl']:.4f}  "
@@ -117,7 +117,7 @@ def rows(log: Path) -> list[dict]:
         return []
     found = []
     for line in log.read_text().splitlines():
-        # A kill may have left half a line, and the next run its own behind it: they are done again.
+        # A kill may have left half a line; that run is done again.
         with suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
