@@ -152,7 +152,7 @@ def test_draws_are_the_default_and_nucleus(tmp_path, config):
         values["distill"]["capture"].update(method="nucleus", p=0.5, max_k=30)
 
     done = distill_here("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
-    assert "With `method: sampled`, the default" in done.stderr
+    assert "With `method: sampled`, the default" in done.stdout
     entries = verify_store(tmp_path / "nucleus").read(np.arange(50)).entries
     assert entries.shape[1] <= 30
 

@@ -140,7 +140,7 @@ def test_labels_of_a_store_are_those_of_its_capture(cfg):
 
 
 def test_capture_and_training_must_agree(cfg):
-    block = {"teacher": "t", "output": "o", "temperatures": [1.0, 4.0]}
+    block = {"teacher": "t", "output": "o", "k": 8, "temperatures": [1.0, 4.0]}
     with pytest.raises(ConfigError, match=r"temperature: 2.*capture.temperatures"):
         check_config(cfg, args(capture=block))
     check_config(cfg, args(capture=block, support="renormalize"))
