@@ -53,7 +53,7 @@ class Sampled(EntriesPayload):
     def check_vocabulary(self, vocab_size: int) -> None:
         super().check_vocabulary(vocab_size)
         if not encoding.parts(vocab_size, self.draws):
-            raise ValueError(f"`method.draws` is {self.draws}, which no entry can count")
+            raise ValueError(f"`draws` is {self.draws}, which no entry can count")
 
     def entries_layout(self, shape: Shape) -> tuple[str, tuple[int, ...]]:
         if self._is_packed(shape):
