@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from distill_kernels import DenseLogits, DistillSpec, SparseTeacher, fused_linear_distill
-from distill_kernels.spec import Support
+from distill_kernels.spec import IGNORE, Support
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -77,7 +77,8 @@ def _axolotl_kd(logits: Tensor, temperature: float, size: str, rng: torch.Genera
             1 - alpha, alpha, temperature, 0.0, compiled=False, normalize_topk=False
         )
         # It shifts the labels itself, and so never sees the last one.
-        unshifted = F.pad(labels[:-1], (1, 0), value=-100)
+        unshifted = labels.roll(1)
+        unshifted[0] = IGNORE
         rows = (top.indices, logprobs, torch.ones_like(top.indices), unshifted)
         return kd(head, hidden[None], *(row[None] for row in rows)) / len(labels)
 
