@@ -39,7 +39,7 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 | rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
 | a record holds | {as_markdown(holds)} |
-| temperatures | {_temperatures(manifest)} |
+| tail kept at T | {_temperatures(manifest) or "none: a record stands for all tokens"} |
 | bytes a record | {manifest.bytes_a_record:.1f} |
 | vocabulary | {manifest.vocab_size} |
 | captured | {manifest.created} by {as_markdown(manifest.generator)} |
