@@ -70,7 +70,7 @@ def main() -> None:
                 with Capture(
                     folder, manifest, rows, tokenizer.decode, shard_records=args.shard_records
                 ) as capture:
-                    capture(GradedSource(teacher, args))
+                    capture(GradedSource(teacher, args, BATCH_TOKENS))
 
         return run
 

@@ -8,6 +8,9 @@ harder. The yardstick is the gradient of the output head's weight under forward 
 vocabulary of 49,152; records go through the store's own encoding, so quantisation counts. "Teacher
 renormalised" is what peers do: the teacher is scaled to sum to one over its top K, the student is
 not.
+
+This does not rank records: noise averages out over a training and a bias stays. quality.py asks
+the students.
 """
 
 import json
@@ -22,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
+from axolotl_distill.store.payloads import Shape, distribution_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER, STUDENT = ROOT / ".cache/smollm2", ROOT / ".cache/smollm2-cut5"
@@ -40,7 +44,8 @@ PLANS = (
     ("top-16, teacher renormalised", {"k": 16}, "peers"),
     ("top-64, teacher renormalised", {"k": 64}, "peers"),
     ("top-64, both renormalised", {"k": 64}, "renormalize"),
-    ("sampled, 32 draws", {"method": "sampled", "draws": 32}, "sampled"),
+    ("sampled, 8 draws", {"draws": 8}, "sampled"),
+    ("sampled, 16 draws", {"draws": 16}, "sampled"),
     ("top-16 + tail bucket", {"k": 16}, "tail_bucket"),
     ("top-64 + tail bucket", {"k": 64}, "tail_bucket"),
     ("nucleus 0.9 of at most 64", {"method": "nucleus", "p": 0.9, "max_k": 64}, "tail_bucket"),
@@ -93,22 +98,22 @@ def full_gradient(student, weight, teacher_logits, temperature) -> torch.Tensor:
 
 def sparse_gradient(student, weight, teacher_logits, temperature, values, support):
     """(gradient, bytes a token)"""
-    values = {**values, "temperatures": [1.0, temperature]}
-    if values.get("method") == "sampled":
-        values["sampling_temperature"] = temperature
-    args = CaptureArgs(teacher="-", output="-", **values)
+    sampled = support == "sampled"
+    at = {"sampling_temperature": temperature} if sampled else {"temperatures": [1.0, temperature]}
+    args = CaptureArgs(teacher="-", output="-", **values, **at)
     batch = make_records(teacher_logits, args, seed=1)
     lengths = torch.from_numpy(batch.lengths)
     entries = torch.full((TOKENS, int(lengths.max())), -1, dtype=torch.int32)
     inside = torch.arange(entries.shape[1]) < lengths[:, None]
     entries[inside] = torch.from_numpy(batch.entries.view("int32"))
-    sampled = support == "sampled"
     teacher = decode_entries(
         entries,
         vocab_size=teacher_logits.shape[-1],
         sampled=sampled,
         temperature=temperature,
-        tail=torch.from_numpy(batch.tail[:, args.temperatures.index(temperature)]),
+        tail=None
+        if sampled
+        else torch.from_numpy(batch.tail[:, args.temperatures.index(temperature)]),
         entropy=torch.from_numpy(batch.entropy) if sampled else None,
     )
     if support == "peers":
@@ -119,9 +124,9 @@ def sparse_gradient(student, weight, teacher_logits, temperature, values, suppor
     spec = DistillSpec(temperature=temperature, support=support)
     labels = torch.zeros(TOKENS, dtype=torch.int64)
     fused_linear_distill(student, weight, teacher, labels, spec=spec).loss.backward()
-    # One tail (or entropy) of two bytes; records of varying length also have a 4-byte offset.
-    fixed = 2 if args.method == "topk" else 6
-    return weight.grad, 4 * lengths.float().mean().item() + fixed
+    shape = Shape(teacher_logits.shape[-1], args.temperatures, TOKENS, len(batch.entries))
+    stored = distribution_of(args).pack(batch, shape)
+    return weight.grad, sum(array.nbytes for array in stored.values()) / TOKENS
 
 
 def measure(ids: torch.Tensor, text: str) -> list[dict]:

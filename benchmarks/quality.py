@@ -1,6 +1,6 @@
 """Which record of a teacher makes the best student, byte for byte.
 
-    python benchmarks/quality.py [--quick] [--only TEXT] [--seeds N] [--hours H] [--report]
+    python benchmarks/quality.py [--quick] [--only TEXT] [--kinds …] [--seeds N] [--hours H]
 
 SmolLM2-135M-Instruct teaches copies of itself that lost 5 and 10 of its 30 layers. All students of
 a seed see the same tokens in the same order; only the record of the teacher differs. What counts is
@@ -19,12 +19,14 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from common import RESULTS, ROOT, keep
 from students.plot import draw
 from students.texts import TEACHER, text
-from students.training import HELD_OUT_WINDOWS, WINDOWS_A_STEP, Lesson, Run, measure
+from students.training import HELD_OUT_WINDOWS, TRAIN_WINDOWS, Lesson, Run, measure
 
 sys.path.insert(0, str(ROOT / "demo"))
 from models import DROPPED_LAYERS, cut_layers
@@ -33,32 +35,33 @@ FOLDER = ROOT / "outputs/quality"
 STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
 FIXED = ("sft", "full")
 AT_1 = (
-    "draws:8", "draws:16", "draws:50", "systematic:8", "systematic:16", "strata:4", "strata:8",
-    "strata:16", "topk_and_draws:8+8", "flat_draws:16", "tail_bucket:16", "tail_bucket:64",
-    "renormalized:16", "renormalized:64", "teacher_renormalized:64",
+    "sampled:8", "tail_bucket:16", "sampled:16", "renormalized:64", "independent:16",
+    "axolotl_kd:64",
+    "sampled:4", "independent:8", "tail_bucket:64", "topk_and_draws:8+8", "systematic:8",
+    "systematic:16", "independent:50", "flat_draws:16", "teacher_renormalized:64",
+    "renormalized:16",
 )  # fmt: skip
 AT_2 = (
-    "draws:16", "draws:50", "strata:8", "strata:16", "strata:20", "strata:32", "flat_draws:16",
-    "topk_and_draws:8+8", "tail_bucket:16", "tail_bucket:64", "renormalized:64",
-    "teacher_renormalized:64", "axolotl_kd:64",
+    "sampled:16", "tail_bucket:16", "sampled:20", "axolotl_kd:64", "independent:16", "sampled:8",
+    "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
+    "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
-LONG = ("strata:8", "strata:16", "draws:16", "tail_bucket:16", "renormalized:64")
-QUICK = ("strata:8", "tail_bucket:16", "renormalized:16")
+LONG = ("sampled:8", "sampled:16", "independent:16", "tail_bucket:16", "renormalized:64")
+DRAWN = ("sampled:8", "independent:8")
+QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
 def grid(seeds: int) -> Iterator[Run]:
     """All runs, those first that say most."""
-    for seed in range(seeds):
-        for temperature, kinds in ((1.0, AT_1), (2.0, AT_2)):
-            for name in ("docstrings", "teacher"):
-                for student in STUDENTS:
-                    for kind in (*FIXED, *kinds):
-                        yield Run(name, student, kind, temperature, seed)
+    for name, student in product(("docstrings", "teacher"), STUDENTS):
+        for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
+            for kind in (*FIXED, *kinds):
+                yield Run(name, student, kind, temperature, seed)
     for seed in range(seeds):
         for kind in (*FIXED, *LONG):
             yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48)
         for fresh in (False, True):
-            for kind in ("strata:8", "draws:8") if fresh else (*FIXED, "strata:8", "draws:8"):
+            for kind in DRAWN if fresh else (*FIXED, *DRAWN):
                 yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
 
 
@@ -70,14 +73,14 @@ def quick() -> Iterator[Run]:
 class Lessons:
     """What the teacher says of each text, worked out when it is first asked for."""
 
-    def __init__(self, steps: int):
-        self.windows = steps * WINDOWS_A_STEP
+    def __init__(self, folder: Path):
+        self.folder = folder
         self.made: dict[tuple[str, str], Lesson] = {}
 
     def __call__(self, name: str, part: str) -> Lesson:
         if (name, part) not in self.made:
-            windows = self.windows if part == "train" else HELD_OUT_WINDOWS
-            self.made[name, part] = Lesson(text(name, FOLDER)[part], TEACHER, windows)
+            windows = TRAIN_WINDOWS if part == "train" else HELD_OUT_WINDOWS
+            self.made[name, part] = Lesson(text(name, self.folder)[part], TEACHER, windows)
         return self.made[name, part]
 
 
@@ -93,11 +96,14 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
             return
         start = time.monotonic()
         result = measure(
-            run, lessons(run.text, "train"), lessons(run.text, "heldout"), FOLDER / run.student
+            run,
+            lessons(run.text, "train"),
+            lessons(run.text, "heldout"),
+            lessons.folder / run.student,
         )
         longest = max(longest, time.monotonic() - start)
         with log.open("a") as file:
-            file.write(json.dumps({"name": run.name, **result}) + "\n")
+            file.write("\n" + json.dumps({"name": run.name, **result}))
         done.add(run.name)
         print(
             f"{run.name:<60}{result['bytes_a_token']:9.1f} B  KL {result['kl']:.4f}  "
@@ -109,9 +115,12 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
 def rows(log: Path) -> list[dict]:
     if not log.exists():
         return []
-    # A killed run may have left half a line; it is done again.
-    whole = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    return [json.loads(line) for line in whole]
+    found = []
+    for line in log.read_text().splitlines():
+        # A kill may have left half a line; that run is done again.
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def shares(found: list[dict]) -> list[dict]:
@@ -170,21 +179,22 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="4 steps of five kinds; minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="runs whose name contains this")
+    parser.add_argument("--kinds", default="", help="only these records, as in sft,full,sampled:8")
     parser.add_argument("--hours", type=float, default=float("inf"))
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of models, texts and runs")
     parser.add_argument("--report", action="store_true", help="only what is there already")
     options = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    options.folder.mkdir(parents=True, exist_ok=True)
     for name, dropped in STUDENTS.items():
-        cut_layers(TEACHER, FOLDER / name, dropped)
-    log = FOLDER / ("quick.jsonl" if options.quick else "runs.jsonl")
+        cut_layers(TEACHER, options.folder / name, dropped)
+    log = options.folder / ("quick.jsonl" if options.quick else "runs.jsonl")
     runs = [
         run
         for run in (quick() if options.quick else grid(options.seeds))
-        if options.only in run.name
+        if options.only in run.name and (not options.kinds or run.kind in options.kinds.split(","))
     ]
     if not options.report:
-        most = max(run.steps // run.epochs for run in runs)
-        fill(runs, Lessons(most), log, options.hours)
+        fill(runs, Lessons(options.folder), log, options.hours)
     found = rows(log)
     summary = shares(found)
     show(summary)

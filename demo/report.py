@@ -51,7 +51,7 @@ def main() -> None:
     )
     lines.append(
         f"teacher store: {store['records']:,} tokens, {store['bytes a record']:.1f} bytes a token, "
-        f"{store['mass held at T']['1']:.0%} of the teacher's mass in its entries at T=1"
+        f"{store['entries a record']['mean']:.1f} entries each"
     )
     text = "\n".join(lines)
     print(text)

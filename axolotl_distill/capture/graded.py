@@ -15,7 +15,7 @@ from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store import RecordBatch
-from axolotl_distill.store.payloads import join_batches
+from axolotl_distill.store.payloads import distribution_of, join_batches
 from axolotl_distill.teachers.base import Teacher
 from axolotl_distill.teachers.top import TopLogprobs
 
@@ -23,30 +23,24 @@ from axolotl_distill.teachers.top import TopLogprobs
 class GradedSource:
     """Has a teacher grade a window of rows.
 
-    A server gets the whole window at once. A model in this process gets rows of like length, up to
-    `args.batch_tokens` together.
-
-    on_cpu   a batch takes a CPU seconds, and one that is larger gains it nothing: without
-             `args.batch_tokens` it gets smaller ones, for what is under way is what a kill costs
+    batch_tokens  of rows of like length that it gets together; None: it takes a window at once
     """
 
     window_rows = WINDOW_ROWS
 
-    def __init__(self, teacher: Teacher, args: CaptureArgs, on_cpu: bool = False):
+    def __init__(self, teacher: Teacher, args: CaptureArgs, batch_tokens: int | None = None):
         self.teacher = teacher
         self.args = args
-        self.batch_tokens = args.batch_tokens or (2048 if on_cpu else 8192)
-        self.want = Want()
-        if args.teacher.server is not None:
-            most = args.k if args.method == "topk" else args.max_k
-            self.want = Want(min(most, teacher.vocab_size))
+        self.batch_tokens = batch_tokens
+        most = distribution_of(args).likeliest
+        self.want = Want(most and min(most, teacher.vocab_size))
 
     def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
         positions = {index: supervised_positions(row["labels"]) for index, row in rows.items()}
-        whole = self.args.teacher.server is not None
-        for batch in [list(rows)] if whole else length_batches(rows, self.batch_tokens):
+        tokens = self.batch_tokens
+        for batch in [list(rows)] if tokens is None else length_batches(rows, tokens):
             ids = {index: rows[index]["input_ids"] for index in batch}
             parts: dict[int, list[RecordBatch]] = {index: [] for index in batch}
             for index, part, signal in self.teacher.grade(ids, positions, self.want):

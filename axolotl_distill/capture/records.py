@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from axolotl_distill.capture.draws import draw
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.store import RecordBatch, encoding
 
@@ -13,11 +14,11 @@ def make_records(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch
 
     topk     the k likeliest tokens, likeliest first
     nucleus  the likeliest tokens until they hold p of the mass at T=1, at least 1, at most max_k
-    sampled  `draws` independent draws at the sampling temperature, as ids and counts (Sparse
-             Logit Sampling, arXiv 2503.16870), and the entropy there; `seed` fixes the draws
+    sampled  shares of the whole distribution at the sampling temperature, see draws.py, and the
+             entropy there; `seed` fixes what is drawn
 
-    The tail is what the kept tokens leave at each temperature: a log-sum-exp over all other
-    tokens, in the log-odds that the store keeps.
+    The tail, which draws have none of, is what the kept tokens leave at each temperature: a
+    log-sum-exp over all other tokens, in the log-odds that the store keeps.
     """
     if args.method == "sampled":
         return _sampled(logits_RV, args, seed)
@@ -60,22 +61,19 @@ def tails(
 
 
 def _sampled(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch:
-    probs_RV = (logits_RV / args.sampling_temperature).softmax(-1)
+    vocab_size = logits_RV.shape[-1]
+    tempered_RV = logits_RV / args.sampling_temperature
     generator = torch.Generator(device=logits_RV.device).manual_seed(seed)
-    drawn = torch.multinomial(probs_RV, args.draws, replacement=True, generator=generator)
-    drawn = drawn.sort(-1).values
-    first = torch.ones_like(drawn, dtype=torch.bool)
-    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]
-    starts = torch.nonzero(first.flatten()).squeeze(1)
-    counts = torch.diff(starts, append=starts.new_tensor([drawn.numel()]))
-    entropy_R = torch.special.entr(probs_RV).sum(-1)
+    parts = encoding.parts(vocab_size, args.draws)
+    counts_RV = draw(tempered_RV, args.draws, parts, generator)
+    kept_RV = counts_RV > 0
+    entropy_R = torch.special.entr(tempered_RV.softmax(-1)).sum(-1)
     return RecordBatch(
         {
             "entries": encoding.encode_counts(
-                drawn[first].cpu().numpy(), counts.cpu().numpy(), logits_RV.shape[-1]
+                kept_RV.nonzero()[:, 1].cpu().numpy(), counts_RV[kept_RV].cpu().numpy(), vocab_size
             ),
-            "tail": tails(logits_RV, drawn, first, args.temperatures),
             "entropy": encoding.encode_entropy(entropy_R.cpu().numpy()),
         },
-        lengths=first.sum(-1).cpu().numpy(),
+        lengths=kept_RV.sum(-1).cpu().numpy(),
     )

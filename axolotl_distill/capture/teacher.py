@@ -92,4 +92,7 @@ def opened(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
     from axolotl_distill.teachers.hf import HFTeacher
 
     model = HFTeacher(args.teacher, vocab_size=vocab_size)
-    yield GradedSource(model, args, on_cpu=model.device == "cpu")
+    # A batch takes a CPU seconds, and one that is larger gains it nothing. What is under way is
+    # what a kill costs.
+    tokens = args.batch_tokens or (2048 if model.device == "cpu" else 8192)
+    yield GradedSource(model, args, tokens)

@@ -79,7 +79,7 @@ def capture(
     """
     from axolotl_distill.config.reading import capture_args, check_config_file
 
-    capture_args(check_config_file(_file(config)).capture, teacher, output)
+    capture_args(check_config_file(_file(config)), teacher, output)
     from axolotl_distill.commands.capture import run
 
     return run(_file(config), teacher=teacher, output=output, limit=limit)

@@ -9,6 +9,7 @@ from axolotl_distill.capture.source import summarise
 from axolotl_distill.capture.teacher import estimated_at, opened, vocabulary_of
 from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say
+from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
@@ -16,6 +17,12 @@ from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
+
+BIASED = (
+    "With `method: sampled`, the default, a student learns more of a forward_kl, at fewer bytes a "
+    "token: a bucket for all that is not kept is a bias, and it stays. topk and nucleus are for "
+    "other divergences, or several temperatures, from one store (docs/guide.md, 'Which record')."
+)
 
 
 def run(
@@ -26,7 +33,7 @@ def run(
     Returns what --json prints: the store's numbers, and what this run did.
     """
     cfg, distill = load_config(config)
-    args = capture_args(distill.capture, teacher, output)
+    args = capture_args(distill, teacher, output)
     terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
@@ -47,10 +54,13 @@ def run(
         vocabulary = vocabulary_of(args, rows, tokenizer)
         if vocabulary.note:
             say(vocabulary.note)
+        payload = distribution_of(args)
+        if "tail" in payload.columns and not args.teacher.server and _could_be_drawn(distill):
+            say(BIASED)
         manifest = new_manifest(
             vocab_size=vocabulary.size,
-            payloads=[distribution_of(args)],
-            temperatures=args.temperatures,
+            payloads=[payload],
+            temperatures=args.temperatures if "tail" in payload.columns else [],
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
             tokenizer=vocabulary.tokenizer,
@@ -79,3 +89,7 @@ def run(
         f"tokens/s); {report.skipped} rows had no supervised token"
     )
     return store_numbers(capture)
+
+
+def _could_be_drawn(distill: DistillArgs) -> bool:
+    return distill.divergence == "forward_kl" and distill.support is None

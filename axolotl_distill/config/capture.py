@@ -8,6 +8,15 @@ from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
 from axolotl_distill.config.teacher import TeacherArgs, refuse_self
 
 Method = Literal["topk", "nucleus", "sampled"]
+METHOD_OF: dict[str, Method] = {
+    "k": "topk",
+    "p": "nucleus",
+    "max_k": "nucleus",
+    "draws": "sampled",
+    "sampling_temperature": "sampled",
+    "seed": "sampled",
+}
+"""Keys that only one method reads"""
 
 
 class CaptureArgs(Block):
@@ -20,7 +29,11 @@ class CaptureArgs(Block):
         description="Axolotl dataset entries to capture. Default: the config's own `datasets` "
         "that are not already a store.",
     )
-    method: Method = "topk"
+    method: Method = Field(
+        "sampled",
+        description="What a record is. Default: that whose keys are given; else sampled, and topk "
+        "where draws cannot be had (a server) or do not serve the loss (not forward_kl).",
+    )
     k: Annotated[int, ReadBy("method", "topk")] = Field(
         64, ge=1, description="topk: entries a record."
     )
@@ -31,17 +44,23 @@ class CaptureArgs(Block):
         256, ge=1, description="nucleus: most entries a record."
     )
     draws: Annotated[int, ReadBy("method", "sampled")] = Field(
-        50, ge=1, description="sampled: draws a record."
+        16,
+        ge=1,
+        description="sampled: tokens above 1/draws of the mass are kept with their share, the rest "
+        "is drawn in shares of 1/draws.",
     )
     sampling_temperature: Annotated[float, ReadBy("method", "sampled")] = Field(
-        1.0, gt=0.0, description="sampled: T of the draws."
+        1.0,
+        gt=0.0,
+        description="sampled: T of the distribution. Default: `distill.temperature`.",
     )
     seed: Annotated[int, ReadBy("method", "sampled")] = Field(
         0, description="sampled: seed of the draws."
     )
-    temperatures: list[float] = Field(
+    temperatures: Annotated[list[float], ReadBy("method", "topk", "nucleus")] = Field(
         [1.0, 2.0, 4.0],
-        description="Temperatures at which the tail's mass is stored; T=1 is always among them.",
+        description="topk, nucleus: temperatures at which the tail's mass is stored; T=1 is always "
+        "among them.",
     )
     batch_tokens: Annotated[int | None, ReadBy("teacher.server", None)] = Field(
         None,
@@ -76,8 +95,18 @@ class CaptureArgs(Block):
             raise ValueError(f"temperatures must be positive, got {values}")
         return sorted({1.0, *values})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_the_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "method" in values:
+            return values
+        meant = {method for key, method in METHOD_OF.items() if key in values}
+        return {**values, "method": meant.pop()} if len(meant) == 1 else values
+
     @model_validator(mode="after")
     def _server_has_no_draws(self) -> "CaptureArgs":
+        if self.teacher.server is not None and "method" not in self.model_fields_set:
+            self.settle(method="topk")
         if self.teacher.server is not None and self.method == "sampled":
             raise ValueError(
                 "`method: sampled` needs the teacher's whole distribution, and a server gives its "
@@ -85,3 +114,11 @@ class CaptureArgs(Block):
                 "`server`."
             )
         return self
+
+    def settle(self, **defaults: Any) -> None:
+        """Defaults that depend on other keys. They do not count as written: what is dumped and read
+        again finds them anew."""
+        for key, value in defaults.items():
+            if key not in self.model_fields_set:
+                setattr(self, key, value)
+                self.model_fields_set.discard(key)

@@ -58,7 +58,7 @@ class DistillArgs(Block):
         0.7, ge=0.0, le=1.0, description="Weight of the teacher's divergence; 0 with text."
     )
     temperature: Annotated[float, NOT_TEXT] = Field(
-        2.0, gt=0.0, description="T, for teacher and student alike."
+        1.0, gt=0.0, description="T, for teacher and student alike."
     )
     divergence: Annotated[Divergence, NOT_TEXT] = "forward_kl"
     beta: Annotated[float, ReadBy("divergence", "jsd")] = Field(
@@ -101,12 +101,21 @@ class DistillArgs(Block):
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
             self.model_fields_set.discard("alpha")
+        if self.capture is not None:
+            self._settle(self.capture)
         if self.support == "sampled" and self.divergence != "forward_kl":
             raise ValueError(
                 f"`divergence: {self.divergence}` is not defined for `support: sampled`: draws "
                 "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
             )
         return self
+
+    def _settle(self, capture: CaptureArgs) -> None:
+        """A store that is captured without a word on it is one that this loss can be had from."""
+        if self.divergence != "forward_kl" or self.support in ("tail_bucket", "renormalize"):
+            capture.settle(method="topk")
+        if capture.method == "sampled":
+            capture.settle(sampling_temperature=self.temperature)
 
 
 class DistillConfig(BaseModel):

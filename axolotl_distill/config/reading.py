@@ -87,22 +87,23 @@ def _restored(held: Any, loose: Any, exact: Any) -> Any:
     return exact if held == loose and type(held) is type(loose) else held
 
 
-def capture_args(args: CaptureArgs | None, teacher: str | None, output: str | None) -> CaptureArgs:
+def capture_args(distill: DistillArgs, teacher: str | None, output: str | None) -> CaptureArgs:
     """`distill.capture` with a teacher and an output given on the command line in place of its own.
 
     Raises ConfigError where one of them is given nowhere.
     """
-    if args is None and not (teacher and output):
+    if distill.capture is None and not (teacher and output):
         raise ConfigError(
             "The config has no `distill.capture:` block. Add one with `teacher:` and `output:`, "
             "or give both --teacher and --output."
         )
-    block = args.model_dump(exclude_unset=True) if args is not None else {}
+    block = distill.model_dump(exclude_unset=True)
+    keys = block.get("capture") or {}
     if teacher:
-        block["teacher"] = {**block.get("teacher", {}), "model": teacher}
+        keys["teacher"] = {**keys.get("teacher", {}), "model": teacher}
     if output:
-        block["output"] = output
-    capture = parse_distill({"capture": block}).capture
+        keys["output"] = output
+    capture = parse_distill({**block, "capture": keys}).capture
     assert capture is not None
     return capture
 

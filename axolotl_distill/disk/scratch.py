@@ -1,7 +1,7 @@
 """A folder for what a run needs only while it runs, beside what it makes."""
 
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,18 +19,20 @@ def scratch_folder(parent: Path, prefix: str) -> Iterator[Path]:
     there are removed first. Not below the system's temporary folder, which may be small and is
     nobody's to clean up. Raises OSError where `parent` cannot be written."""
     is_new = not parent.exists()
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(f"{prefix}*"):
-        _remove_unless_used(left)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with file_lock(folder / LOCK):
-        try:
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    # A signal may end the run at any moment, so the name is known before the folder is there.
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(f"{prefix}*"):
+            _remove_unless_used(left)
+        folder.mkdir()
+        with file_lock(folder / LOCK):
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            if is_new:
-                with suppress(OSError):
-                    parent.rmdir()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                parent.rmdir()
 
 
 def _remove_unless_used(folder: Path) -> None:

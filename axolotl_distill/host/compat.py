@@ -5,10 +5,13 @@ A version is known by what it can do, never by its number.
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
 from typing import Any
 
 import torch
+from axolotl.common import datasets
 from axolotl.monkeypatch.multipack import SUPPORTED_MULTIPACK_MODEL_TYPES
 from axolotl.utils.collators import (
     BatchSamplerDataCollatorForSeq2Seq,
@@ -45,6 +48,20 @@ def quiet_other_ranks(name: str) -> None:
 def dataset_keys() -> set[str]:
     """Keys of a `datasets` entry that this Axolotl knows; it drops all others without a word."""
     return set(SFTDataset.model_fields)
+
+
+def ask_before_reading(ask: Callable[[Any], object]) -> None:
+    """Have `ask(cfg)` called before Axolotl reads the datasets of a config. It asks plugins in
+    training and in preprocessing; in `axolotl evaluate` it does not."""
+    read = getattr(datasets.prepare_datasets, "of_axolotl", datasets.prepare_datasets)
+
+    @wraps(read)
+    def prepare_datasets(cfg: Any, *args: Any, **kwargs: Any) -> Any:
+        ask(cfg)
+        return read(cfg, *args, **kwargs)
+
+    setattr(prepare_datasets, "of_axolotl", read)  # noqa: B010 (mypy knows no such attribute)
+    datasets.prepare_datasets = prepare_datasets
 
 
 def base_collator(cfg: Any, is_eval: bool) -> dict[str, Any]:

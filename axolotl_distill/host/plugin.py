@@ -28,7 +28,7 @@ class DistillPlugin(BasePlugin):
             enforce(missing_block(cfg))
             LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
             return
-        from axolotl_distill.host.compat import settle_precision
+        from axolotl_distill.host.compat import ask_before_reading, settle_precision
 
         block = _plain(cfg["distill"])
         if cfg.get("axolotl_config_path"):
@@ -39,13 +39,14 @@ class DistillPlugin(BasePlugin):
         settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
             resolve_types(cfg.get(key))
+        ask_before_reading(self.load_datasets)
 
     def get_input_args(self) -> str:
         return "axolotl_distill.config.distill.DistillConfig"
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Check the stores against tokenizer and student, before any row or weight is read."""
-        if not _is_on(cfg):
+        if not _is_on(cfg) or self._checked is cfg:
             return
         from axolotl_distill.host.compat import prepare_cpu_launch
         from axolotl_distill.host.datasets.types import follow_content
@@ -60,10 +61,6 @@ class DistillPlugin(BasePlugin):
             return None
         from axolotl_distill.host.compat import has_accelerator
 
-        if self._checked is not cfg:
-            # `axolotl evaluate` asks no plugin for its datasets. This is the first hook that only
-            # training and evaluation call: others run without the stores.
-            self._check(cfg)
         training_args = {"average_tokens_across_devices": True}
         if not has_accelerator():
             training_args["use_cpu"] = True

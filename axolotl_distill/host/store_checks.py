@@ -117,6 +117,14 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
             f"{', or '.join(['Use one of them', again, *others])}.",
             StoreError,
         )
+    if support == "renormalize":
+        yield Finding(
+            "distill.support",
+            "`distill.support: renormalize` leaves out of the loss what a record does not hold,",
+            "and of all that was tried students learned least from it.",
+            "Remove the key; docs/guide.md, 'Which record', has the figures.",
+            error=None,
+        )
     if args.temperature in store.manifest.tail_estimated and support == "tail_bucket":
         yield Finding(
             "distill.temperature",

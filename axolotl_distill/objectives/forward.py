@@ -18,10 +18,9 @@ from transformers.utils import ModelOutput
 
 from axolotl_distill.objectives.base import Objective
 from axolotl_distill.objectives.student import Student
-from axolotl_distill.signal.batch import ENTRIES, ENTROPY, IGNORE, TAIL, TARGETS, WEIGHTS
+from axolotl_distill.signal.batch import COLUMNS, IGNORE, TARGETS, WEIGHTS
 from axolotl_distill.signal.source import SignalSource
 
-COLUMNS = tuple(column.name for column in (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY))
 OBJECTIVES = "distill_objectives"
 
 
@@ -59,6 +58,7 @@ def attach_distill_forward(
     assert source is not None or not wanted, "an objective wants a signal, and there is no source"
     asked = source if wanted else None
     student = Student(causal_lm)
+    names = [column.name for column in COLUMNS]
     parts = nn.ModuleList(objectives)
     causal_lm.add_module(OBJECTIVES, parts)
     unsaved = [f"{OBJECTIVES}.{name}" for name in parts.state_dict()]
@@ -67,7 +67,7 @@ def attach_distill_forward(
 
     @functools.wraps(student.forward)
     def forward(*args: Any, num_items_in_batch: Tensor | int | None = None, **kwargs: Any) -> Any:
-        columns = {name: kwargs.pop(name) for name in COLUMNS if kwargs.get(name) is not None}
+        columns = {name: kwargs.pop(name) for name in names if kwargs.get(name) is not None}
         if TARGETS.name not in columns:
             return student.forward(*args, **kwargs)
         rows, targets, weights = _supervised(columns)
@@ -86,6 +86,7 @@ def attach_distill_forward(
             loss = loss + output.router_loss * _per_item(items, divisor)
         metrics = Metrics(loss=(total.detach(), items))
         for term in terms:
+            assert not metrics.keys() & term.metrics.keys(), "two objectives log one name"
             metrics |= term.metrics
         return DistillModelOutput(loss=loss, metrics=metrics)
 

@@ -53,6 +53,8 @@ WEIGHTS = Column("target_weight", np.float32, 0.0)
 ENTRIES = Column("teacher_entries", np.int32, -1)
 TAIL = Column("teacher_tail", np.int16, 0)
 ENTROPY = Column("teacher_entropy", np.int16, 0)
+COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY)
+"""What is ours in a batch, and no model's to be called with"""
 
 
 def of_next(values: np.ndarray, column: Column, starts: ArrayLike = ()) -> np.ndarray:

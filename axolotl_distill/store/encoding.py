@@ -3,7 +3,8 @@
 entry    uint32: token id in the high `id_bits`, a code in the low `value_bits`
          id_bits = bits of (vocab_size - 1), value_bits = 32 - id_bits
 code     log-probability records: logprob = -code * 32 / (2^value_bits - 2), in nats
-         records of draws:        how often the id was drawn
+         records of draws:        in how many of the record's `parts` the id comes
+packed   an entry of draws in 24 bits where they hold it: id, then code - 1; little-endian
 PAD      0xFFFFFFFF, no entry; no other entry has a code of all ones
 tail     int16: round(1024 * ln(tail mass / head mass)); -32768 = no tail at all
 entropy  int16: round(1024 * nats)
@@ -55,8 +56,40 @@ def decode_logprobs(entries: np.ndarray, vocab_size: int) -> tuple[np.ndarray, n
     return ids, logprobs.astype(np.float32)
 
 
+def bytes_an_entry(vocab_size: int, draws: int) -> int:
+    """Of records of `draws`, packed: 3 where the bits beside an id count to `draws`, else 4."""
+    return 3 if draws <= 1 << max(0, 24 - id_bits(vocab_size)) else 4
+
+
+def parts(vocab_size: int, draws: int) -> int:
+    """What the counts of a record of `draws` sum to: the largest multiple of `draws` that an entry
+    can count to. 0 where it cannot count to `draws`."""
+    if bytes_an_entry(vocab_size, draws) == 3:
+        most = 1 << (24 - id_bits(vocab_size))
+    else:
+        most = max_code(vocab_size)
+    return most // draws * draws
+
+
+def pack_entries(entries: np.ndarray, vocab_size: int) -> np.ndarray:
+    """uint8 [E, 3] from entries uint32 [E] of counts that 24 bits hold."""
+    ids, counts = decode_counts(entries, vocab_size)
+    packed = (ids << (24 - id_bits(vocab_size))) | (counts - 1)
+    return np.ascontiguousarray(packed.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3])
+
+
+def unpack_entries(packed: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Entries uint32 [E] from uint8 [E, 3]; an id may be outside the vocabulary."""
+    wide = np.zeros((len(packed), 4), np.uint8)
+    wide[:, :3] = packed
+    joined = wide.view("<u4")[:, 0]
+    bits = 24 - id_bits(vocab_size)
+    ids, counts = joined >> bits, (joined & ((1 << bits) - 1)) + 1
+    return (ids << np.uint32(32 - id_bits(vocab_size))) | counts.astype(np.uint32)
+
+
 def encode_counts(ids: np.ndarray, counts: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Entries uint32, shaped like `ids`, from ids and how often (at least once) each was drawn.
+    """Entries uint32, shaped like `ids`, from ids and in how many parts (at least one) each comes.
 
     Raises StoreError for a count that an entry cannot hold, and for ids outside the vocabulary.
     """

@@ -1,7 +1,9 @@
 """What a manifest may say: strict types, nothing unknown, and numbers that agree.
 
 The descriptions (`tokenizer`, `teacher`, `source`, `terms`) may say more than is asked for here;
-everything that files are read by is closed.
+everything that files are read by is closed. Descriptions are TypedDicts and no models: pydantic
+checks both, but a model would write a null for what nobody said, and a key that it does not know
+would be no ordinary key; the seal is over what was said.
 """
 
 from itertools import pairwise
@@ -16,7 +18,7 @@ from axolotl_distill.store.payloads.base import Temperature
 
 RECORD_BITS = 40
 MAX_SHARDS = 100_000
-# Entries; offsets have 32 bits.
+# Entries; what tells where a record lies has 32 bits.
 LONGEST_SHARD = 1 << 32
 
 _CLOSED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -95,7 +97,7 @@ class Contents(BaseModel):
     vocab_size: int
     id_bits: int
     payloads: Payloads
-    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=64)]
+    temperatures: Annotated[list[Temperature], Field(max_length=64)]
     sequence_len: Annotated[int, Field(ge=0, lt=1 << 32)]
     tokenizer: Tokenizer
     teacher: Teacher
@@ -117,7 +119,9 @@ class Contents(BaseModel):
             )
         self.payloads.check_vocabulary(self.vocab_size)
         _ascending("temperatures", self.temperatures)
-        if 1.0 not in self.temperatures:
+        if "tail" not in self.payloads.columns and self.temperatures:
+            raise ValueError(f"`temperatures` are {self.temperatures}, and no tail is stored")
+        if "tail" in self.payloads.columns and 1.0 not in self.temperatures:
             raise ValueError(f"`temperatures` are {self.temperatures}, without 1.0")
         _ascending("tail_estimated", self.tail_estimated)
         if not set(self.tail_estimated) <= set(self.temperatures):

@@ -14,10 +14,11 @@ from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.sealed import strict_json
 
 DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("<u1"),
-    "I8": np.dtype("<i1"),
-    "I16": np.dtype("<i2"),
+    "U8": np.dtype("u1"),
+    "U16": np.dtype("<u2"),
     "U32": np.dtype("<u4"),
+    "I8": np.dtype("i1"),
+    "I16": np.dtype("<i2"),
     "F16": np.dtype("<f2"),
 }
 """What a payload may hold, by safetensors' names"""

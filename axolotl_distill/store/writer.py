@@ -145,7 +145,7 @@ class StoreWriter:
             source_stop=self.next_source_row,
             files={},
         )
-        tensors = save(self.manifest.payloads.pack(records))
+        tensors = save(self.manifest.payloads.pack(records, self.manifest.shape_of(shard)))
         with refusals(self.path, StoreError, KEY):
             shard.files[shard.rows_file] = self._write(
                 shard.rows_file, lambda file: write_rows(self._rows, file)

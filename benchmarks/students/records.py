@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.entries import decode_entries
-from axolotl_distill.store.payloads import distribution_of
+from axolotl_distill.store.payloads import Shape, distribution_of
 
 ENTRY_BYTES = 3
 """Seventeen bits of an id and seven of a value, for the kinds that no store has"""
@@ -88,10 +88,7 @@ def _stored(support: Support) -> Callable[..., Record]:
     def make(logits: Tensor, temperature: float, size: str, rng: torch.Generator) -> Record:
         number = int(size)
         if support == "sampled":
-            method = {
-                "method": "sampled", "draws": number, "sampling_temperature": temperature,
-                "temperatures": [],
-            }  # fmt: skip
+            method = {"draws": number, "sampling_temperature": temperature}
         else:
             method = {"k": number, "temperatures": [temperature]}
         args = CaptureArgs.model_validate({"teacher": "-", "output": "-", **method})
@@ -110,7 +107,8 @@ def _stored(support: Support) -> Callable[..., Record]:
             else None,
             entropy=None if batch.entropy is None else torch.from_numpy(batch.entropy),
         )
-        stored = sum(array.nbytes for array in distribution_of(args).pack(batch).values())
+        shape = Shape(logits.shape[1], args.temperatures, len(batch), len(batch.entries))
+        stored = sum(array.nbytes for array in distribution_of(args).pack(batch, shape).values())
         return fused(teacher, support, temperature, stored / len(batch))
 
     return make
@@ -124,6 +122,13 @@ def _teacher_renormalised(
     # Cross-entropy with weights that sum to one is what `sampled` computes.
     teacher = SparseTeacher(top.indices, top.values.log_softmax(-1))
     return fused(teacher, "sampled", temperature, 4.0 * int(size))
+
+
+def _independent(logits: Tensor, temperature: float, size: str, rng: torch.Generator) -> Record:
+    """n independent draws: Sparse Logit Sampling, arXiv 2503.16870."""
+    drawn = _draws((logits / temperature).softmax(-1), int(size), rng)
+    weight = torch.full(drawn.shape, 1 / int(size))
+    return _weighted(torch.zeros_like(logits).scatter_add_(1, drawn, weight), temperature)
 
 
 def _topk_and_draws(logits: Tensor, temperature: float, size: str, rng: torch.Generator) -> Record:
@@ -160,22 +165,6 @@ def _systematic(logits: Tensor, temperature: float, size: str, rng: torch.Genera
     return _weighted(counts / n, temperature)
 
 
-def _strata(logits: Tensor, temperature: float, size: str, rng: torch.Generator) -> Record:
-    """Tokens above 1/n with their share, in parts of 1/D; of the rest, even draws of 1/n each."""
-    n, most = (int(part) for part in (*size.split("/"), 127)[:2])
-    lump = max(1, most // n)
-    parts = []
-    for part in (logits / temperature).split(AT_ONCE):
-        p = part.double().softmax(-1)
-        head = p > 1 / n
-        lumps = _evenly(p.masked_fill(head, 0.0) * n, rng)
-        left = n * lump - lump * lumps.sum(-1, keepdim=True)
-        kept = p * head
-        kept = kept / kept.sum(-1, keepdim=True).clamp_min(1e-30) * left
-        parts.append((_evenly(kept, rng) + lumps * lump) / (n * lump))
-    return _weighted(torch.cat(parts), temperature)
-
-
 def _evenly(expected_NV: Tensor, rng: torch.Generator) -> Tensor:
     """Whole numbers whose expectations are those given, of rows that sum to (nearly) whole ones or
     not: each a floor or a ceiling."""
@@ -209,9 +198,9 @@ KINDS: dict[str, Callable[..., Record]] = {
     "tail_bucket": _stored("tail_bucket"),
     "renormalized": _stored("renormalize"),
     "teacher_renormalized": _teacher_renormalised,
-    "draws": _stored("sampled"),
+    "sampled": _stored("sampled"),
+    "independent": _independent,
     "systematic": _systematic,
-    "strata": _strata,
     "topk_and_draws": _topk_and_draws,
     "flat_draws": _flat_draws,
 }

@@ -1,4 +1,4 @@
-"""The texts that students learn from, as streams of tokens: docstrings and the teacher's own.
+"""The texts that students learn from: docstrings and the teacher's own, as streams of chats.
 
 Held-out tokens are of modules that no training text is about.
 """
@@ -13,11 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).resolve().parent.parent.parent
 TEACHER = ROOT / ".cache/smollm2"
 ROWS = ROOT / ".cache/pydoc-chat"
-BATCH, ANSWER = 32, 224
+CHATS, BATCH, ANSWER = 256, 32, 224
+IGNORE = -100
 
 
 def text(name: str, cache: Path) -> dict[str, Tensor]:
-    """`docstrings` or `teacher`: int64 streams `train` and `heldout`, made once."""
+    """`docstrings` or `teacher`: streams `train` and `heldout`, made once. Each is int64 [2, S]:
+    the tokens, and what a position has to predict: the next token of an answer, else -100."""
     file = cache / f"text-{name}.pt"
     if not file.exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -28,19 +30,29 @@ def text(name: str, cache: Path) -> dict[str, Tensor]:
     return torch.load(file)
 
 
-def _rows(part: str) -> list[list[dict[str, str]]]:
+def _questions_and_answers(part: str) -> list[list[dict[str, str]]]:
+    """The first of every row."""
     lines = (ROWS / f"{part}.jsonl").read_text().splitlines()
-    return [json.loads(line)["messages"] for line in lines]
+    return [json.loads(line)["messages"][:2] for line in lines]
 
 
 def _stream(chats: list[list[dict[str, str]]]) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(TEACHER)
-    ids = [tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"] for chat in chats]
-    return torch.tensor([token for chat in ids for token in chat])
+    ids: list[int] = []
+    targets: list[int] = []
+    for chat in chats:
+        asked = tokenizer.apply_chat_template(
+            chat[:1], add_generation_prompt=True, return_dict=True
+        )["input_ids"]
+        whole = tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+        assert whole[: len(asked)] == asked, "a template writes the prompt of an answer alike"
+        ids += whole
+        targets += [IGNORE] * (len(asked) - 1) + whole[len(asked) :] + [IGNORE]
+    return torch.tensor([ids, targets])
 
 
 def _docstrings(part: str) -> Tensor:
-    return _stream(_rows(part))
+    return _stream(_questions_and_answers(part))
 
 
 @torch.inference_mode()
@@ -49,7 +61,7 @@ def _teacher_writes(part: str) -> Tensor:
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(TEACHER, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(TEACHER, dtype=torch.float32).eval()
-    chats = [[chat[0]] for chat in _rows(part)][:256]
+    chats = [chat[:1] for chat in _questions_and_answers(part)][:CHATS]
     written = []
     for start in range(0, len(chats), BATCH):
         batch = chats[start : start + BATCH]

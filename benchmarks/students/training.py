@@ -11,15 +11,16 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
 from students.records import record
+from students.texts import IGNORE
 
-WINDOW, WINDOWS_A_STEP = 480, 2
-HELD_OUT_WINDOWS = 6
+WINDOW = 480
+TRAIN_WINDOWS, HELD_OUT_WINDOWS = 64, 8
 LEARNING_RATE, WARM_UP, CLIP = 2e-4, 0.2, 1.0
 
 
 @dataclass(frozen=True)
 class Run:
-    """One point of the grid. Equal tokens: step i of a seed sees the same ones, whatever the kind.
+    """One point of the grid. Step i of a seed sees the same tokens, whatever the kind.
 
     text         docstrings or teacher
     student      a folder beside the teacher's
@@ -57,19 +58,29 @@ class Lesson:
     """A text as its teacher reads it: windows, and the hidden states behind its logits."""
 
     def __init__(self, stream: Tensor, teacher: Path, windows: int):
-        wanted = windows * WINDOW + 1
-        if len(stream) < wanted:
-            raise ValueError(f"the text has {len(stream)} tokens, and {wanted} were asked for")
-        self.inputs = stream[: wanted - 1].view(windows, WINDOW)
-        self.labels = stream[1:wanted].view(windows, WINDOW)
+        if stream.shape[1] < windows * WINDOW:
+            raise ValueError(
+                f"the text has {stream.shape[1]} tokens, and {windows * WINDOW} were asked for"
+            )
+        self.inputs, self.targets = stream[:, : windows * WINDOW].view(2, windows, WINDOW)
         model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32).eval()
         self.head = model.lm_head.weight.detach()
         with torch.no_grad():
-            self.hidden = torch.cat([_hidden(model, part) for part in self.inputs.split(2)])
+            self.hidden = torch.cat([_hidden(model, part) for part in self.inputs.split(1)])
 
-    def logits(self, windows: Tensor) -> Tensor:
-        """The teacher's logits [N, V] of some windows."""
-        return self.hidden[windows].flatten(0, 1) @ self.head.t()
+    def labels(self, window: int) -> Tensor:
+        """The tokens [N] that a window's answers consist of."""
+        targets = self.targets[window]
+        return targets[targets != IGNORE]
+
+    def logits(self, window: int) -> Tensor:
+        """The teacher's logits [N, V] at the positions that predict them."""
+        return self.hidden[window][self.targets[window] != IGNORE] @ self.head.t()
+
+    def student_hidden(self, model: torch.nn.Module, window: int) -> Tensor:
+        """Hidden states [N, D] at the same positions."""
+        hidden = _hidden(model, self.inputs[window : window + 1])[0]
+        return hidden[self.targets[window] != IGNORE]
 
 
 def _hidden(model: torch.nn.Module, ids: Tensor) -> Tensor:
@@ -92,18 +103,16 @@ def train(run: Run, lesson: Lesson, student: Path) -> tuple[torch.nn.Module, flo
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     shuffle = torch.Generator().manual_seed(run.seed)
     a_pass = run.steps // run.epochs
-    chosen = torch.randperm(len(lesson.inputs), generator=shuffle)[: a_pass * WINDOWS_A_STEP]
+    chosen = torch.randperm(len(lesson.inputs), generator=shuffle)[:a_pass].tolist()
     sizes = []
     for step in range(run.steps):
         at, again = step % a_pass, step // a_pass if run.fresh else 0
-        windows = chosen.view(a_pass, WINDOWS_A_STEP)[at]
-        labels = lesson.labels[windows].flatten()
+        window = chosen[at]
         draw = (run.seed * 1009 + at) * 101 + again
-        made = record(run.kind, lesson.logits(windows), run.temperature, draw)
+        made = record(run.kind, lesson.logits(window), run.temperature, draw)
         sizes.append(made.bytes_a_token)
-        hidden = _hidden(model, lesson.inputs[windows]).flatten(0, 1)
-        weight = model.lm_head.weight
-        loss = made.loss(hidden, weight, labels, run.alpha)
+        hidden = lesson.student_hidden(model, window)
+        loss = made.loss(hidden, model.lm_head.weight, lesson.labels(window), run.alpha)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
@@ -115,15 +124,15 @@ def train(run: Run, lesson: Lesson, student: Path) -> tuple[torch.nn.Module, flo
 @torch.no_grad()
 def score(model: torch.nn.Module, heldout: Lesson) -> Scores:
     kl = nll = agreed = 0.0
+    count = 0
     for window in range(len(heldout.inputs)):
-        windows = torch.tensor([window])
-        log_p = heldout.logits(windows).log_softmax(-1)
-        hidden = _hidden(model, heldout.inputs[windows]).flatten(0, 1)
+        log_p = heldout.logits(window).log_softmax(-1)
+        hidden, labels = heldout.student_hidden(model, window), heldout.labels(window)
         log_q = (hidden @ model.lm_head.weight.t()).log_softmax(-1)
         kl += F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
-        nll += F.nll_loss(log_q, heldout.labels[window], reduction="sum").item()
-        agreed += (log_q.argmax(-1) == log_p.argmax(-1)).sum().item()
-    count = heldout.labels.numel()
+        nll += F.nll_loss(log_q, labels, reduction="sum").item()
+        agreed += int((log_q.argmax(-1) == log_p.argmax(-1)).sum())
+        count += labels.numel()
     return Scores(kl / count, agreed / count, math.exp(nll / count))
 
 

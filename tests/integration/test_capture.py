@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from support.axolotl_run import BASE, environment
+from support.axolotl_run import BASE, environment, run_axolotl
 from support.cli import CHATS, COMMAND, distill, distill_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -126,22 +126,33 @@ def test_killed_and_run_again(tmp_path, config):
     assert "complete" in again.stdout
 
 
-def test_sampled_and_nucleus(tmp_path, config):
-    def sampled(values):
+def test_draws_are_the_default_and_nucleus(tmp_path, config):
+    def unsaid(values):
         del values["distill"]["capture"]["k"]
-        values["distill"]["capture"].update(
-            method="sampled", draws=20, sampling_temperature=2.0, temperatures=[2.0]
-        )
 
-    distill_here("capture", config(sampled), "--limit", 10)
+    distill_here("capture", config(unsaid), "--limit", 10)
     store = verify_store(tmp_path / "store")
-    assert store.num_rows == 10 and store.manifest.payloads.distribution.draws == 20
+    assert store.num_rows == 10
+    assert store.manifest.payloads.distribution.model_dump() == {
+        "kind": "sampled",
+        "draws": 16,
+        "temperature": 2.0,
+        "seed": 0,
+    }
+    assert store.manifest.temperatures == [] and store.manifest.bytes_a_record < 3 * 16 + 4
+
+    # The teacher is the student as it starts. Draws say so on average: 0.6 nats is the standard
+    # deviation of one token here, and another token's record is several nats away.
+    run = run_axolotl(tmp_path, {**yaml.safe_load(config(unsaid).read_text()), "max_steps": 1})
+    assert abs(run.steps[0]["distill/kl"]) < 0.5
+    assert run.steps[0]["distill/teacher_mass"] == pytest.approx(1)
 
     def nucleus(values):
         del values["distill"]["capture"]["k"]
         values["distill"]["capture"].update(method="nucleus", p=0.5, max_k=30)
 
-    distill_here("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
+    done = distill_here("capture", config(nucleus), "--output", tmp_path / "nucleus", "--limit", 10)
+    assert "With `method: sampled`, the default" in done.stdout
     entries = verify_store(tmp_path / "nucleus").read(np.arange(50)).entries
     assert entries.shape[1] <= 30
 

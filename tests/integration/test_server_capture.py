@@ -138,7 +138,7 @@ def test_short_rows_keep_what_came(tmp_path, model, rows, local, engine):
 
     store = from_server(tmp_path / "store", rows, model, engine, spoil=shorten)
     assert_same(store, local, least=5)
-    assert "offsets" in store.arrays(0)
+    assert "lengths" in store.arrays(0)
 
 
 def test_every_fault_and_nothing_lost_doubled_or_misaligned(tmp_path, model, rows, local):

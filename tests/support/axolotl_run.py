@@ -102,11 +102,17 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run_axolotl(
-    folder: Path, config: dict[str, Any], *, processes: int = 1, check: bool = True
+    folder: Path,
+    config: dict[str, Any],
+    *,
+    act: str = "train",
+    processes: int = 1,
+    check: bool = True,
 ) -> Run:
-    """Write BASE updated by `config` to a YAML and train on it; `folder` holds all it leaves."""
+    """Write BASE updated by `config` to a YAML and train on it, or do what else Axolotl does with
+    one; `folder` holds all it leaves."""
     path, output = write_config(folder, config)
-    command = [sys.executable, "-m", "axolotl.cli.train", str(path)]
+    command = [sys.executable, "-m", f"axolotl.cli.{act}", str(path)]
     env = environment()
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]

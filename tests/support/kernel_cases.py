@@ -200,6 +200,7 @@ def naive_divergence(
     p, q = log_p.exp(), log_q.exp()
     if name == "tvd":
         return (p - q).abs().sum() / 2
+    assert name == "adaptive_kl", name
     count = p.numel() - has_tail
     head, mass = [], 0.0
     for i in sorted(range(count), key=lambda i: -p[i]):

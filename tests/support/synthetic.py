@@ -25,7 +25,7 @@ def manifest(kind: str = "nucleus", rows: int = 40, **changes: Any) -> Manifest:
     header = {
         "vocab_size": VOCAB,
         "payloads": [payload],
-        "temperatures": TEMPERATURES,
+        "temperatures": [] if kind == "sampled" else TEMPERATURES,
         "sequence_len": 4096,
         "tokenizer": {"fingerprint": "f" * 64, "name": "made-up"},
         "teacher": {"name": "made-up", "dtype": "float32"},
@@ -54,6 +54,7 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
         parts = []
         for _ in range(records):
             draws, counts = np.unique(rng.integers(0, VOCAB, 12), return_counts=True)
+            counts *= encoding.parts(VOCAB, 12) // 12
             parts.append(encoding.encode_counts(draws, counts, VOCAB))
     else:
         lengths = np.full(records, 6) if kind == "topk" else rng.integers(1, 10, records)
@@ -65,13 +66,11 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
             )
             for n in lengths
         ]
-    columns = {
-        "entries": np.concatenate(parts),
-        "tail": rng.integers(-32768, 32768, (records, 2)).astype(np.int16),
-    }
+    columns = {"entries": np.concatenate(parts)}
     if kind == "sampled":
         columns["entropy"] = rng.integers(0, 8700, records).astype(np.int16)
     else:
+        columns["tail"] = rng.integers(-32768, 32768, (records, 2)).astype(np.int16)
         # The tail at T = 1 is what the entries leave.
         held = [np.exp(encoding.decode_logprobs(part, VOCAB)[1]).sum() for part in parts]
         columns["tail"][:, 0] = encoding.encode_tail(np.log1p(-np.array(held)), np.log(held))

@@ -32,15 +32,23 @@ UNREAD = [
     (DistillArgs, {"skew": 0.1}, "skew_forward_kl` and `divergence: skew_reverse_kl` only"),
     (DistillArgs, {"divergence": "jsd", "akl_mu": 0.5}, "`divergence` is jsd"),
     (DistillArgs, {"teacher": "text", "alpha": 0.7}, "`alpha: 0.7` is not read with `teacher: t"),
-    (DistillArgs, {"teacher": "text", "temperature": 2.0}, "`temperature: 2` is not read with"),
+    (DistillArgs, {"teacher": "text", "temperature": 1.0}, "`temperature: 1` is not read with"),
     (DistillArgs, {"teacher": "text", "divergence": "forward_kl"}, "`divergence: forward_kl` is n"),
     (DistillArgs, {"teacher": "text", "support": None}, "`support` is not read with"),
     (DistillArgs, capture(method="nucleus", k=64), "`k: 64` is read by `method: topk` only"),
-    (DistillArgs, capture(p=0.98), "`p: 0.98` is read by `method: nucleus` only"),
-    (DistillArgs, capture(max_k=256), "`max_k: 256`"),
-    (DistillArgs, capture(draws=50), "`draws: 50` is read by `method: sampled` only"),
-    (DistillArgs, capture(sampling_temperature=1.0), "`sampling_temperature: 1`"),
-    (DistillArgs, capture(seed=0), "`seed: 0`"),
+    (DistillArgs, capture(method="topk", p=0.98), "`p: 0.98` is read by `method: nucleus` only"),
+    (DistillArgs, capture(method="topk", max_k=256), "`max_k: 256`"),
+    (
+        DistillArgs,
+        capture(method="topk", draws=50),
+        "`draws: 50` is read by `method: sampled` only",
+    ),
+    (DistillArgs, capture(method="topk", sampling_temperature=1.0), "`sampling_temperature: 1`"),
+    (
+        DistillArgs,
+        capture(method="topk", seed=0),
+        "`seed: 0` is read by `method: sampled` only, and",
+    ),
     (DistillArgs, capture(SERVED, batch_tokens=None), "`batch_tokens` is read without `teacher.se"),
     (TeacherArgs, {**SERVED, "dtype": "auto"}, "`dtype: auto` is read without `server` only"),
     (TeacherArgs, {**SERVED, "device": "auto"}, "`device: auto`"),
@@ -151,7 +159,43 @@ def test_a_block_is_handed_on_as_it_was_written():
 
 
 def test_the_command_line_names_another_teacher():
-    given = parse_distill(capture({"model": "m", "dtype": "float32"}, k=8)).capture
+    given = parse_distill(capture({"model": "m", "dtype": "float32"}, k=8))
     other = capture_args(given, "n", "elsewhere")
     assert other.teacher == TeacherArgs(model="n", dtype="float32")
     assert (other.output, other.k) == ("elsewhere", 8)
+
+
+@pytest.mark.parametrize(
+    ("block", "method", "at"),
+    [
+        ({}, "sampled", 1.0),
+        ({"temperature": 2.0}, "sampled", 2.0),
+        ({"support": "sampled", "temperature": 3}, "sampled", 3.0),
+        ({"divergence": "jsd"}, "topk", None),
+        ({"support": "renormalize"}, "topk", None),
+        ({"capture": {"teacher": SERVED}}, "topk", None),
+        ({"capture": {"k": 8}}, "topk", None),
+        ({"capture": {"max_k": 8}}, "nucleus", None),
+        ({"capture": {"draws": 8}}, "sampled", 1.0),
+        ({"capture": {"sampling_temperature": 1.0}, "temperature": 1.0}, "sampled", 1.0),
+    ],
+)
+def test_a_store_nothing_is_said_of_is_one_that_the_loss_can_be_had_from(block, method, at):
+    keys = {"teacher": "m", "output": "o", **block.get("capture", {})}
+    args = parse_distill({**block, "capture": keys})
+    assert args.capture.method == method
+    if at is not None:
+        assert args.capture.sampling_temperature == at
+    # What Axolotl dumps and hands on is read alike.
+    assert parse_distill(args.model_dump(exclude_unset=True)) == args
+    again = capture_args(args, None, "elsewhere")
+    assert again.method == method and again.output == "elsewhere"
+    if at is not None:
+        assert again.sampling_temperature == at
+
+
+def test_a_teacher_of_the_command_line_decides_too():
+    """`--teacher` comes after the block was read."""
+    given = parse_distill({"temperature": 1.0})
+    assert capture_args(given, "m", "o").method == "sampled"
+    assert capture_args(given, "m", "o").sampling_temperature == 1.0

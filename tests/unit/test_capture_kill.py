@@ -45,6 +45,8 @@ class SlowUnigram:
 
     Every row it gave is a byte in `given`."""
 
+    vocab_size = VOCAB
+
     def __init__(self, pause: float = 0.0, given: int | None = None):
         table = torch.randn(VOCAB, VOCAB // 50, generator=torch.Generator().manual_seed(0))
         self.table, self.pause, self.given = table, pause, given
@@ -68,7 +70,7 @@ class Counted(GradedSource):
 def run(path, teacher, shard_records=SHARD_RECORDS):
     header = manifest("topk", source=about_rows(rows()))
     with Capture(path, header, rows(), str, shard_records=shard_records) as capture:
-        return capture(Counted(teacher, ARGS))
+        return capture(Counted(teacher, ARGS, ARGS.batch_tokens))
 
 
 def content(path):
@@ -194,10 +196,10 @@ def test_rows_of_another_config_are_not_dropped(tmp_path):
     writer = StoreWriter.create_or_resume(path, manifest("topk"))
     with RecordJournal(path, writer.manifest.uid) as journal:
         journal.read(0)
-        (found,) = GradedSource(SlowUnigram(), ARGS).records({0: rows()[0]})
+        (found,) = GradedSource(SlowUnigram(), ARGS, ARGS.batch_tokens).records({0: rows()[0]})
         journal.append(*found)
     writer.abandon()
-    with pytest.raises(StoreError, match="another `method`"):
+    with pytest.raises(StoreError, match="another `payloads`"):
         StoreWriter.create_or_resume(path, manifest("nucleus"))
     assert StoreWriter.create_or_resume(path, manifest("topk")).manifest.uid == writer.manifest.uid
 

@@ -45,6 +45,8 @@ class LazyRows(Sequence):
 class Unigram:
     """A teacher whose logits depend on the token alone."""
 
+    vocab_size = VOCAB
+
     def __init__(self):
         self.table = torch.randn(VOCAB, VOCAB // 50, generator=torch.Generator().manual_seed(0))
         self.most_tokens = 0
@@ -70,7 +72,7 @@ def test_nothing_grows_with_the_dataset(tmp_path):
         lambda ids: open_records.append(capture.writer.open_records) or "",
         shard_records=args.shard_records,
     ) as capture:
-        report = capture(GradedSource(teacher, args))
+        report = capture(GradedSource(teacher, args, args.batch_tokens))
     assert report.rows == ROWS and report.skipped == 0
     assert open_store(tmp_path / "store").num_records == report.records
     assert rows.most <= 2 * WINDOW_ROWS

@@ -30,13 +30,10 @@ class Hidden(Payload):
 
     columns: ClassVar[tuple[str, ...]] = ("hidden",)
 
-    def bytes_a_record(self, temperatures):
-        return 2 * self.width
-
     def tensors(self, shape, present):
         return {"hidden": ("F16", (shape.records, self.width))}
 
-    def pack(self, records):
+    def pack(self, records, shape):
         return dict(records.columns)
 
     def check_batch(self, records, shape):

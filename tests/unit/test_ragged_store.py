@@ -10,8 +10,9 @@ import pytest
 from support.synthetic import VOCAB, about_rows, edit_manifest, fill, manifest, row
 
 from axolotl_distill.errors import StoreCorruptError
-from axolotl_distill.store import StoreWriter, open_store, verify_store
-from axolotl_distill.store.encoding import decode_logprobs
+from axolotl_distill.store import RecordBatch, StoreWriter, open_store, verify_store
+from axolotl_distill.store.encoding import decode_counts, decode_logprobs, encode_counts, parts
+from axolotl_distill.store.payloads.entries import starts_of
 
 DOC = Path(__file__).resolve().parents[2] / "docs" / "store-format.md"
 
@@ -43,13 +44,13 @@ def test_short_records_are_read_as_written(tmp_path):
     assert start == store.num_records
 
 
-def test_whole_records_need_no_offsets(tmp_path):
+def test_whole_records_need_no_lengths(tmp_path):
     store = open_store(ragged(tmp_path / "store", k=9))
-    assert ["offsets" in store.arrays(shard) for shard in (0, 1)] == [True, True]
+    assert ["lengths" in store.arrays(shard) for shard in (0, 1)] == [True, True]
     header = manifest("topk", rows=8)
     with StoreWriter.create_or_resume(tmp_path / "whole", header) as writer:
         fill(writer, "topk", 8, 10_000)
-    assert "offsets" not in open_store(tmp_path / "whole").arrays(0)
+    assert "lengths" not in open_store(tmp_path / "whole").arrays(0)
 
 
 def test_a_record_of_more_than_k_is_not_taken(tmp_path):
@@ -71,6 +72,34 @@ def test_read_without_this_package(tmp_path):
     ids, logprobs = decode_logprobs(records.entries[: records.lengths[0]], VOCAB)
     assert seen["ids"] == ids.tolist()
     assert seen["logprobs"] == pytest.approx(logprobs.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("draws, width", [(12, 3), (3000, 4)])
+def test_draws_are_read_without_this_package(tmp_path, draws, width):
+    """A count of 3,000 does not fit beside 13 bits of an id in 24."""
+    payload = {"kind": "sampled", "draws": draws, "temperature": 1.0, "seed": 0}
+    made = row(0, "sampled")
+    header = manifest("sampled", rows=1, payloads=[payload])
+    records = made["records"]
+    share = parts(VOCAB, draws) // parts(VOCAB, 12)
+    ids, counts = decode_counts(records.entries, VOCAB)
+    if draws != 12:
+        counts = counts * share
+        counts[starts_of(records.lengths)] += parts(VOCAB, draws) - share * parts(VOCAB, 12)
+    made["records"] = RecordBatch(
+        {**records.columns, "entries": encode_counts(ids, counts, VOCAB)}, records.lengths
+    )
+    with StoreWriter.create_or_resume(tmp_path, header) as writer:
+        writer.append(**made)
+    store = verify_store(tmp_path)
+    assert store.arrays(0)["entries"].itemsize * store.arrays(0)["entries"][0].size == width
+    code = DOC.read_text().split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    seen, first = json.loads(done.stdout), slice(records.lengths[0])
+    assert seen["ids"] == ids[first].tolist()
+    assert seen["shares"] == pytest.approx((counts[first] / parts(VOCAB, draws)).tolist())
 
 
 def test_a_store_that_was_begun_and_given_up_binds_nobody(tmp_path):

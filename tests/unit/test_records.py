@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from axolotl_distill.capture.draws import draw
 from axolotl_distill.capture.graded import length_batches
 from axolotl_distill.capture.records import make_records
 from axolotl_distill.config.capture import CaptureArgs
@@ -13,6 +14,7 @@ from axolotl_distill.store.encoding import (
     decode_logprobs,
     decode_tail,
     max_code,
+    parts,
 )
 
 ROWS, VOCAB = 12, 3000
@@ -55,23 +57,52 @@ def test_entries_and_tails(logits, method):
             assert seen == pytest.approx(tail, rel=1e-3, abs=1e-9)
 
 
-def test_draws(logits):
-    wanted = args(method="sampled", draws=400, sampling_temperature=2.0, temperatures=[2.0])
+def test_draws_are_what_the_format_says(logits):
+    wanted = args(draws=20, sampling_temperature=2.0)
     batch = make_records(logits, wanted, seed=3)
     again = make_records(logits, wanted, seed=3)
     assert (batch.entries == again.entries).all()
     assert (make_records(logits, wanted, seed=4).entries != batch.entries[:1]).any()
     probs = (logits.double() / 2.0).softmax(-1)
+    whole = parts(VOCAB, 20)
+    assert whole == 20 * (4096 // 20), "12 of 24 bits are the id's"
     for row, entries in enumerate(split(batch)):
         ids, counts = decode_counts(entries, VOCAB)
-        assert counts.sum() == 400 and (np.diff(ids) > 0).all()
-        # Five standard deviations of a binomial, for the likeliest token.
-        top = int(probs[row].argmax())
-        p = probs[row, top].item()
-        count = counts[ids == top].sum()
-        assert abs(count - 400 * p) < 5 * (400 * p * (1 - p)) ** 0.5 + 1
+        assert counts.sum() == whole and (np.diff(ids) > 0).all() and len(ids) <= 20
+        tail = probs[row, ids].numpy() <= 1 / 20
+        assert (counts[tail] == whole // 20).all()
     entropy = -(probs * probs.log()).sum(-1).numpy()
     assert decode_entropy(batch.entropy) == pytest.approx(entropy, abs=2e-3)
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("draws", [1, 3, 16])
+def test_draws_are_unbiased(spread, draws):
+    """Means of many against the distribution: flat ones, which have no head, and peaked ones."""
+    vocab, whole, times = 40, draws * 64, 20_000
+    logits = torch.randn(1, vocab) * spread
+    generator = torch.Generator().manual_seed(5)
+    counts = draw(logits.expand(times, -1), draws, whole, generator)
+    assert (counts.sum(-1) == whole).all()
+    share = counts.double() / whole
+    p = logits.double().softmax(-1)[0]
+    # Of independent draws, whose variance is the larger one.
+    error = (p * (1 - p) / draws / times).sqrt()
+    assert ((share.mean(0) - p).abs() < 5 * error + 1e-9).all()
+    chance = (p / draws**3 / times).sqrt()
+    assert (share.var(0) <= p * (1 - p) / draws + 5 * chance + 1e-9).all()
+    likely = p > 1 / draws
+    if likely.any() and not likely.all():
+        # What the head has to give up for the tail's whole shares, and one part.
+        assert (share[:, likely] - p[likely]).abs().max() < 1 / draws + 1 / 64
+
+
+def test_a_certain_teacher_leaves_one_entry():
+    logits = torch.full((2, 50), -200.0)
+    logits[0, 7] = logits[1, 49] = 200.0
+    batch = make_records(logits, args(draws=16), seed=0)
+    ids, counts = decode_counts(batch.entries, 50)
+    assert ids.tolist() == [7, 49] and counts.tolist() == [parts(50, 16)] * 2
 
 
 def test_a_whole_vocabulary_has_no_tail():

@@ -110,13 +110,14 @@ class TestAfterTheCheck:
         return store
 
     @pytest.mark.parametrize("bit", [0, 12, 31])
-    def test_an_offset(self, path, bit):
+    def test_where_a_record_lies(self, path, bit):
         def change(arrays):
-            arrays["offsets"][3] ^= np.uint32(1 << bit)
-            arrays["offsets"][3] += np.uint32(10 if bit == 0 else 0)
+            if bit == 0:
+                arrays["lengths"][3] += 10
+            arrays["starts"][0] ^= np.uint32(1 << bit if bit else 0)
 
         store = self.rewritten(path, change)
-        with pytest.raises(StoreCorruptError, match=r"its offsets are damaged.*[Cc]opy"):
+        with pytest.raises(StoreCorruptError, match=r"its lengths are damaged.*[Cc]opy"):
             store.read(np.array([2, 3]))
 
     @pytest.mark.parametrize("entry", [0xFFFFFFFF, synthetic.VOCAB << 19])
@@ -285,7 +286,8 @@ def test_random_log_probabilities_are_not_trained_on(path):
     rng = np.random.default_rng(0)
 
     def change(arrays):
-        for start, stop in pairwise(arrays["offsets"].tolist()):
+        stops = np.cumsum(arrays["lengths"], dtype=int)
+        for start, stop in pairwise([0, *stops.tolist()]):
             logprobs = -np.sort(rng.uniform(1, 30, stop - start))
             ids = rng.choice(synthetic.VOCAB, stop - start, replace=False)
             arrays["entries"][start:stop] = synthetic.encoding.encode_logprobs(
@@ -302,8 +304,14 @@ def test_random_log_probabilities_are_not_trained_on(path):
     [
         (lambda arrays: arrays["entropy"].__setitem__(3, 9000), "entropy is not between"),
         (lambda arrays: arrays["entropy"].__setitem__(3, -1), "entropy is not between"),
-        (lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][0] + 1), "12 draws"),
-        (lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][1]), "ascend|12 draws"),
+        (
+            lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][0] + 1),
+            "do not sum to 2040",
+        ),
+        (
+            lambda arrays: arrays["entries"].__setitem__(0, arrays["entries"][1]),
+            "ascend|do not sum",
+        ),
     ],
 )
 def test_draws_that_are_none(tmp_path, monkeypatch, change, said):

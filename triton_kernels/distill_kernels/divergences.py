@@ -112,6 +112,7 @@ def plain_divergence(
         return (p * p_over_m / (1 - mix) + q * q_over_m / mix).sum(-1)
     if name == "skew_forward_kl":
         return kl(p, m, p_over_m)
+    assert name == "skew_reverse_kl", name
     return kl(q, m, q_over_m)
 
 
@@ -141,6 +142,7 @@ def bin_terms(
         return to_teacher + term(q, blend, -lift) / mix, -q * lift / mix
     if name == "skew_forward_kl":
         return kl_term(p, blend, over), -(1 - mix) * p * (-lift).exp()
+    assert name == "skew_reverse_kl", name
     return kl_term(q, blend, -lift), -q * (lift + (1 - mix) * (-lift).exp())
 
 

@@ -93,10 +93,6 @@ class Payload(BaseModel, ABC):
         """The most entries that a record can have; 0: it has none, nor needs any."""
         return 0
 
-    @abstractmethod
-    def bytes_a_record(self, temperatures: int) -> int:
-        """The most that a record takes on disk, with the tail at so many temperatures."""
-
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raises ValueError where records over so many ids cannot be written."""
         return
@@ -107,7 +103,7 @@ class Payload(BaseModel, ABC):
         they say nothing. Raises ValueError where one may not."""
 
     @abstractmethod
-    def pack(self, records: RecordBatch) -> Arrays:
+    def pack(self, records: RecordBatch, shape: Shape) -> Arrays:
         """The tensors of a shard."""
 
     @abstractmethod
@@ -150,6 +146,12 @@ class Distribution(Payload):
     """field -> the key of `distill.capture` that fills it"""
     temperature_key: ClassVar[str]
     """The key of `distill.capture` that decides which temperatures it serves"""
+
+    @property
+    def likeliest(self) -> int | None:
+        """How many of a teacher's likeliest tokens are enough to make a record of; None: any may be
+        needed."""
+        return None
 
     @abstractmethod
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:

@@ -1,5 +1,5 @@
-"""Tokens drawn from the teacher, with how often each came, in the order of their ids; and the
-entropy of the distribution that they were drawn from, int16 [R]."""
+"""A few tokens that stand for the whole distribution, each with its share of it in parts, in the
+order of their ids; and the entropy of the distribution, int16 [R]."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -16,6 +16,7 @@ from axolotl_distill.store.payloads.base import (
     Records,
     Several,
     Shape,
+    Summary,
     Temperature,
     registered,
 )
@@ -24,14 +25,15 @@ from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, wi
 
 @registered
 class Sampled(EntriesPayload):
-    """`draws` independent draws at one temperature. An entry's value is a count."""
+    """Shares at one temperature: `capture/draws.py` says how they are drawn. An entry's value is a
+    count of `encoding.parts`. There is no tail: what was not drawn is stood for by what was."""
 
     kind: Literal["sampled"]
     draws: Several
     temperature: Temperature
     seed: int
 
-    columns: ClassVar[tuple[str, ...]] = ("entries", "tail", "entropy")
+    columns: ClassVar[tuple[str, ...]] = ("entries", "entropy")
     supports: ClassVar[tuple[Support, ...]] = ("sampled",)
     divergences: ClassVar[tuple[str, ...] | None] = ("forward_kl",)
     asked_by: ClassVar[dict[str, str]] = {
@@ -45,16 +47,28 @@ class Sampled(EntriesPayload):
     def most_entries(self) -> int:
         return self.draws
 
-    def bytes_a_record(self, temperatures: int) -> int:
-        return super().bytes_a_record(temperatures) + 2
-
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
         return [self.temperature]
 
     def check_vocabulary(self, vocab_size: int) -> None:
         super().check_vocabulary(vocab_size)
-        if self.draws > encoding.max_code(vocab_size):
-            raise ValueError(f"`method.draws` is {self.draws}, which no entry can count")
+        if not encoding.parts(vocab_size, self.draws):
+            raise ValueError(f"`draws` is {self.draws}, which no entry can count")
+
+    def entries_layout(self, shape: Shape) -> tuple[str, tuple[int, ...]]:
+        if self._is_packed(shape):
+            return "U8", (shape.entries, 3)
+        return super().entries_layout(shape)
+
+    def packed(self, entries: np.ndarray, shape: Shape) -> np.ndarray:
+        return (
+            encoding.pack_entries(entries, shape.vocab_size) if self._is_packed(shape) else entries
+        )
+
+    def unpacked(self, entries: np.ndarray, shape: Shape) -> np.ndarray:
+        if self._is_packed(shape):
+            return encoding.unpack_entries(entries, shape.vocab_size)
+        return entries
 
     def tensors(self, shape: Shape, present: Collection[str]) -> Layout:
         return {**super().tensors(shape, present), "entropy": ("I16", (shape.records,))}
@@ -67,9 +81,10 @@ class Sampled(EntriesPayload):
         ids, counts = encoding.decode_counts(found.entries, shape.vocab_size)
         if (np.diff(ids, prepend=-1)[within_records(found.lengths)] <= 0).any():
             raise ValueError("the ids of a record do not ascend")
-        drawn = np.add.reduceat(counts, starts_of(found.lengths))
-        if (counts < 1).any() or (drawn != self.draws).any():
-            raise ValueError(f"a record does not count {self.draws} draws")
+        parts = encoding.parts(shape.vocab_size, self.draws)
+        total = np.add.reduceat(counts, starts_of(found.lengths))
+        if (counts < 1).any() or (total != parts).any():
+            raise ValueError(f"the counts of a record do not sum to {parts}")
         assert found.entropy is not None
         most = encoding.encode_entropy(np.asarray(math.log(shape.vocab_size)))
         if (found.entropy < 0).any() or (found.entropy > most + 1).any():
@@ -79,10 +94,21 @@ class Sampled(EntriesPayload):
 
     def decode(self, records: Records, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
         ids, counts = encoding.decode_counts(records.entries, vocab_size)
-        return ids, counts.astype(np.float64)
+        return ids, counts / encoding.parts(vocab_size, self.draws)
 
     def collate(
         self, records: Records, temperatures: Sequence[float], temperature: float
     ) -> dict[Column, np.ndarray]:
         assert records.entropy is not None
         return {**super().collate(records, temperatures, temperature), ENTROPY: records.entropy}
+
+    def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
+        assert records.entropy is not None
+        nats = encoding.decode_entropy(records.entropy)
+        return {
+            **super().summary(records, temperatures),
+            "entropy, nats": {"mean": float(nats.mean()), "max": float(nats.max())},
+        }
+
+    def _is_packed(self, shape: Shape) -> bool:
+        return encoding.bytes_an_entry(shape.vocab_size, self.draws) == 3

@@ -1,17 +1,22 @@
-"""The likeliest tokens with their log-probabilities at T = 1, likeliest first."""
+"""The likeliest tokens with their log-probabilities at T = 1, likeliest first, and the tail that
+they leave: int16 [R, temperatures], log-odds."""
 
+from collections.abc import Collection, Sequence
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from axolotl_distill.config.distill import Support
+from axolotl_distill.signal.batch import TAIL, Column
 from axolotl_distill.store import encoding
 from axolotl_distill.store.payloads.base import (
+    Layout,
     RecordBatch,
     Records,
     Several,
     Shape,
+    Summary,
     registered,
 )
 from axolotl_distill.store.payloads.entries import EntriesPayload, starts_of, within_records
@@ -24,11 +29,38 @@ ABOVE = 0.06
 class LogProbs(EntriesPayload):
     """An entry's value is a log-probability."""
 
+    columns: ClassVar[tuple[str, ...]] = ("entries", "tail")
     supports: ClassVar[tuple[Support, ...]] = ("tail_bucket", "renormalize")
     temperature_key: ClassVar[str] = "temperatures"
 
+    @property
+    def likeliest(self) -> int:
+        return self.most_entries
+
     def serves(self, support: str, temperatures: list[float]) -> list[float] | None:
         return temperatures if support == "tail_bucket" else None
+
+    def tensors(self, shape: Shape, present: Collection[str]) -> Layout:
+        tail = ("I16", (shape.records, len(shape.temperatures)))
+        return {**super().tensors(shape, present), "tail": tail}
+
+    def check_batch(self, records: RecordBatch, shape: Shape) -> None:
+        super().check_batch(records, shape)
+        assert records.tail.dtype == np.int16
+        assert records.tail.shape == (len(records), len(shape.temperatures))
+
+    def collate(
+        self, records: Records, temperatures: Sequence[float], temperature: float
+    ) -> dict[Column, np.ndarray]:
+        columns = super().collate(records, temperatures, temperature)
+        if temperature in temperatures:
+            columns[TAIL] = records.tail[:, list(temperatures).index(temperature)]
+        return columns
+
+    def summary(self, records: Records, temperatures: Sequence[float]) -> Summary:
+        held = 1.0 - np.exp(encoding.decode_tail(records.tail)).mean(0)
+        masses = {f"{t:g}": float(mass) for t, mass in zip(temperatures, held, strict=True)}
+        return {**super().summary(records, temperatures), "mass held at T": masses}
 
     def check_entries(self, found: RecordBatch, shape: Shape) -> None:
         ids, codes = encoding.decode_counts(found.entries, shape.vocab_size)

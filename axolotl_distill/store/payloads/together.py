@@ -57,9 +57,6 @@ class Payloads(RootModel[Annotated[list[AnyPayload], Field(min_length=1, max_len
     def most_entries(self) -> int:
         return max(payload.most_entries for payload in self.root)
 
-    def bytes_a_record(self, temperatures: int) -> int:
-        return sum(payload.bytes_a_record(temperatures) for payload in self.root)
-
     def check_vocabulary(self, vocab_size: int) -> None:
         for payload in self.root:
             payload.check_vocabulary(vocab_size)
@@ -67,8 +64,8 @@ class Payloads(RootModel[Annotated[list[AnyPayload], Field(min_length=1, max_len
     def tensors(self, shape: Shape, present: Collection[str]) -> Layout:
         return _merged(payload.tensors(shape, present) for payload in self.root)
 
-    def pack(self, records: RecordBatch) -> Arrays:
-        return _merged(payload.pack(records.only(payload.columns)) for payload in self.root)
+    def pack(self, records: RecordBatch, shape: Shape) -> Arrays:
+        return _merged(payload.pack(records.only(payload.columns), shape) for payload in self.root)
 
     def check_batch(self, records: RecordBatch, shape: Shape) -> None:
         assert set(records.columns) == set(self.columns), "the payloads' columns, and no others"

@@ -15,12 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from distill_kernels.backends.triton_rows.bins import bin_terms
-from distill_kernels.backends.triton_rows.lanes import add_to_lanes, over_lanes
+from distill_kernels.backends.triton_rows.lanes import add_to_lanes, empty_lanes, over_lanes
 from distill_kernels.backends.triton_rows.launch import absent, arguments
 from distill_kernels.backends.triton_rows.names import ADAPTIVE_KL, EMPTY
 from distill_kernels.backends.triton_rows.row import (
     cross_entropy,
     head_logits,
+    read_label,
     store_values,
     to_product,
 )
@@ -98,23 +99,12 @@ def _dense_kernel(
     grad_ptr += row * grad_stride
     t_ptr += row * t_stride
     inv_t = 1.0 / temperature
-    label = tl.load(label_ptr + row)
-    labelled = label >= 0
-    label = tl.maximum(label, 0)
-    label_logit = head_logits(
-        tl.load(z_ptr + label), bias_ptr, label, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
+    label, labelled, label_logit = read_label(
+        label_ptr, row, z_ptr, bias_ptr, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
     )
 
-    z_top = tl.full((BLOCK_V,), EMPTY, tl.float32)
-    z_at = tl.zeros((BLOCK_V,), tl.int32)
-    z_sum = tl.zeros((BLOCK_V,), tl.float32)
-    z_sum_s = tl.zeros((BLOCK_V,), tl.float32)
-    z_sum1 = tl.zeros((BLOCK_V,), tl.float32)
-    t_top = tl.full((BLOCK_V,), EMPTY, tl.float32)
-    t_at = tl.zeros((BLOCK_V,), tl.int32)
-    t_sum = tl.zeros((BLOCK_V,), tl.float32)
-    t_sum_s = tl.zeros((BLOCK_V,), tl.float32)
-    t_sum1 = tl.zeros((BLOCK_V,), tl.float32)
+    z_top, z_at, z_sum, z_sum_s, z_sum1 = empty_lanes(BLOCK_V)
+    t_top, t_at, t_sum, t_sum_s, t_sum1 = empty_lanes(BLOCK_V)
     total = tl.zeros((BLOCK_V,), tl.float32)
     for v0 in range(0, width, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)

@@ -23,6 +23,14 @@ def logaddexp(a, b):
 
 
 @triton.jit
+def empty_lanes(BLOCK_V: tl.constexpr):
+    """What `add_to_lanes` begins with."""
+    zeros = tl.zeros((BLOCK_V,), tl.float32)
+    top = tl.full((BLOCK_V,), EMPTY, tl.float32)
+    return top, tl.zeros((BLOCK_V,), tl.int32), zeros, zeros, zeros
+
+
+@triton.jit
 def add_to_lanes(z, v, top, at, sum_t, sum_ts, sum_1, inv_t, TEMPERED: tl.constexpr):
     """Running (max, its index, sum e^s, sum e^s s, sum e^z) of every lane; s = (z - max) / T.
 

@@ -30,6 +30,28 @@ def head_logits(
 
 
 @triton.jit
+def read_label(
+    label_ptr,
+    row,
+    z_ptr,
+    bias_ptr,
+    width,
+    scale,
+    softcap,
+    HAS_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
+    CAPPED: tl.constexpr,
+):
+    """(the label, 0 where there is none; whether there is one; the model's logit there)."""
+    label = tl.load(label_ptr + row)
+    labelled = label >= 0
+    label = tl.maximum(label, 0)
+    raw = tl.load(z_ptr + label)
+    logit = head_logits(raw, bias_ptr, label, width, scale, softcap, HAS_BIAS, SCALED, CAPPED)
+    return label, labelled, logit
+
+
+@triton.jit
 def to_product(grad, z, scale, softcap, SCALED: tl.constexpr, CAPPED: tl.constexpr):
     """d loss / d logits brought back to the head's products; z as head_logits gave it."""
     if CAPPED:

@@ -24,7 +24,12 @@ from distill_kernels.backends.triton_rows.entries import (
     head_share,
     set_aside,
 )
-from distill_kernels.backends.triton_rows.lanes import add_to_lanes, logaddexp, over_lanes
+from distill_kernels.backends.triton_rows.lanes import (
+    add_to_lanes,
+    empty_lanes,
+    logaddexp,
+    over_lanes,
+)
 from distill_kernels.backends.triton_rows.launch import absent, arguments
 from distill_kernels.backends.triton_rows.names import (
     ADAPTIVE_KL,
@@ -36,6 +41,7 @@ from distill_kernels.backends.triton_rows.names import (
 from distill_kernels.backends.triton_rows.row import (
     cross_entropy,
     head_logits,
+    read_label,
     store_values,
     to_product,
 )
@@ -141,11 +147,8 @@ def _sparse_kernel(
     inv_t = 1.0 / temperature
     neg_inf = -float("inf")
 
-    label = tl.load(label_ptr + row)
-    labelled = label >= 0
-    label = tl.maximum(label, 0)
-    label_logit = head_logits(
-        tl.load(z_ptr + label), bias_ptr, label, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
+    label, labelled, label_logit = read_label(
+        label_ptr, row, z_ptr, bias_ptr, width, scale, softcap, HAS_BIAS, SCALED, CAPPED
     )
 
     num_entries, head_max, head_id, teacher_max, total_logit = set_aside(
@@ -171,11 +174,7 @@ def _sparse_kernel(
     )
 
     # Vocabulary: running sums of the rest.
-    lane_top = tl.full((BLOCK_V,), EMPTY, tl.float32)
-    lane_at = tl.zeros((BLOCK_V,), tl.int32)
-    lane_t = tl.zeros((BLOCK_V,), tl.float32)
-    lane_ts = tl.zeros((BLOCK_V,), tl.float32)
-    lane_1 = tl.zeros((BLOCK_V,), tl.float32)
+    lane_top, lane_at, lane_t, lane_ts, lane_1 = empty_lanes(BLOCK_V)
     lane_total = tl.zeros((BLOCK_V,), tl.float32)
     for v0 in range(0, width, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
