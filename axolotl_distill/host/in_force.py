@@ -39,7 +39,6 @@ ZERO_NOT_TRIED = (
     "zero_quantized_gradients",
     "mics_shard_size",
 )
-QUANTISED = ("Linear4bit", "Linear8bitLt")
 
 
 class InForce(TrainerCallback):
@@ -176,7 +175,7 @@ def check_wrapped(trainer: Any) -> None:
     if hasattr(model, "zero_optimization_stage"):
         unlike = _zero_not_tried(model)
     elif any(hasattr(parameter, "full_tensor") for parameter in model.parameters()):
-        unlike = _fsdp2_not_tried(model, accelerator)
+        unlike = _fsdp2_not_tried(model)
     else:
         raise ConfigError(
             f"{accelerator.num_processes} processes train a {type(model).__name__} whose gradients "
@@ -192,7 +191,7 @@ def check_wrapped(trainer: Any) -> None:
 
 def _zero_not_tried(engine: Any) -> str | None:
     stage = engine.zero_optimization_stage()
-    if stage not in (2, 3):
+    if stage not in (1, 2, 3):
         return f"DeepSpeed ZeRO stage {stage}"
     zero = engine.config["zero_optimization"]
     used = [key for key in ZERO_NOT_TRIED if _is_used(zero.get(key))]
@@ -205,12 +204,9 @@ def _is_used(setting: Any) -> bool:
     return setting not in (None, False, 1, -1)
 
 
-def _fsdp2_not_tried(model: Any, accelerator: Any) -> str | None:
-    parallelism = getattr(accelerator, "parallelism_config", None)
-    if (getattr(parallelism, "dp_replicate_size", None) or 1) > 1:
-        return f"FSDP2 in groups (`dp_replicate_size: {parallelism.dp_replicate_size}`)"
-    if any(type(module).__name__ in QUANTISED for module in model.modules()):
-        return "FSDP2 with a quantised model"
+def _fsdp2_not_tried(model: Any) -> str | None:
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        return "FSDP2 with a model in 8 bits"
     return None
 
 

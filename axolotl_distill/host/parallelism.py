@@ -48,6 +48,39 @@ def parallelism(cfg: Any) -> Iterator[Finding]:
             f"`fsdp_version: {version}` cannot be combined with `distill:`:",
             *FSDP1,
         )
+    elif fsdp:
+        yield from _unsaved(cfg, fsdp)
+
+
+def _unsaved(cfg: Any, fsdp: Mapping[str, Any]) -> Iterator[Finding]:
+    """What FSDP2 trains and Axolotl does not save; all of it found after the last step."""
+    if cfg.get("adapter"):
+        if cfg.get("lora_modules_to_save"):
+            yield Finding(
+                "lora_modules_to_save",
+                "`lora_modules_to_save` cannot be combined with FSDP2:",
+                "Axolotl gathers the LoRA matrices alone, and ends in a KeyError without a model.",
+                "Put LoRA on these modules (`lora_target_modules`), or use DeepSpeed ZeRO-3.",
+            )
+        if fsdp.get("activation_checkpointing"):
+            yield Finding(
+                "fsdp_config.activation_checkpointing",
+                "`fsdp_config.activation_checkpointing` cannot be combined with an adapter:",
+                "Axolotl saves its weights under the names of wrappers, and what loads the adapter "
+                "finds none of them.",
+                "Set `gradient_checkpointing: true` in its place.",
+            )
+        return
+    final = fsdp.get("final_state_dict_type") or fsdp.get("state_dict_type")
+    if final == "SHARDED_STATE_DICT":
+        yield Finding(
+            "fsdp_config.state_dict_type",
+            "`fsdp_config.state_dict_type: SHARDED_STATE_DICT` may save another model than is "
+            "trained:",
+            "Axolotl makes it of a checkpoint, in bfloat16: the newest one, or the one resumed "
+            "from.",
+            "Add `final_state_dict_type: FULL_STATE_DICT`; checkpoints stay sharded.",
+        )
 
 
 def _splits(cfg: Any) -> Iterator[tuple[str, int, str]]:

@@ -73,8 +73,8 @@ class DistillMixin(Base):
         total = sum(counts).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
-        parallelism = getattr(self.accelerator, "parallelism_config", None)
-        return total / parallelism.non_data_parallel_size if parallelism else total
+        # In mixed precision FSDP2 makes bf16 of what is handed to a model, but of integers.
+        return total.item() if total.is_floating_point() else total
 
     def compute_loss(
         self,

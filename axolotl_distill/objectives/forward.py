@@ -6,6 +6,7 @@ gathered as for any other loss.
 """
 
 import functools
+from collections import UserDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +24,18 @@ from axolotl_distill.signal.source import SignalSource
 OBJECTIVES = "distill_objectives"
 
 
+class Metrics(UserDict[str, tuple[Tensor, Tensor]]):
+    """By name a sum and what it is divided by. In mixed precision FSDP2 makes bf16 of whatever it
+    finds in an output; it looks into a dict, and not into this."""
+
+
 @dataclass
 class DistillModelOutput(ModelOutput):
     """loss: scalar. metrics: of this batch's positions, as `Term` has them, and `loss`, whose
     second number is the sum of the weights."""
 
     loss: Tensor | None = None
-    metrics: dict[str, tuple[Tensor, Tensor]] | None = None
+    metrics: Metrics | None = None
 
 
 def attach_distill_forward(
@@ -78,7 +84,7 @@ def attach_distill_forward(
         loss = _per_item(total, divisor)
         if output.router_loss is not None:
             loss = loss + output.router_loss * _per_item(items, divisor)
-        metrics = {"loss": (total.detach(), items)}
+        metrics = Metrics(loss=(total.detach(), items))
         for term in terms:
             assert not metrics.keys() & term.metrics.keys(), "two objectives log one name"
             metrics |= term.metrics

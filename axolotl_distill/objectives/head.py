@@ -26,6 +26,9 @@ PROBE_TOKENS = 8
 """Of one row; a row may be shorter."""
 PROBE_LOGIT = 64.0
 
+Valued = Callable[[Tensor], tuple[Tensor, Any]]
+"""Of hidden states a tensor, with a gradient where a backward follows, and whatever else."""
+
 
 @dataclass(frozen=True)
 class FusedHead:
@@ -65,7 +68,7 @@ class FusedHead:
                 rights.append(up.weight)
         return LowRank(torch.cat(lefts, -1), torch.cat(rights, -1)) if lefts else None
 
-    def in_window(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+    def in_window(self, function: Valued, hidden: Tensor) -> tuple[Tensor, Any]:
         """function(hidden), run where a forward of the head would run.
 
         FSDP2 and ZeRO-3 gather a module's weights around its forward and reduce their gradients
@@ -76,7 +79,7 @@ class FusedHead:
             return self.in_parts(function, hidden)
         return _as_forward_of(self.module, partial(self.in_parts, function), hidden)
 
-    def in_parts(self, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+    def in_parts(self, function: Valued, hidden: Tensor) -> tuple[Tensor, Any]:
         """As `in_window`, within a forward of the head itself: its parts may be gathered each by
         itself, and their weights are read without a call."""
         for part in self._parts():
@@ -177,16 +180,28 @@ def _is_partitioned(weight: Tensor) -> bool:
     return hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
-def _as_forward_of(module: nn.Module, function: Callable[[Tensor], Any], hidden: Tensor) -> Any:
+def _as_forward_of(module: nn.Module, function: Valued, hidden: Tensor) -> tuple[Tensor, Any]:
     """function(hidden) in place of the module's forward, with the hooks of the module around it."""
+    kept: list[tuple[Tensor, Any]] = []
+
+    def forward(hidden: Tensor) -> Tensor:
+        kept.append(function(hidden))
+        return kept[0][0]
+
     own = module.__dict__.get("forward")
-    module.forward = function
+    module.forward = forward
     try:
-        return module(hidden)
+        seen = module(hidden)
     finally:
         del module.forward
         if own is not None:
             module.forward = own
+    value, rest = kept[0]
+    if seen is not value:
+        # In mixed precision FSDP2 makes bf16 of what a forward returns, so of the loss and of all
+        # gradients. The hooks that gather for the backward are behind it, and need no more of it.
+        value = value + 0 * seen
+    return value, rest
 
 
 @torch.no_grad()
@@ -211,7 +226,8 @@ def _probe(
         return (amplified, *args[1:])
 
     def logits(hidden: Tensor, transform: LogitTransform) -> Tensor:
-        return head.in_parts(lambda hidden: _logits(head, hidden, transform), hidden)
+        made, _ = head.in_parts(lambda hidden: (_logits(head, hidden, transform), None), hidden)
+        return made
 
     handles = [
         causal_lm.base_model.register_forward_hook(keep_outputs),

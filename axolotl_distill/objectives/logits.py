@@ -1,6 +1,6 @@
 """The objective on the student's logits: cross-entropy and a divergence from the teacher."""
 
-from dataclasses import fields
+from dataclasses import replace
 
 import torch
 from distill_kernels import (
@@ -73,7 +73,7 @@ class LogitsObjective(Objective):
         targets: Tensor,
         weights: Tensor | None,
     ) -> DistillOutput:
-        def loss(hidden_MD: Tensor) -> tuple[Tensor, ...]:
+        def loss(hidden_MD: Tensor) -> tuple[Tensor, DistillOutput]:
             out = fused_linear_distill(
                 hidden_MD,
                 head.weight(),
@@ -86,9 +86,10 @@ class LogitsObjective(Objective):
                 logit_transform=head.transform,
                 backend=self.backend,
             )
-            return tuple(getattr(out, field.name) for field in fields(out))
+            return out.loss, out
 
-        return DistillOutput(*head.in_window(loss, hidden_MD))
+        total, out = head.in_window(loss, hidden_MD)
+        return replace(out, loss=total)
 
 
 def logits_objective(args: DistillArgs, source: SignalSource | None) -> LogitsObjective:

@@ -1,5 +1,7 @@
 """Running sums of the loss's parts, turned into means when the trainer logs."""
 
+from collections.abc import Mapping
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -12,7 +14,7 @@ class MetricSums:
         self.names: list[str] = []
         self.total: Tensor | None = None
 
-    def add(self, metrics: dict[str, tuple[Tensor, Tensor]]) -> None:
+    def add(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """By name a sum and what it is to be divided by; the same names in every call."""
         values = torch.stack(
             [value.detach().to(torch.float32) for pair in metrics.values() for value in pair]

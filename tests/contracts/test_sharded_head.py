@@ -12,7 +12,7 @@ import torch.multiprocessing
 from support.kernel_cases import relative_error
 from support.sharded import adapted, attach, batch, student
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 pytestmark = pytest.mark.axolotl
@@ -47,26 +47,35 @@ def process(rank: int, meeting: str) -> None:
     listener.emit = lambda record: said.append(record.getMessage())
     logging.getLogger("axolotl_distill.objectives").addHandler(listener)
     for units in UNITS:
-        check_gradients(rank, units)
+        check_gradients(rank, units, MixedPrecisionPolicy())
         assert not said, f"{units}: {said}"
+    for units in ("the model", "the head"):
+        check_gradients(rank, units, MixedPrecisionPolicy(output_dtype=torch.bfloat16))
     torch.distributed.destroy_process_group()
 
 
-def check_gradients(rank: int, units: str) -> None:
+def check_gradients(rank: int, units: str, policy: MixedPrecisionPolicy) -> None:
+    """The whole model's. What is returned in bf16 costs neither them nor the sums that are logged
+    their digits."""
     whole, model = (adapted() if "adapt" in units else student() for _ in range(2))
     for each in (whole, model):
         attach(causal_lm(each))
-    for each in range(2):
-        whole(**batch(each)).loss.backward()
+    expected = [whole(**batch(each)) for each in range(2)]
+    for each in expected:
+        each.loss.backward()
 
     mesh = init_device_mesh("cpu", (2,))
     for unit in [*UNITS[units](causal_lm(model)), model]:
-        fully_shard(unit, mesh=mesh, reshard_after_forward=True)
+        fully_shard(unit, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     head = causal_lm(model).lm_head
     assert isinstance(getattr(head, "base_layer", head).weight, DTensor)
     for _ in range(2):  # the second forward finds the plan of the first
         model.zero_grad()
-        model(**batch(rank)).loss.backward()
+        output = model(**batch(rank))
+        output.loss.backward()
+    assert output.loss.dtype == (policy.output_dtype or torch.float32)
+    for name, pair in expected[rank].metrics.items():
+        torch.testing.assert_close(output.metrics[name], pair, rtol=1e-5, atol=0, msg=name)
     for name, parameter in whole.named_parameters():
         if parameter.requires_grad:
             gradient = dict(model.named_parameters())[name].grad.full_tensor()

@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 from support.axolotl_run import DEEPSPEED, Plan, Run, run_fleet
 from support.stores import capture_rows, random_rows
-from support.strategies import LORA, LORA_HEAD, fsdp2, shared_by, zero
+from support.strategies import LORA, LORA_HEAD, QLORA, example, fsdp2, shared_by, zero
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.axolotl
@@ -27,6 +27,7 @@ OFFLOADED = fsdp2(
     offload_params=True,
     cpu_offload_pin_memory=False,  # which a CPU has not
     state_dict_type="SHARDED_STATE_DICT",
+    final_state_dict_type="FULL_STATE_DICT",
 )
 
 
@@ -39,36 +40,52 @@ class Case:
     kind: str
     seen: dict[str, Any] = field(default_factory=dict)
     processes: int = 2
+    rows: int = 6
+    """Of a step, over all processes."""
     head: int = HEAD // 2
     """Numbers of the head's weight that a process holds between steps."""
 
 
 FSDP = {"wrapper": "FSDPLlamaForCausalLM", "reshards": [True], "offloaded": "OffloadPolicy"}
 FSDP_LORA = {**FSDP, "wrapper": "FSDPPeftModelForCausalLM"}
-ZERO = {"wrapper": "DeepSpeedEngine"}
+DDP = {"wrapper": "DistributedDataParallel"}
+ZERO2, ZERO3 = ({"wrapper": "DeepSpeedEngine", "stage": stage} for stage in (2, 3))
+FOUR_BITS = {"four_bits": 14}
+GATHERED_LAYERS = {**FSDP, "reshards": [False], "offloaded": "CPUOffloadPolicy"}
+BY_SIZE = fsdp2(auto_wrap_policy="SIZE_BASED_WRAP", min_num_params=100_000)
 
 QUICK = {
     "fsdp2": Case(fsdp2(), "full", "FSDP", FSDP),
     "fsdp2_lora": Case(fsdp2(), "lora_head", "FSDP", FSDP_LORA),
 }
 SLOW = {
-    "ddp": Case({}, "full", "MULTI_CPU", {"wrapper": "DistributedDataParallel"}, head=HEAD),
-    "ddp_lora": Case({}, "lora", "MULTI_CPU", {"wrapper": "DistributedDataParallel"}, head=HEAD),
-    "fsdp2_offloaded": Case(
-        OFFLOADED,
-        "full",
-        "FSDP",
-        {**FSDP, "reshards": [False], "offloaded": "CPUOffloadPolicy"},
-    ),
-    "fsdp2_by_three": Case(fsdp2(), "full", "FSDP", FSDP, processes=3, head=HEAD // 3),
-    "fsdp2_layers_lora": Case(fsdp2(), "lora", "FSDP", FSDP_LORA),
+    "ddp": Case({}, "full", "MULTI_CPU", DDP, head=HEAD),
+    "ddp_lora": Case({}, "lora_head", "MULTI_CPU", DDP, head=HEAD),
+    "ddp_qlora": Case({}, "qlora", "MULTI_CPU", {**DDP, **FOUR_BITS}, head=HEAD),
+    "fsdp2_offloaded": Case(OFFLOADED, "full", "FSDP", GATHERED_LAYERS),
+    "fsdp2_by_size": Case(BY_SIZE, "full", "FSDP", FSDP),
     "fsdp2_tied": Case(fsdp2(cpu_ram_efficient_loading=True), "tied", "FSDP", FSDP),
-    "zero2": Case(zero(2), "full", "DEEPSPEED", {**ZERO, "stage": 2}, head=HEAD),
-    "zero2_lora": Case(zero(2), "lora_head", "DEEPSPEED", {**ZERO, "stage": 2}, head=HEAD),
-    "zero3": Case(zero(3), "full", "DEEPSPEED", {**ZERO, "stage": 3}, head=0),
-    "zero3_lora": Case(zero(3), "lora_head", "DEEPSPEED", {**ZERO, "stage": 3}, head=0),
-    "zero3_layers_lora": Case(zero(3), "lora", "DEEPSPEED", {**ZERO, "stage": 3}, head=0),
-    "zero3_tied": Case(zero(3), "tied", "DEEPSPEED", {**ZERO, "stage": 3}, head=0),
+    "fsdp2_by_three": Case(fsdp2(), "full", "FSDP", FSDP, processes=3, head=HEAD // 3),
+    "fsdp2_in_groups": Case(
+        example("full-fsdp2-two-nodes", dp_shard_size=2), "full", "FSDP", FSDP, processes=4, rows=12
+    ),
+    "fsdp2_layers_lora": Case(fsdp2(), "lora", "FSDP", FSDP_LORA),
+    "fsdp2_qlora": Case(example("qlora-fsdp2"), "qlora", "FSDP", {**FSDP_LORA, **FOUR_BITS}),
+    "zero1": Case(zero(1), "full", "DEEPSPEED", {**ZERO2, "stage": 1}, head=HEAD),
+    "zero2": Case(zero(2), "full", "DEEPSPEED", ZERO2, head=HEAD),
+    "zero2_lora": Case(zero(2), "lora_head", "DEEPSPEED", ZERO2, head=HEAD),
+    "zero2_qlora": Case(zero(2), "qlora", "DEEPSPEED", {**ZERO2, **FOUR_BITS}, head=HEAD),
+    "zero3": Case(zero(3), "full", "DEEPSPEED", ZERO3, head=0),
+    "zero3_example": Case(example("full-zero3"), "full", "DEEPSPEED", ZERO3, head=0),
+    "zero3_tied": Case(zero(3), "tied", "DEEPSPEED", ZERO3, head=0),
+    "zero3_lora": Case(zero(3), "lora_head", "DEEPSPEED", ZERO3, head=0),
+    "zero3_qlora": Case(zero(3), "qlora", "DEEPSPEED", {**ZERO3, **FOUR_BITS}, head=0),
+}
+RESUMED = {
+    "fsdp2_by_3": (fsdp2(), 3),
+    "fsdp2_sharded_by_3": (OFFLOADED, 3),
+    "zero3_by_2": (zero(3), 2),
+    "zero3_by_3": (zero(3), 3),
 }
 
 
@@ -99,6 +116,7 @@ def base(tmp_path_factory, tiny_model, tiny_llama_dir):
         "full": {},
         "lora": LORA,
         "lora_head": LORA_HEAD,
+        "qlora": QLORA,
         "tied": {"base_model": str(folder / "tied")},
     }
     return folder, shared, students
@@ -106,14 +124,27 @@ def base(tmp_path_factory, tiny_model, tiny_llama_dir):
 
 def plan_of(base, case: Case, **changes: Any) -> Plan:
     _, shared, students = base
-    config = {**shared, **students[case.like], **case.strategy, **shared_by(case.processes)}
+    config = {
+        **shared,
+        **students[case.like],
+        **case.strategy,
+        **shared_by(case.processes, case.rows),
+    }
     as_gpus = case.processes > 1 and bool(case.strategy)
     return Plan({**config, **changes}, case.processes, as_gpus)
 
 
+def one_of(case: Case) -> str:
+    """The run of one process that it is held to."""
+    return f"{case.like}_of_{case.rows}"
+
+
 def run(base, cases: dict[str, Case]) -> dict[str, Run]:
     """Each case, and one process for every kind of student in them."""
-    wanted = {case.like: Case({}, case.like, "NO", processes=1) for case in cases.values()}
+    wanted = {
+        one_of(case): Case({}, case.like, "NO", processes=1, rows=case.rows)
+        for case in cases.values()
+    }
     plans = {name: plan_of(base, case) for name, case in {**wanted, **cases}.items()}
     return run_fleet(base[0], plans)
 
@@ -131,13 +162,45 @@ def slow(base):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_processes_train_what_one_does(quick, name):
-    check(QUICK[name], quick[name], quick[QUICK[name].like])
+    check(QUICK[name], quick[name], quick[one_of(QUICK[name])])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_every_strategy_trains_what_one_process_does(slow, name):
-    check(SLOW[name], slow[name], slow[SLOW[name].like])
+    check(SLOW[name], slow[name], slow[one_of(SLOW[name])])
+
+
+@pytest.fixture(scope="module")
+def resumed(base):
+    """Two processes save after two of four steps; others go on from there."""
+    two = {"fsdp2": fsdp2(), "fsdp2_sharded": OFFLOADED, "zero3": zero(3)}
+    plans = {"full": plan_of(base, Case({}, "full", "NO", processes=1))}
+    for name, strategy in two.items():
+        plans[name] = plan_of(base, Case(strategy, "full", ""), save_strategy="steps", save_steps=2)
+    for name, (strategy, processes) in RESUMED.items():
+        saved = base[0] / name.removesuffix(f"_by_{processes}") / "out/checkpoint-2"
+        case = Case(strategy, "full", "", processes=processes)
+        plans[name] = plan_of(base, case, resume_from_checkpoint=str(saved))
+    return run_fleet(base[0], plans)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fsdp2_by_3", "fsdp2_sharded_by_3", "zero3_by_2"])
+def test_a_checkpoint_goes_on_in_other_processes(resumed, name):
+    """FSDP2's in any number of them."""
+    run, one = resumed[name], resumed["full"]
+    assert run.code == 0
+    assert {inside["processes"] for inside in run.inside} == {RESUMED[name][1]}
+    assert_steps(run, one.inside[0]["steps"][2:])
+    assert_saved(run, one)
+
+
+@pytest.mark.slow
+def test_deepspeed_refuses_another_number_of_processes(resumed):
+    run = resumed["zero3_by_3"]
+    assert run.code and not run.inside
+    assert "used a DP world size of 2 but the current world size is 3" in run.log
 
 
 def check(case: Case, run: Run, one: Run) -> None:
@@ -147,7 +210,7 @@ def check(case: Case, run: Run, one: Run) -> None:
     for inside in run.inside:
         assert inside["processes"] == case.processes and inside["kind"] == case.kind
         assert case.seen.items() <= inside.items()
-        whole = inside["kind"] == "MULTI_CPU" or inside.get("stage") == 2
+        whole = inside["kind"] == "MULTI_CPU" or inside.get("stage") in (1, 2)
         assert inside["sharded"] == (0 if whole else inside["parameters"])
         # Gathered for the loss, and given back.
         assert set(inside["head_held"]) == {case.head}

@@ -4,10 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from axolotl.cli.config import prepare_plugins
+from axolotl.integrations.base import PluginManager
+from axolotl.utils.config import validate_config
+from axolotl.utils.dict import DictDefault
 from support import synthetic
 from support.axolotl_run import environment
 
@@ -15,6 +21,7 @@ from axolotl_distill.store import open_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "example_configs"
 
 
 def blocks(path: Path) -> list[str]:
@@ -72,3 +79,16 @@ def test_the_qlora_example_on_a_cpu(student_dir, smollm2_dir):
         assert done.returncode == 0, done.stdout[-3000:]
     assert done.stdout.count("distill/kl") == 3
     assert (ROOT / "outputs/smollm2-qlora-cpu/student/adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yml")), ids=lambda path: path.stem)
+def test_axolotl_takes_every_example(monkeypatch, path):
+    """As on 8 GPUs: what `axolotl train` checks before it loads anything."""
+    cfg = yaml.safe_load(path.read_text())
+    if "base_model" not in cfg:
+        pytest.skip("a recipe of `axolotl distill filter`")
+    monkeypatch.setattr(PluginManager.get_instance(), "plugins", OrderedDict())
+    cfg = DictDefault({**cfg, "axolotl_config_path": str(path)})
+    prepare_plugins(cfg)
+    gpus = {"bf16": True, "fp8": False, "n_gpu": 8, "n_node": 1, "compute_capability": "sm_90"}
+    validate_config(cfg, capabilities=gpus, env_capabilities={"torch_version": "2.8.0"})

@@ -114,7 +114,7 @@ def test_replicas_that_do_not_know_of_each_other(trainer, monkeypatch):
     [
         ({"stage": 2}, None),
         ({"stage": 3, "offload_param": {"device": "none"}}, None),
-        ({"stage": 1}, "DeepSpeed ZeRO stage 1 is NOT TESTED"),
+        ({"stage": 0}, "DeepSpeed ZeRO stage 0 is NOT TESTED"),
         ({"stage": 3, "offload_param": {"device": "cpu"}}, "`offload_param` is NOT TESTED"),
         ({"stage": 3, "zero_hpz_partition_size": 8}, "`zero_hpz_partition_size` is NOT TESTED"),
     ],
@@ -133,15 +133,18 @@ def test_what_no_run_was_held_to_is_said(trainer, caplog, zero, said):
     assert said in caplog.text if said else not caplog.text
 
 
-def test_fsdp2_in_groups_is_said(trainer, caplog):
+def test_fsdp2_in_8_bits_is_said(trainer, caplog):
+    class Linear8bitLt(nn.Linear):
+        pass
+
     trainer.accelerator.distributed_type = "FSDP"
     trainer.model.lm_head.weight.full_tensor = None
     with caplog.at_level("WARNING"):
         check_wrapped(trainer)
         assert not caplog.text
-        trainer.accelerator.parallelism_config = SimpleNamespace(dp_replicate_size=2)
+        trainer.model.extra = Linear8bitLt(2, 2)
         check_wrapped(trainer)
-    assert "`dp_replicate_size: 2`) is NOT TESTED" in caplog.text
+    assert "a model in 8 bits is NOT TESTED" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size", "ep_size"])

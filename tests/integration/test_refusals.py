@@ -43,6 +43,11 @@ def args(**values):
     return parse_distill({"temperature": 2.0, **values})
 
 
+FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
+LORA = {"adapter": "lora"}
+
+
 def check_config(cfg, args):
     enforce(config_findings(cfg, args))
 
@@ -68,6 +73,12 @@ def check_stores(cfg, args):
         ({"expert_parallel_size": 2}, "expert_parallel_size: 2"),
         ({"fsdp": ["full_shard"]}, "fsdp_version: 1"),
         ({"fsdp_config": {"reshard_after_forward": True}}, "Set `fsdp_version: 2`"),
+        ({**FSDP2, "fsdp_config": SHARDED}, "Add `final_state_dict_type: FULL_STATE_DICT`"),
+        ({**FSDP2, **LORA, "lora_modules_to_save": ["lm_head"]}, "`lora_modules_to_save` cannot"),
+        (
+            {**LORA, "fsdp_version": 2, "fsdp_config": {"activation_checkpointing": True}},
+            "Set `gradient_checkpointing: true`",
+        ),
         ({"deepspeed": {"tensor_parallel": {"autotp_size": 2}}}, "autotp_size: 2"),
         ({"deepspeed": {"sequence_parallel_size": 2}}, r"deepspeed\.sequence_parallel_size: 2"),
         (
@@ -89,11 +100,14 @@ def test_impossible_combinations(cfg, extra, message):
     "extra",
     [
         {"context_parallel_size": 1, "tensor_parallel_size": 1, "fsdp_version": 2},
-        {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}},
+        FSDP2,
+        {**FSDP2, "fsdp_config": {**SHARDED, "final_state_dict_type": "FULL_STATE_DICT"}},
+        {**FSDP2, "fsdp_config": SHARDED, **LORA},
+        {**LORA, "lora_modules_to_save": ["lm_head"]},
         {"deepspeed": {"zero_optimization": {"stage": 3}}, "dp_replicate_size": 2},
     ],
 )
-def test_what_is_only_untested_is_not_refused_by_its_key(cfg, extra):
+def test_what_may_work_is_not_refused_by_its_key(cfg, extra):
     """Whether it is in force is seen, and said, once the trainer stands."""
     check_config(DictDefault({**cfg, **extra}), args())
 

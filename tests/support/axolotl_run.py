@@ -93,6 +93,8 @@ def environment(**extra: str) -> dict[str, str]:
         "AXOLOTL_DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
+        # PEFT makes adapters in the order of a set of names, and draws their weights in it.
+        "PYTHONHASHSEED": "0",
         # Where a run finds support.spy_plugin.
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         **extra,

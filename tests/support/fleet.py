@@ -20,11 +20,12 @@ from typing import Any
 # What a run imports.
 import axolotl.common.datasets
 import axolotl.core.builders.causal
-import axolotl.loaders
 import axolotl.train
 import axolotl.utils.trainer  # noqa: F401
+import transformers.training_args
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
+from axolotl.loaders import ModelLoader
 
 import axolotl_distill.host.in_force  # noqa: F401
 
@@ -43,8 +44,17 @@ def take_for_gpus() -> None:
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     PartialState._prepare_backend = lambda self, *_: ("gloo", DistributedType.MULTI_GPU)
     build = ParallelismConfig.build_device_mesh
-    # Axolotl says "cuda" in so many words.
+    # Axolotl says "cuda", and counts devices, in so many words.
     ParallelismConfig.build_device_mesh = lambda self, device: build(self, "cpu")
+    place = ModelLoader._set_device_map_config
+
+    def place_on_the_cpu(self: ModelLoader) -> None:
+        place(self)
+        if "device_map" in self.model_kwargs:
+            self.model_kwargs["device_map"] = "cpu"
+
+    ModelLoader._set_device_map_config = place_on_the_cpu
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
 
 
 def train(job: dict[str, Any], rank: int, port: int) -> None:

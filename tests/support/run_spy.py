@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from axolotl.integrations.base import BasePlugin
+from bitsandbytes.nn import Linear4bit
 from transformers import TrainerCallback
 
 KEPT = ("loss", "grad_norm")
@@ -36,21 +37,20 @@ class Watch(TrainerCallback):
             "wrapper": type(wrapped).__name__,
             "sharded": sum(_is_sharded(p) for p in wrapped.parameters()),
             "parameters": sum(1 for _ in wrapped.parameters()),
+            "four_bits": sum(isinstance(m, Linear4bit) for m in wrapped.modules()),
             "devices": sorted({str(p.device) for p in wrapped.parameters()}),
         }
         if hasattr(wrapped, "zero_optimization_stage"):
             self.seen["stage"] = wrapped.zero_optimization_stage()
         if accelerator.is_fsdp2:
-            unit = wrapped._get_fsdp_state()._fsdp_param_group
-            self.seen["offloaded"] = type(unit.offload_policy).__name__
-            self.seen["precision"] = str(unit.mp_policy.param_dtype)
-            self.seen["reshards"] = sorted(
-                {
-                    module._get_fsdp_state()._fsdp_param_group._reshard_after_forward
-                    for module in wrapped.modules()
-                    if hasattr(module, "_get_fsdp_state") and module is not wrapped
-                }
-            )
+            units = [
+                m._get_fsdp_state()._fsdp_param_group for m in wrapped.modules() if _is_unit(m)
+            ]
+            inner = [unit for unit in units[1:] if unit is not None]
+            self.seen["offloaded"] = type(inner[0].offload_policy).__name__
+            self.seen["precision"] = str(inner[0].mp_policy.param_dtype)
+            self.seen["reshards"] = sorted({unit._reshard_after_forward for unit in inner})
+            self.seen["units"] = len(units)
         self.model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -75,3 +75,7 @@ class Watch(TrainerCallback):
 
 def _is_sharded(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id")
+
+
+def _is_unit(module: torch.nn.Module) -> bool:
+    return hasattr(module, "_get_fsdp_state")

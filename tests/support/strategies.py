@@ -1,10 +1,22 @@
-"""How a model is spread over processes, as a user writes it, for a student that has one Llama."""
+"""How a model is spread over processes, as a user writes it, for a tiny Llama."""
 
+from pathlib import Path
 from typing import Any
 
-GLOBAL_BATCH = 6
+import yaml
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_configs/many-gpus"
+SPREADS = (
+    "fsdp_version",
+    "fsdp_config",
+    "deepspeed",
+    "dp_replicate_size",
+    "dp_shard_size",
+    "gradient_checkpointing",
+)
 
 LORA = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
+QLORA = {**LORA, "adapter": "qlora", "load_in_4bit": True}
 LORA_HEAD = {**LORA, "lora_target_linear": False, "lora_target_modules": ["q_proj", "lm_head"]}
 
 
@@ -40,9 +52,19 @@ def zero(stage: int) -> dict[str, Any]:
     }
 
 
-def shared_by(processes: int) -> dict[str, int]:
-    """The global batch, one row a micro-batch; one process takes it whole."""
+def example(name: str, **sizes: int) -> dict[str, Any]:
+    """The keys of an example that spread a model, in fp32, on so many processes."""
+    written = yaml.safe_load((EXAMPLES / f"{name}.yml").read_text())
+    found = {key: written[key] for key in SPREADS if key in written} | sizes
+    if "fsdp_config" in found:
+        found["fsdp_config"]["transformer_layer_cls_to_wrap"] = "LlamaDecoderLayer"
+    if "deepspeed" in found:
+        del found["deepspeed"]["bf16"]
+    return found
+
+
+def shared_by(processes: int, rows: int) -> dict[str, int]:
+    """A step's rows, each a micro-batch; one process takes them in one."""
     if processes == 1:
-        return {"micro_batch_size": GLOBAL_BATCH, "gradient_accumulation_steps": 1}
-    accumulation = GLOBAL_BATCH // processes
-    return {"micro_batch_size": 1, "gradient_accumulation_steps": accumulation}
+        return {"micro_batch_size": rows, "gradient_accumulation_steps": 1}
+    return {"micro_batch_size": 1, "gradient_accumulation_steps": rows // processes}
