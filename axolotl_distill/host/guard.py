@@ -45,7 +45,7 @@ class StepGuard(TrainerCallback):
         self._said = False
 
     def before_backward(
-        self, step: int, inputs: Batch, loss: Tensor, num_items: Any, model: nn.Module
+        self, step: int, inputs: Batch, loss: Tensor, num_items: Any, model: Any
     ) -> None:
         """What `on_pre_optimizer_step` would find too late: nothing but for DeepSpeed."""
         if self.accelerator.distributed_type != DistributedType.DEEPSPEED:

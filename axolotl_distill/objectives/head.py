@@ -176,7 +176,7 @@ def _is_exotic(layer: LoraLayer) -> bool:
     )
 
 
-def _is_partitioned(weight: Tensor) -> bool:
+def _is_partitioned(weight: Any) -> bool:
     return hasattr(weight, "full_tensor") or hasattr(weight, "ds_id")
 
 
