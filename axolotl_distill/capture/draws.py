@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-# Probabilities in float64 that are worked on at once, with about five tensors of their size.
+# Cumulative probabilities in float64 that are worked on at once, with about three times as much.
 BLOCK_BYTES = 64 << 20
 
 
 def draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) -> Tensor:
-    """How many of `parts` equal parts of its probability a row gives to each token, int64 [R, V].
+    """How many of `parts` equal parts of its probability a row gives to each token, int32 [R, V].
 
     With p = softmax(logits), fp32 [R, V] (at the temperature wanted), and n = draws:
 
@@ -28,31 +28,45 @@ def draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) 
     rows = max(1, BLOCK_BYTES // (8 * logits_RV.shape[1]))
     return torch.cat(
         [_draw(part, draws, parts, generator) for part in logits_RV.split(rows)]
-        or [logits_RV.long()]
+        or [logits_RV.int()]
     )
 
 
 def _draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) -> Tensor:
-    p_RV = logits_RV.double().softmax(-1)
-    tail_RV = p_RV.masked_fill(p_RV > 1 / draws, 0.0)
-    head_RV = p_RV - tail_RV
-    tail, head = tail_RV.sum(-1, keepdim=True), head_RV.sum(-1, keepdim=True)
+    p_RV = logits_RV.softmax(-1)
+    is_head_RV = p_RV > 1 / draws
+    head_RH, ids_RH = _few(p_RV, is_head_RV)
+    reach_RV = p_RV.masked_fill_(is_head_RV, 0.0).cumsum(-1, dtype=torch.float64)
+    tail, head = reach_RV[:, -1:].clone(), head_RH.sum(-1, keepdim=True)
     # Where there is no head, this is `draws` to the last bit, and so is the number drawn.
-    drawn_RV = _spread(tail_RV, tail / (tail + head) * draws, generator)
+    counts_RV = _spread(reach_RV, tail / (tail + head) * draws, generator)
     share = parts // draws
-    left = parts - share * drawn_RV.sum(-1, keepdim=True)
-    return _spread(head_RV, left.double(), generator) + share * drawn_RV
+    left = parts - share * counts_RV.sum(-1, keepdim=True)
+    given_RH = _spread(head_RH.cumsum(-1), left.double(), generator)
+    return counts_RV.mul_(share).scatter_add_(1, ids_RH, given_RH)
 
 
-def _spread(weights_RV: Tensor, total_R1: Tensor, generator: torch.Generator) -> Tensor:
-    """Whole numbers int64 [R, V] in proportion to the weights: each is a floor or a ceiling of its
-    part of `total`, with that part as expectation. They sum to `total` where that is whole.
+def _few(p_RV: Tensor, chosen_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """(p as float64, ids), [R, H] each, of the chosen, which are few; filled up with 0 of id 0."""
+    lengths = chosen_RV.sum(-1, keepdim=True)
+    inside = torch.arange(max(1, int(lengths.max())), device=p_RV.device) < lengths
+    p_RH = torch.zeros(inside.shape, dtype=torch.float64, device=p_RV.device)
+    ids_RH = torch.zeros_like(inside, dtype=torch.int64)
+    p_RH[inside], ids_RH[inside] = p_RV[chosen_RV].double(), chosen_RV.nonzero()[:, 1]
+    return p_RH, ids_RH
+
+
+def _spread(reach_RV: Tensor, total_R1: Tensor, generator: torch.Generator) -> Tensor:
+    """Whole numbers int32 [R, V] in proportion to weights whose cumulative sums float64 [R, V] are
+    given, and overwritten: each is a floor or a ceiling of its part of `total`, with that part as
+    expectation. They sum to `total` where that is whole.
 
     Systematic sampling: one random start a row, then even steps along the cumulative weights.
     """
-    reach = weights_RV.cumsum(-1)
+    start = torch.rand(
+        total_R1.shape, dtype=reach_RV.dtype, device=reach_RV.device, generator=generator
+    )
     # x / x is 1, so the last reach is `total` itself and no rounding gains or loses a step.
-    reach = reach / reach[:, -1:].clamp_min(torch.finfo(reach.dtype).tiny) * total_R1
-    start = torch.rand(total_R1.shape, dtype=reach.dtype, device=reach.device, generator=generator)
-    steps = (reach + start).floor().long()
+    last = reach_RV[:, -1:].clamp_min(torch.finfo(reach_RV.dtype).tiny)
+    steps = reach_RV.div_(last).mul_(total_R1).add_(start).floor_().int()
     return torch.diff(steps, dim=-1, prepend=torch.zeros_like(steps[:, :1]))
