@@ -121,8 +121,8 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
         yield Finding(
             "distill.support",
             "`distill.support: renormalize` leaves out of the loss what a record does not hold,",
-            "and of all that was tried students learned least from it.",
-            "Remove the key; docs/guide.md, 'Which record', has the figures.",
+            "and the student never learns how much the teacher leaves to other tokens.",
+            "Remove the key, unless that is what you want.",
             error=None,
         )
     if args.temperature in store.manifest.tail_estimated and support == "tail_bucket":
