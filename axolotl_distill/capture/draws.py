@@ -22,14 +22,13 @@ def draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) 
     what even spacing takes away. The threshold is that of Fearnhead and Clifford (2003, optimal
     resampling) for a given share, the spacing Kitagawa's (1996).
 
-    `parts` is a multiple of `draws`.
+    `parts` is a multiple of `draws`. The same generator gives the same on a CPU; on CUDA cumulative
+    sums are not added up in the same order each time, and once in a while a neighbour is drawn.
     """
     assert parts >= draws and parts % draws == 0, "the parts of a draw are whole"
     rows = max(1, BLOCK_BYTES // (8 * logits_RV.shape[1]))
-    return torch.cat(
-        [_draw(part, draws, parts, generator) for part in logits_RV.split(rows)]
-        or [logits_RV.int()]
-    )
+    blocks = logits_RV.split(rows)
+    return torch.cat([_draw(block, draws, parts, generator) for block in blocks])
 
 
 def _draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) -> Tensor:
@@ -49,7 +48,8 @@ def _draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator)
 def _few(p_RV: Tensor, chosen_RV: Tensor) -> tuple[Tensor, Tensor]:
     """(p as float64, ids), [R, H] each, of the chosen, which are few; filled up with 0 of id 0."""
     lengths = chosen_RV.sum(-1, keepdim=True)
-    inside = torch.arange(max(1, int(lengths.max())), device=p_RV.device) < lengths
+    most = int(lengths.max()) if lengths.numel() else 0
+    inside = torch.arange(max(1, most), device=p_RV.device) < lengths
     p_RH = torch.zeros(inside.shape, dtype=torch.float64, device=p_RV.device)
     ids_RH = torch.zeros_like(inside, dtype=torch.int64)
     p_RH[inside], ids_RH[inside] = p_RV[chosen_RV].double(), chosen_RV.nonzero()[:, 1]

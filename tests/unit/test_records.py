@@ -97,6 +97,11 @@ def test_draws_are_unbiased(spread, draws):
         assert (share[:, likely] - p[likely]).abs().max() < 1 / draws + 1 / 64
 
 
+def test_no_position_has_no_record():
+    batch = make_records(torch.empty(0, 50), args(draws=16), seed=0)
+    assert len(batch) == 0 and batch.entries.size == 0
+
+
 def test_a_certain_teacher_leaves_one_entry():
     logits = torch.full((2, 50), -200.0)
     logits[0, 7] = logits[1, 49] = 200.0
