@@ -17,10 +17,10 @@ def draw(logits_RV: Tensor, draws: int, parts: int, generator: torch.Generator) 
 
     A token likelier than 1/n has its own share, a floor or a ceiling of it in parts, but for what
     evens out the sum. The rest of the vocabulary is drawn from systematically: each draw weighs
-    1/n, and no token comes twice. So the likely tokens have next to no variance, and one of the
-    tail has p (1/n - p), as of n independent draws (Sparse Logit Sampling, arXiv 2503.16870), less
-    what even spacing takes away. The threshold is that of Fearnhead and Clifford (2003, optimal
-    resampling) for a given share, the spacing Kitagawa's (1996).
+    1/n, and no token comes twice. So the share of a likely token is off by what evens out the
+    sum, and that of one of the tail has the variance p (1/n - p), where n independent draws (Sparse
+    Logit Sampling, arXiv 2503.16870) have p (1 - p) / n. The threshold is that of Fearnhead and
+    Clifford (2003, optimal resampling) for a given share, the spacing Kitagawa's (1996).
 
     `parts` is a multiple of `draws`. The same generator gives the same on a CPU; on CUDA cumulative
     sums are not added up in the same order each time, and once in a while a neighbour is drawn.
