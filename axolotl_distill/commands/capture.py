@@ -19,10 +19,10 @@ from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
 
 BIASED = (
-    "With `method: sampled`, the default, a student learned more of a forward_kl than with k: 16, at "
-    "half the bytes: a bucket for all that is not kept is a bias, and it stays. topk and nucleus "
-    "are for other divergences, or several temperatures, from one store (docs/guide.md, 'Which "
-    "record')."
+    "With `method: sampled`, the default, a student learned more of a forward_kl than with k: 16, "
+    "at half the bytes: a bucket for all that is not kept is a bias, and it stays. topk and "
+    "nucleus are for other divergences, or several temperatures, from one store (docs/guide.md, "
+    "'Which record')."
 )
 
 

@@ -26,7 +26,7 @@ def args(**values):
 
 @pytest.fixture
 def logits():
-    return torch.randn(ROWS, VOCAB) * 4
+    return torch.randn(ROWS, VOCAB, generator=torch.Generator().manual_seed(2)) * 4
 
 
 def split(batch):
@@ -80,17 +80,18 @@ def test_draws_are_what_the_format_says(logits):
 def test_draws_are_unbiased(spread, draws):
     """Means of many against the distribution: flat ones, which have no head, and peaked ones."""
     vocab, whole, times = 40, draws * 64, 20_000
-    logits = torch.randn(1, vocab) * spread
     generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(1, vocab, generator=generator) * spread
     counts = draw(logits.expand(times, -1), draws, whole, generator)
     assert (counts.sum(-1) == whole).all()
     share = counts.double() / whole
     p = logits.double().softmax(-1)[0]
-    # Of independent draws, whose variance is the larger one.
+    # Of independent draws, whose variance is the larger one. A token that comes next to never may
+    # come a few times.
     error = (p * (1 - p) / draws / times).sqrt()
-    assert ((share.mean(0) - p).abs() < 5 * error + 1e-9).all()
+    assert ((share.mean(0) - p).abs() < 5 * error + 5 / (draws * times)).all()
     chance = (p / draws**3 / times).sqrt()
-    assert (share.var(0) <= p * (1 - p) / draws + 5 * chance + 1e-9).all()
+    assert (share.var(0) <= p * (1 - p) / draws + 5 * chance + 5 / (draws**2 * times)).all()
     likely = p > 1 / draws
     if likely.any() and not likely.all():
         # What the head has to give up for the tail's whole shares, and one part.
