@@ -28,7 +28,7 @@ def tokens_of(tokenizer: Any) -> dict[int, str]:
     One of mistral-common's calls a thousand tokens that are parts of characters U+FFFD, so these
     are named by their bytes, as a tokenizer.json names them.
     """
-    tekken = _tekken(tokenizer)
+    tekken = tekken_of(tokenizer)
     if tekken is not None:
         special = added_tokens(tokenizer)
         named = {number: token for token, number in special.items()}
@@ -48,7 +48,7 @@ def added_tokens(tokenizer: Any) -> dict[str, int]:
     return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
 
 
-def _tekken(tokenizer: Any) -> Any | None:
+def tekken_of(tokenizer: Any) -> Any | None:
     """mistral-common's own tokenizer, where it is one of bytes."""
     instruct = getattr(getattr(tokenizer, "tokenizer", None), "instruct_tokenizer", None)
     inner = getattr(instruct, "tokenizer", None)

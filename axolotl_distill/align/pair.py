@@ -1,0 +1,238 @@
+"""What two vocabularies have to do with each other: where the student would cut what the teacher
+writes. Built once for a pair."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from axolotl_distill.align.pieces import Pieces
+
+NONE = -1
+KEPT_CUTS = 1 << 16
+# Of a token at whose end the student may not cut, this share of its occurrences at most goes on.
+MOST_OPEN = 0.02
+
+
+class Going(NamedTuple):
+    """Tokens that a teacher may write next, and the student's token that then comes first: int64
+    [N] each. `firsts` is NONE where nobody can say."""
+
+    tokens: np.ndarray
+    firsts: np.ndarray
+
+
+class Pair:
+    """A teacher's tokens and a student's.
+
+    teacher, student  their tokens as bytes
+    ends              {teacher's special token: student's}, those of one role
+    """
+
+    def __init__(self, teacher: Pieces, student: Pieces, ends: Mapping[int, int] | None = None):
+        self.teacher, self.student = teacher, student
+        self.same = teacher.fingerprint == student.fingerprint
+        self.ends = {i: i for i in teacher.special} if self.same else dict(ends or {})
+        self.going = lru_cache(KEPT_CUTS)(self._going)
+        self._joins = lru_cache(KEPT_CUTS)(self._joins_of)
+        self._pairs = lru_cache(KEPT_CUTS)(lambda cut, last: {})
+
+    @cached_property
+    def firsts(self) -> np.ndarray:
+        """int64 [teacher's ids]: the student's first token of each token's text; NONE for a part of
+        a character that is no token of the student's, and for special tokens without a role."""
+        starts, _, ids = self._cut_tokens
+        found = np.full(len(self.teacher), NONE, np.int64)
+        cut = np.flatnonzero(np.diff(starts))
+        found[self.teacher.sorted[1][cut]] = ids[starts[cut]]
+        for number, end in self.ends.items():
+            found[number] = end
+        return found
+
+    @cached_property
+    def goes_on(self) -> np.ndarray:
+        """bool [teacher's ids]: whether the student has a token that begins with this one, where
+        the teacher writes this one first: `3` with a student that has `35`."""
+        found = np.zeros(len(self.teacher), bool)
+        for parts in self._in_parts.values():
+            found[parts[0]] = True
+        return found
+
+    @cached_property
+    def in_parts(self) -> np.ndarray:
+        """bool [student's ids]: whether the teacher writes it in several tokens."""
+        found = np.zeros(len(self.student), bool)
+        found[list(self._in_parts)] = True
+        return found
+
+    @cached_property
+    def _in_parts(self) -> dict[int, list[int]]:
+        """{student's id: the teacher's tokens}, of what the teacher writes in several."""
+        texts = [_text(raw) for raw in self.student.bytes_of]
+        own = self.student.cut(texts)
+        return {
+            number: parts
+            for number, (parts, reached) in enumerate(zip(self.teacher.cut(texts), own, strict=True))
+            if parts
+            and len(parts) > 1
+            and reached == [number]
+            and sum(self.teacher.lengths[parts]) == self.student.lengths[number]
+        }
+
+    def doubtful(self, occurrences: np.ndarray, open_ends: np.ndarray) -> np.ndarray:
+        """bool [student's ids]: those of which a next-token distribution of the teacher's does not
+        say how likely they are, unless they come: `3` with a student that has `35`.
+
+        occurrences, open_ends   int64 [teacher's ids]: how often a token came in the text, and how
+                                 often the student did not cut at its end
+
+        A token that may go on and seldom does (` to`, for ` today` is a token of both and ` tod`
+        is not) is none of them; seldom is MOST_OPEN of its occurrences.
+        """
+        often = (open_ends + 0.5) / (occurrences + 1.0) > MOST_OPEN
+        whole = self.teacher.lengths == self.student.lengths[np.maximum(self.firsts, 0)]
+        loose = self.goes_on & often & whole & (self.firsts != NONE)
+        found = self.in_parts.copy()
+        found[self.firsts[loose]] = True
+        return found
+
+    def breaks(self, cut: int, last: int, tokens: np.ndarray) -> np.ndarray:
+        """bool [N], of tokens that the teacher may write after its token `last`: whether the student
+        would then not have cut behind its token `cut`, which ends where `last` does.
+
+        One token decides: what the teacher writes behind it is not looked at. A token that the
+        teacher itself would not have begun here, had it cut the text, counts as a new beginning.
+        """
+        found = np.zeros(len(tokens), bool)
+        known = self._pairs(cut, last)
+        joining = np.flatnonzero(self._joins(cut)[self._first_bytes[tokens]])
+        new = [token for token in tokens[joining].tolist() if token not in known]
+        raw, before = self.student.bytes_of[cut], self.teacher.bytes_of[last]
+        kept = self._keeps(raw, [self.teacher.bytes_of[token] for token in new])
+        again = self.teacher.cut([_text(before + self.teacher.bytes_of[token]) for token in new])
+        for token, keeps, parts in zip(new, kept, again, strict=True):
+            known[token] = not keeps and (not parts or parts == [last, token])
+        found[joining] = [known[token] for token in tokens[joining].tolist()]
+        return found
+
+    def _going(self, cut: int, written: bytes, fresh: bool, lead: bytes) -> Going:
+        """The teacher's tokens that begin with `written`, and behind which the student cuts.
+
+        cut    the student's token that ends with `written`; NONE at the beginning of a text
+        fresh  the student cuts before `written` too
+        lead   white space before the text on the student's side
+        """
+        first, behind = _range(self.teacher.sorted[0], written)
+        tokens = self.teacher.sorted[1][first:behind]
+        if fresh and cut != NONE:
+            starts, ends, ids = self._cut_tokens
+            flat = slice(starts[first], starts[behind])
+            at = np.flatnonzero(ends[flat] == len(written))
+            owners = np.searchsorted(starts, at + flat.start, side="right") - 1
+            follows = np.minimum(at + flat.start + 1, len(ids) - 1)
+            inside = at + flat.start + 1 < starts[owners + 1]
+            firsts = np.where(inside, ids[follows], NONE)
+            partial = np.flatnonzero(self._partial[first:behind])
+            raws = [self.teacher.sorted[0][first + i][len(written) :] for i in partial]
+            keeps = self._keeps(self.student.bytes_of[cut], raws)
+            more = self.teacher.sorted[1][first + partial[keeps]]
+            return Going(
+                np.concatenate([self.teacher.sorted[1][owners], more]),
+                np.concatenate([firsts, np.full(len(more), NONE)]),
+            )
+        rests = [raw[len(written) :] for raw in self.teacher.sorted[0][first:behind]]
+        if cut == NONE:
+            firsts = self._first_of([lead + rest for rest in rests])
+            if not written:
+                ends_of = list(self.ends)
+                tokens = np.concatenate([tokens, np.array(ends_of, np.int64)])
+                firsts = np.concatenate([firsts, [self.ends[token] for token in ends_of]])
+            return Going(tokens, firsts.astype(np.int64))
+        keeps = self._keeps(self.student.bytes_of[cut], rests)
+        kept = [rest for rest, keep in zip(rests, keeps, strict=True) if keep]
+        return Going(tokens[keeps], self._first_of(kept))
+
+    def _keeps(self, raw: bytes, rests: list[bytes]) -> np.ndarray:
+        """bool [rests]: whether the student cuts between `raw`, a token of its, and the rest."""
+        kept = np.ones(len(rests), bool)
+        joins = self._joins(self.student.by_bytes[raw])
+        possible = [i for i, rest in enumerate(rests) if rest and joins[rest[0]]]
+        texts = [_text(raw + rests[i]) for i in possible]
+        for i, text, ids in zip(possible, texts, self.student.cut(texts), strict=True):
+            if not text:
+                # Parts of characters: a token that is all there is taken, whatever comes.
+                ends = range(1, len(rests[i]) + 1)
+                kept[i] = not any(raw + rests[i][:n] in self.student.by_bytes for n in ends)
+            elif ids is not None:
+                kept[i] = len(raw) in np.cumsum(self.student.lengths[ids])
+        return kept
+
+    @cached_property
+    def _cut_tokens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How the student cuts each of the teacher's tokens, in the order of `teacher.sorted`:
+        starts int64 [tokens + 1]; ends, in bytes, and ids, int64 [all of them]. A part of a
+        character has none, unless it is a token of the student's."""
+        raws = self.teacher.sorted[0]
+        cuts: list[list[int]] = [[]] * len(raws)
+        asked = {}
+        for place, raw in enumerate(raws):
+            if raw in self.student.by_bytes:
+                cuts[place] = [self.student.by_bytes[raw]]
+            elif text := _text(raw):
+                asked[place] = text
+        for place, ids in zip(asked, self.student.cut(list(asked.values())), strict=True):
+            cuts[place] = ids or []
+        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in cuts])])
+        flat = np.array([number for ids in cuts for number in ids], np.int64)
+        total = np.concatenate([[0], np.cumsum(self.student.lengths[flat])])
+        return starts, total[1:] - np.repeat(total[starts[:-1]], np.diff(starts)), flat
+
+    @cached_property
+    def _partial(self) -> np.ndarray:
+        """bool, in the order of `teacher.sorted`: those that _cut_tokens does not cut."""
+        return np.diff(self._cut_tokens[0]) == 0
+
+    @cached_property
+    def _first_bytes(self) -> np.ndarray:
+        """int64 [teacher's ids]; 256 for special tokens."""
+        return np.array([raw[0] if raw else 256 for raw in self.teacher.bytes_of])
+
+    def _joins_of(self, cut: int) -> np.ndarray:
+        """bool [257]: the bytes with which some longer token of the student's goes on after `cut`."""
+        raw, found = self.student.bytes_of[cut], np.zeros(257, bool)
+        first, behind = _range(self.student.sorted[0], raw)
+        going = [longer[len(raw)] for longer in self.student.sorted[0][first:behind] if longer != raw]
+        found[going] = True
+        return found
+
+    def _first_of(self, texts: list[bytes]) -> np.ndarray:
+        """int64 [texts]: the student's first token of each; NONE where that cannot be said."""
+        found = np.full(len(texts), NONE, np.int64)
+        asked = {}
+        for place, raw in enumerate(texts):
+            number = self.student.by_bytes.get(raw)
+            if number is not None:
+                found[place] = number
+            elif text := _text(raw):
+                asked[place] = text
+        for place, ids in zip(asked, self.student.cut(list(asked.values())), strict=True):
+            if ids:
+                found[place] = ids[0]
+        return found
+
+
+def _text(raw: bytes) -> str:
+    """Nothing for a part of a character."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _range(ordered: list[bytes], prefix: bytes) -> tuple[int, int]:
+    """Where those lie that begin with `prefix`."""
+    first = bisect_left(ordered, prefix)
+    # No byte of UTF-8 is FF.
+    return first, bisect_left(ordered, prefix + b"\xff" * 2, first) if prefix else len(ordered)

@@ -1,0 +1,263 @@
+"""Records for a student with another tokenizer, of a teacher that grades its own ids of the text."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from distill_kernels import DenseLogits
+from torch import Tensor
+
+from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.chain import Cut, chain
+from axolotl_distill.align.pair import NONE
+from axolotl_distill.capture.graded import length_batches
+from axolotl_distill.capture.source import WINDOW_ROWS, Row
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.signal.signal import Want
+from axolotl_distill.store import RecordBatch, encoding
+from axolotl_distill.teachers.base import Teacher
+
+TEACHER_IDS, TEACHER_LABELS = "teacher_input_ids", "teacher_labels"
+"""Columns of a row that was written for a teacher too"""
+PUSHED_BYTES = 256 << 20
+# Of what may follow, as many are asked whether they undo a cut of the student's.
+LIKELIEST = 256
+
+
+class CrossSource:
+    """Has a teacher grade its own tokenisation of a window of rows, and makes of it what it says of
+    the student's tokens (align/chain.py).
+
+    doubtful      bool [student's ids], see Pair.doubtful
+    k             entries of a record, at most
+    batch_tokens  of rows of like length that the teacher gets together
+    """
+
+    window_rows = WINDOW_ROWS
+
+    def __init__(
+        self, teacher: Teacher, pair: Pair, doubtful: np.ndarray, *, k: int, batch_tokens: int
+    ):
+        self.teacher, self.pair, self.k, self.batch_tokens = teacher, pair, k, batch_tokens
+        self.pushing = Pushing(pair, doubtful, k)
+
+    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """See Source. Raises what the teacher does, and CaptureError for logits that are not
+        finite."""
+        theirs = {index: {"input_ids": row[TEACHER_IDS]} for index, row in rows.items()}
+        for batch in length_batches(theirs, self.batch_tokens):
+            heard = {index: Heard(rows[index], self.pair, self.pushing) for index in batch}
+            ids = {index: theirs[index]["input_ids"] for index in batch}
+            positions = {index: heard[index].positions for index in batch}
+            for index, part, signal in self.teacher.grade(ids, positions, Want()):
+                assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+                logits = signal.distribution.logits
+                if not bool(torch.isfinite(logits).all()):
+                    raise CaptureError(
+                        f"The teacher gave logits that are not finite for row {index}. Capture "
+                        "with `distill.capture.teacher.dtype: float32`, or look at that row."
+                    )
+                heard[index].take(part, logits.log_softmax(-1))
+                if part.stop == positions[index].size:
+                    yield index, heard.pop(index).records()
+
+
+class Pushing:
+    """The teacher's probabilities as the student's tokens': a sum over all tokens that begin with
+    one and the same of the student's."""
+
+    def __init__(self, pair: Pair, doubtful: np.ndarray, k: int):
+        self.size, self.k = len(pair.student), min(k, len(pair.student))
+        firsts = np.where(pair.firsts == NONE, self.size, pair.firsts)
+        self.firsts = torch.from_numpy(firsts)
+        self.doubtful = torch.from_numpy(np.append(doubtful, True))
+
+    def likeliest(
+        self,
+        dense: Sequence[tuple[int, Tensor, np.ndarray, float]],
+        items: tuple[np.ndarray, np.ndarray, np.ndarray],
+        own: np.ndarray,
+        count: int,
+        like: Tensor,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, probabilities) [count, k] of the likeliest tokens but `own`, int64 [count].
+
+        dense   (record, log-probabilities [teacher's ids], tokens left out, log of a factor)
+        items   (record, student's token, probability) of single ones
+        """
+        if self.firsts.device != like.device:
+            self.firsts, self.doubtful = self.firsts.to(like.device), self.doubtful.to(like.device)
+        pushed = torch.zeros(count, self.size + 1, dtype=like.dtype, device=like.device)
+        for record, logprobs, broken, factor in dense:
+            probs = (logprobs + factor).exp()
+            if broken.size:
+                probs[torch.from_numpy(broken).to(like.device)] = 0.0
+            pushed[record].index_add_(0, self.firsts, probs)
+        records, tokens, values = items
+        if records.size:
+            tokens = np.where(tokens == NONE, self.size, tokens)
+            place = tuple(torch.from_numpy(axis).to(like.device) for axis in (records, tokens))
+            pushed.index_put_(place, torch.from_numpy(values).to(pushed), accumulate=True)
+        pushed[:, self.doubtful] = 0.0
+        pushed[torch.arange(count), torch.from_numpy(own)] = 0.0
+        top = pushed.topk(min(self.k, self.size), dim=-1)
+        return top.indices.cpu().numpy(), top.values.double().cpu().numpy()
+
+
+class Heard:
+    """One row, and what was heard of the teacher so far.
+
+    positions  int64, ascending: where the teacher is asked
+    """
+
+    def __init__(self, row: Row, pair: Pair, pushing: Pushing):
+        self.pair, self.pushing = pair, pushing
+        self.theirs = np.asarray(row[TEACHER_IDS], np.int64)
+        self.own = np.asarray(row["input_ids"], np.int64)
+        answers = pair_rows(
+            row[TEACHER_IDS], row[TEACHER_LABELS], row["input_ids"], row["labels"],
+            pair.teacher, pair.student,
+        )  # fmt: skip
+        self.chains = [chain(answer, self.theirs, self.own, pair) for answer in answers]
+        self.wanted = supervised_positions(row["labels"])
+        self._flatten()
+        asked = [np.arange(each.first - 1, each.behind - 1) for each in self.chains]
+        asked += [np.array([each.behind - 1]) for each in self.chains if each.cuts[-1].ending]
+        self.positions = np.unique(np.concatenate(asked))
+        self.written = np.zeros(len(self.theirs) + 1)
+        self.found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def _flatten(self) -> None:
+        """All cuts of the row one after another, and the terms of their sums as arrays."""
+        self.cuts: list[Cut] = [cut for each in self.chains for cut in each.cuts]
+        self.tokens = {}  # cut before it -> its place in the row
+        base = 0
+        for each in self.chains:
+            self.tokens |= {base + k: place for k, place in enumerate(each.places)}
+            base += len(each.cuts)
+        columns = [
+            (np.full(going.tokens.size, number), np.full(going.tokens.size, at), *going)
+            for number, cut in enumerate(self.cuts)
+            for at, going in cut.parts
+        ]
+        self.of_cut, self.at, self.u, self.first = _joined(columns, 4)
+        self.term = np.full(self.at.size, -np.inf)
+        # Tokens that may come at a cut and undo it, and their share.
+        self.broken = [np.empty(0, np.int64) for _ in self.cuts]
+        self.lost = np.zeros(len(self.cuts))
+        self.main = np.array([
+            cut.at if cut.at != NONE else max(at for at, _ in cut.parts) for cut in self.cuts
+        ])  # fmt: skip
+
+    def take(self, part: slice, logprobs: Tensor) -> None:
+        """What was said at positions[part], log-probabilities [r, teacher's ids]."""
+        at = self.positions[part] + 1
+        inside = at < len(self.theirs)
+        rows = np.flatnonzero(inside)
+        heard = _gather(logprobs, rows, self.theirs[at[inside]])
+        for place, value in zip(at[inside].tolist(), heard.tolist(), strict=True):
+            self.written[place + 1] = self.written[place] + value
+        here = np.flatnonzero((self.at >= at[0]) & (self.at <= at[-1]))
+        self.term[here] = _gather(logprobs, np.searchsorted(at, self.at[here]), self.u[here])
+        self._find_broken(at, logprobs)
+        asked = [
+            number
+            for number in self.tokens
+            if at[0] <= self.main[number] <= at[-1] and not self.cuts[number].given
+        ]
+        size = max(1, PUSHED_BYTES // (logprobs.element_size() * self.pushing.size))
+        totals = self._totals()
+        for start in range(0, len(asked), size):
+            self._push(asked[start : start + size], at, logprobs, totals)
+
+    def _find_broken(self, at: np.ndarray, logprobs: Tensor) -> None:
+        """Among the LIKELIEST tokens at each cut."""
+        asked = [
+            number
+            for number, cut in enumerate(self.cuts)
+            if cut.ending is not None and at[0] <= cut.at <= at[-1]
+        ]
+        rows = np.searchsorted(at, self.main[asked])
+        top = logprobs.topk(min(LIKELIEST, logprobs.shape[1]), dim=-1)
+        tokens, values = top.indices.cpu().numpy(), top.values.double().exp().cpu().numpy()
+        for number, row in zip(asked, rows, strict=True):
+            cut = self.cuts[number]
+            assert cut.ending is not None
+            breaks = self.pair.breaks(*cut.ending, tokens[row])
+            if cut.at < len(self.theirs):
+                breaks &= tokens[row] != self.theirs[cut.at]
+            self.broken[number], self.lost[number] = tokens[row][breaks], values[row][breaks].sum()
+
+    def _push(
+        self, asked: list[int], at: np.ndarray, logprobs: Tensor, totals: np.ndarray
+    ) -> None:
+        dense = []
+        for record, number in enumerate(asked):
+            cut = self.cuts[number]
+            if cut.at != NONE:
+                row = logprobs[int(np.searchsorted(at, cut.at))]
+                dense.append((record, row, self.broken[number], self.written[cut.at] - totals[number]))
+        place = np.full(len(self.cuts), NONE)
+        place[asked] = np.arange(len(asked))
+        here = np.flatnonzero(place[self.of_cut] != NONE)
+        values = np.exp(self.written[self.at[here]] + self.term[here] - totals[self.of_cut[here]])
+        items = (place[self.of_cut[here]], self.first[here], values)
+        own = self.own[[self.tokens[number] for number in asked]]
+        ids, probs = self.pushing.likeliest(dense, items, own, len(asked), logprobs)
+        self.found |= {number: (ids[i], probs[i]) for i, number in enumerate(asked)}
+
+    def _totals(self) -> np.ndarray:
+        """float64 [cuts]: ln G of each, see align/chain.py; -inf where not all was heard."""
+        whole = np.array([cut.at != NONE for cut in self.cuts])
+        with np.errstate(divide="ignore"):
+            dense = np.where(
+                whole, self.written[self.main] + np.log(np.maximum(1.0 - self.lost, 0.0)), -np.inf
+            )
+        terms = self.written[self.at] + self.term
+        top = dense.copy()
+        np.maximum.at(top, self.of_cut, terms)
+        top = np.maximum(top, -1e300)
+        total = np.exp(dense - top)
+        np.add.at(total, self.of_cut, np.exp(terms - top[self.of_cut]))
+        with np.errstate(divide="ignore"):
+            return top + np.log(total)
+
+    def records(self) -> RecordBatch:
+        """Of every supervised position, in their order. The token that came has its probability;
+        the others what is left where all would sum to more than one."""
+        totals = self._totals()
+        size, k = self.pushing.size, self.pushing.k
+        by_place = {place: number for number, place in self.tokens.items()}
+        entries, tails, lengths = [], [], []
+        for position in self.wanted:
+            number = by_place[int(position) + 1]
+            token = int(self.own[position + 1])
+            own = float(np.exp(min(0.0, totals[number + 1] - totals[number])))
+            ids, probs = self.found.get(number, (np.empty(0, np.int64), np.empty(0)))
+            kept = np.flatnonzero(probs > 0)[: k - 1]
+            ids, probs = ids[kept], probs[kept]
+            if (mass := probs.sum()) > 1.0 - own:
+                probs = probs * ((1.0 - own) / mass)
+            ids, probs = np.append(ids, token), np.append(probs, max(own, 1e-14))
+            order = np.argsort(-probs, kind="stable")
+            with np.errstate(divide="ignore"):
+                rest = np.log(max(0.0, 1.0 - probs.sum()))
+                entries.append(encoding.encode_logprobs(ids[order], np.log(probs[order]), size))
+                tails.append(encoding.encode_tail(np.array([rest]), np.log([probs.sum()])))
+            lengths.append(len(ids))
+        return RecordBatch(
+            {"entries": np.concatenate(entries), "tail": np.stack(tails)}, np.array(lengths)
+        )
+
+
+def _gather(logprobs: Tensor, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """float64 [N]"""
+    place = tuple(torch.from_numpy(axis).to(logprobs.device) for axis in (rows, tokens))
+    return logprobs[place].double().cpu().numpy()
+
+
+def _joined(columns: list[tuple[np.ndarray, ...]], width: int) -> list[np.ndarray]:
+    if not columns:
+        return [np.empty(0, np.int64)] * width
+    return [np.concatenate(column).astype(np.int64) for column in zip(*columns, strict=True)]
