@@ -19,6 +19,7 @@ KEPT_DATASET = (
     "are kept; run the same command again."
 )
 KEPT_ALL = "Nothing was changed."
+KEPT_NOTHING = "A checkpoint is written whole or not at all: nothing is there of this one."
 EXECUTOR = click.Choice(["local", "ray"])
 # Not click's own check: its message has no remedy.
 PATH = click.Path()
@@ -130,6 +131,24 @@ def verify(store: str, config: str | None) -> dict[str, Any]:
     from axolotl_distill.commands.verify import run
 
     return run(_file(store), config=None if config is None else _file(config))
+
+
+@distill.command()
+@click.argument("teacher", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--layers", help="Layers to keep: `0,2,4`, `0-7,16-23`, `every 2`, `drop 5,10,15`.")
+@click.option("--keep", type=click.IntRange(min=1), help="Keep so many, evenly spread.")
+@framed(KEPT_NOTHING)
+def prune(teacher: str, out: str, layers: str | None, keep: int | None) -> dict[str, Any]:
+    """Cut a student out of TEACHER's layers, to be distilled: the checkpoint OUT.
+
+    TEACHER is a folder with safetensors. They go over as they are, and nothing is loaded.
+    """
+    if (layers is None) is (keep is None):
+        raise click.UsageError("Give either --layers or --keep.")
+    from axolotl_distill.commands.prune import run
+
+    return run(_file(teacher), _file(out), layers=layers, keep=keep)
 
 
 @distill.command()
