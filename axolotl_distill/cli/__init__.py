@@ -133,6 +133,52 @@ def verify(store: str, config: str | None) -> dict[str, Any]:
     return run(_file(store), config=None if config is None else _file(config))
 
 
+@distill.group("store")
+def store_group() -> None:
+    """Join, cut and move teacher stores. What they are made of is never changed."""
+
+
+@store_group.command()
+@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.option("--output", required=True, help="Folder of the new store.")
+@framed(KEPT_ROWS)
+def merge(stores: tuple[str, ...], output: str) -> dict[str, Any]:
+    """Make one store of STORES: all their rows, one store after another.
+
+    They must have been captured alike; what differs is named.
+    """
+    from axolotl_distill.commands.store import merged
+
+    return merged([_file(store) for store in stores], _file(output))
+
+
+@store_group.command()
+@click.argument("store", type=PATH)
+@click.option("--parts", type=click.IntRange(min=1), required=True, help="How many stores.")
+@click.option("--output", required=True, help="Folder of the new stores: part-00000 and on.")
+@framed(KEPT_ROWS)
+def split(store: str, parts: int, output: str) -> dict[str, Any]:
+    """Cut STORE into stores of consecutive rows, each with about as many records."""
+    from axolotl_distill.commands.store import parted
+
+    return parted(_file(store), parts, _file(output))
+
+
+@store_group.command()
+@click.argument("store", type=PATH)
+@click.option(
+    "--shard-records", type=click.IntRange(min=1), required=True,
+    help="Records after which a shard is closed.",
+)  # fmt: skip
+@click.option("--output", required=True, help="Folder of the new store.")
+@framed(KEPT_ROWS)
+def reshard(store: str, shard_records: int, output: str) -> dict[str, Any]:
+    """Write STORE again in smaller or larger shards: the same rows and records, in their order."""
+    from axolotl_distill.commands.store import resharded
+
+    return resharded(_file(store), shard_records, _file(output))
+
+
 @distill.command()
 @click.argument("teacher", type=PATH)
 @click.argument("out", type=PATH)
