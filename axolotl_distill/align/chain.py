@@ -18,17 +18,18 @@ Then the student's next token s, which ends at b', comes with probability
 This holds the three cases that one thinks of. Tokens alike: r is empty, and p is the teacher's own.
 The teacher splits: the product of its pieces, times the share of what may follow that ends s there
 (the boundary factor), over that of the token before. The student splits: the sum over all u that
-begin with its bytes, then of these the share that goes on as it does. A row's probabilities multiply
-to the teacher's probability of the text, as they must.
+begin with its bytes, then of these the share that goes on as it does. A row's probabilities
+multiply to the teacher's probability of the text, as they must.
 
-What is not exact. A teacher is taken to write text as its tokenizer cuts it: other sequences of the
-same bytes are left out (Phan et al., arXiv 2410.09303, sum over the last token as we do). The token
-u alone decides whether the student keeps its cut, and the tokens of before b that it cuts the text
-into stay as they are. At most BACK tokens before b may be covered by a longer u.
+What is not exact. A teacher is taken to write text as its tokenizer cuts it, and other sequences of
+the same bytes are left out; the sum over the last token is that of Phan et al., arXiv 2410.09303.
+One u decides whether the student keeps its cut, and the student's tokens before b stay as they are,
+whatever comes. A u that ends at b and did not come is taken to keep the cut: what follows it was
+not asked. At most BACK tokens before b may be covered by a longer u.
 
 Of the tokens that did not come, all u that begin one and the same token of the student's give its
-probability; but where that token may also be had from several of the teacher's (Pair.doubtful) it is
-left to the tail, for the teacher was not asked what follows.
+probability; but where that token may also be had from several of the teacher's (Pair.doubtful) it
+is left to the tail, for the teacher was not asked what follows.
 """
 
 from collections.abc import Sequence

@@ -137,9 +137,7 @@ def _leads(theirs: bytes, own: bytes) -> tuple[bytes, bytes] | None:
 def _apart(theirs: bytes, own: bytes) -> str:
     pairs = enumerate(zip(theirs, own, strict=False))
     at = next((i for i, (a, b) in pairs if a != b), min(len(theirs), len(own)))
-    shown = [
-        text[max(0, at - 10) : at + SHOWN].decode(errors="replace") for text in (own, theirs)
-    ]
+    shown = [text[max(0, at - 10) : at + SHOWN].decode(errors="replace") for text in (own, theirs)]
     return (
         f"its text is not the same: from byte {at} on it is {shown[0]!r} to the student and "
         f"{shown[1]!r} to the teacher"

@@ -74,7 +74,9 @@ class Pair:
         own = self.student.cut(texts)
         return {
             number: parts
-            for number, (parts, reached) in enumerate(zip(self.teacher.cut(texts), own, strict=True))
+            for number, (parts, reached) in enumerate(
+                zip(self.teacher.cut(texts), own, strict=True)
+            )
             if parts
             and len(parts) > 1
             and reached == [number]
@@ -99,8 +101,8 @@ class Pair:
         return found
 
     def breaks(self, cut: int, last: int, tokens: np.ndarray) -> np.ndarray:
-        """bool [N], of tokens that the teacher may write after its token `last`: whether the student
-        would then not have cut behind its token `cut`, which ends where `last` does.
+        """bool [N], of tokens that the teacher may write after its token `last`: whether the
+        student would then not have cut behind its token `cut`, which ends where `last` does.
 
         One token decides: what the teacher writes behind it is not looked at. A token that the
         teacher itself would not have begun here, had it cut the text, counts as a new beginning.
@@ -146,9 +148,9 @@ class Pair:
         if cut == NONE:
             firsts = self._first_of([lead + rest for rest in rests])
             if not written:
-                ends_of = list(self.ends)
-                tokens = np.concatenate([tokens, np.array(ends_of, np.int64)])
-                firsts = np.concatenate([firsts, [self.ends[token] for token in ends_of]])
+                special = sorted(self.teacher.special)
+                tokens = np.concatenate([tokens, np.array(special, np.int64)])
+                firsts = np.concatenate([firsts, [self.ends.get(token, NONE) for token in special]])
             return Going(tokens, firsts.astype(np.int64))
         keeps = self._keeps(self.student.bytes_of[cut], rests)
         kept = [rest for rest, keep in zip(rests, keeps, strict=True) if keep]
@@ -200,12 +202,19 @@ class Pair:
         return np.array([raw[0] if raw else 256 for raw in self.teacher.bytes_of])
 
     def _joins_of(self, cut: int) -> np.ndarray:
-        """bool [257]: the bytes with which some longer token of the student's goes on after `cut`."""
+        """bool [257]: the bytes that may undo a cut behind `cut`: with one of them some token of
+        the student's goes on that begins within it."""
         raw, found = self.student.bytes_of[cut], np.zeros(257, bool)
-        first, behind = _range(self.student.sorted[0], raw)
-        going = [longer[len(raw)] for longer in self.student.sorted[0][first:behind] if longer != raw]
-        found[going] = True
+        for start in range(len(raw)):
+            for byte in range(256):
+                found[byte] = found[byte] or self._begins(raw[start:] + bytes([byte]))
         return found
+
+    def _begins(self, raw: bytes) -> bool:
+        """Whether some token of the student's begins with `raw`."""
+        ordered = self.student.sorted[0]
+        at = bisect_left(ordered, raw)
+        return at < len(ordered) and ordered[at].startswith(raw)
 
     def _first_of(self, texts: list[bytes]) -> np.ndarray:
         """int64 [texts]: the student's first token of each; NONE where that cannot be said."""

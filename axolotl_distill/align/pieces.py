@@ -53,10 +53,11 @@ class Pieces:
         self._anchored = self._spell(self._cut(["a"])[0]) != b"a"
         for text in PROBES:
             (ids,) = self.cut([text])
-            if ids is None or self._spell(ids) != text.encode():
+            made = self._spell(ids or [])
+            if made != text.encode():
                 raise TokenizerMismatchError(
                     f"The tokenizer of {self.name} ({type(tokenizer).__name__}) does not give a "
-                    f"text back: of {text!r} it makes {self._spell(ids or []).decode(errors='replace')!r}. "
+                    f"text back: of {text!r} it makes {made.decode(errors='replace')!r}. "
                     "Tokens are compared by their bytes, which byte-level BPE, tekken and "
                     "SentencePiece with byte fallback have. Learn from this teacher's text alone: "
                     "`distill.teacher: text`."

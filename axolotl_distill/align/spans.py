@@ -26,7 +26,9 @@ def align(teacher: Sequence[int] | np.ndarray, student: Sequence[int] | np.ndarr
     Linear in the tokens. Raises ValueError where a token has no bytes, or the texts are not of one
     length: whether they are the same text is for the caller to see.
     """
-    ends = [np.concatenate([[0], np.cumsum(np.asarray(side, np.int64))]) for side in (teacher, student)]
+    ends = [
+        np.concatenate([[0], np.cumsum(np.asarray(side, np.int64))]) for side in (teacher, student)
+    ]
     for side in ends:
         if (np.diff(side) <= 0).any():
             raise ValueError("a token has no bytes, and stands nowhere in the text")

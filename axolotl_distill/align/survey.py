@@ -1,5 +1,5 @@
-"""What one pass over a text shows of two tokenizers: where their cuts agree, and which special tokens
-have one role."""
+"""What one pass over a text shows of two tokenizers: where their cuts agree, and which special
+tokens have one role."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +29,8 @@ class Survey:
     def add(
         self, answers: Sequence[Sequence[Segment]], theirs: Sequence[int], own: Sequence[int]
     ) -> None:
-        """Raises ValueError where a special token of the teacher's stands for two of the student's."""
+        """Raises ValueError where a special token of the teacher's stands for two of the
+        student's."""
         for segment in (segment for answer in answers for segment in answer):
             tokens = np.asarray(theirs[slice(*segment.teacher)])
             others = np.asarray(own[slice(*segment.student)])

@@ -1,4 +1,4 @@
-"""Records for a student with another tokenizer, of a teacher that grades its own ids of the text."""
+"""Records for a student with another tokenizer, of a teacher that grades its own ids of a text."""
 
 from collections.abc import Iterator, Sequence
 
@@ -189,15 +189,15 @@ class Heard:
                 breaks &= tokens[row] != self.theirs[cut.at]
             self.broken[number], self.lost[number] = tokens[row][breaks], values[row][breaks].sum()
 
-    def _push(
-        self, asked: list[int], at: np.ndarray, logprobs: Tensor, totals: np.ndarray
-    ) -> None:
+    def _push(self, asked: list[int], at: np.ndarray, logprobs: Tensor, totals: np.ndarray) -> None:
         dense = []
         for record, number in enumerate(asked):
             cut = self.cuts[number]
             if cut.at != NONE:
                 row = logprobs[int(np.searchsorted(at, cut.at))]
-                dense.append((record, row, self.broken[number], self.written[cut.at] - totals[number]))
+                dense.append(
+                    (record, row, self.broken[number], self.written[cut.at] - totals[number])
+                )
         place = np.full(len(self.cuts), NONE)
         place[asked] = np.arange(len(asked))
         here = np.flatnonzero(place[self.of_cut] != NONE)

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from axolotl_distill.capture import Capture
+from axolotl_distill.capture.crossing import Crossing
 from axolotl_distill.capture.source import summarise
-from axolotl_distill.capture.teacher import estimated_at, opened, vocabulary_of
+from axolotl_distill.capture.teacher import Vocabulary, estimated_at, opened, vocabulary_of
 from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.host.datasets.paired import Reader
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads import distribution_of
@@ -41,7 +44,7 @@ def run(
     paths = [str(entry.path) for entry in entries]
     with (
         keeps_what_is_written(args.output),
-        tokenised(cfg, entries, Path(args.output)) as (rows, tokenizer),
+        tokenised(cfg, entries, Path(args.output), _reader(distill, args)) as (rows, tokenizer),
     ):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
@@ -52,7 +55,14 @@ def run(
                 "chat template, `roles_to_train` and `train_on_inputs`, and that rows are not "
                 "longer than `sequence_len`."
             )
-        vocabulary = vocabulary_of(args, rows, tokenizer)
+        about = identity(args.teacher)
+        crossing = None
+        if distill.cross_tokenizer is None:
+            vocabulary = vocabulary_of(args, rows, tokenizer)
+        else:
+            crossing = Crossing(args, rows, tokenizer)
+            about |= crossing.about_teacher
+            vocabulary = Vocabulary(len(crossing.student), crossing.tokenizer, crossing.summary())
         if vocabulary.note:
             say(vocabulary.note)
         payload = distribution_of(args)
@@ -65,7 +75,7 @@ def run(
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
             tokenizer=vocabulary.tokenizer,
-            teacher=identity(args.teacher),
+            teacher=about,
             source=text.described(datasets=paths, train_on_inputs=bool(cfg.train_on_inputs)),
             terms=asdict(terms),
         )
@@ -82,7 +92,8 @@ def run(
                 return store_numbers(capture)
             if capture.rows_found:
                 say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
-            with opened(args, vocabulary.size) as source:
+            teacher_here = opened(args, vocabulary.size) if crossing is None else crossing.opened()
+            with teacher_here as source:
                 report = capture(source)
         say(f"{args.output}: {store_line(capture.manifest)}")
     say(
@@ -93,4 +104,11 @@ def run(
 
 
 def _could_be_drawn(distill: DistillArgs) -> bool:
-    return distill.divergence == "forward_kl" and distill.support is None
+    drawn = distill.divergence == "forward_kl" and distill.support is None
+    return drawn and distill.cross_tokenizer is None
+
+
+def _reader(distill: DistillArgs, args: CaptureArgs) -> Reader | None:
+    if distill.cross_tokenizer is None:
+        return None
+    return Reader(args.teacher, distill.cross_tokenizer)

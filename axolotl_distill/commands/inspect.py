@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from axolotl_distill.commands.say import say
 from axolotl_distill.show import printable
 from axolotl_distill.signal.batch import supervised_positions
-from axolotl_distill.store import TeacherStore, open_store
+from axolotl_distill.store import Manifest, TeacherStore, open_store
 
 SAMPLE = 65_536
 SHOWN_ENTRIES = 8
@@ -36,6 +36,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
         "its weights": printable(manifest.teacher.get("weights", "not known")),
+        **_cross(manifest),
         "a record holds": [
             f"{payload.kind} {payload.model_dump(exclude={'kind'})}"
             for payload in manifest.payloads.each
@@ -56,6 +57,23 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
     step = max(1, manifest.num_records // SAMPLE)
     found = store.read(np.arange(0, manifest.num_records, step))
     return numbers | manifest.payloads.summary(found, manifest.temperatures)
+
+
+def _cross(manifest: Manifest) -> dict[str, str]:
+    """Of a teacher with another tokenizer: how its records were made, and of which two."""
+    teacher = manifest.teacher
+    if "cross_tokenizer" not in teacher:
+        return {}
+    sides = {"its tokenizer": teacher, "the student's": manifest.tokenizer}
+    return {"cross_tokenizer": printable(teacher["cross_tokenizer"])} | {
+        name: f"{printable(side.get(key, '?'))} {printable(side.get(mark, '?'))[:12]}"
+        for (name, side), key, mark in zip(
+            sides.items(),
+            ("tokenizer", "name"),
+            ("tokenizer_fingerprint", "fingerprint"),
+            strict=True,
+        )
+    }
 
 
 def shown_records(store: TeacherStore, count: int, tokenizer_name: str) -> list[str]:

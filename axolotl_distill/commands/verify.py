@@ -16,6 +16,12 @@ def run(path: str, *, config: str | None) -> dict[str, Any]:
     store = verify_store(path)
     files = sum(len(shard.files) for shard in store.manifest.shards)
     say(f"{path}: {files} files as the manifest says, {store.num_records:,} records")
+    teacher = store.manifest.teacher
+    if "cross_tokenizer" in teacher:
+        say(
+            f"{path}: for the student's tokenizer {store.manifest.tokenizer['name']}, of a teacher "
+            f"with its own, {teacher['tokenizer']} (cross_tokenizer: {teacher['cross_tokenizer']})"
+        )
     report: dict[str, Any] = {"store": path, "files": files, "records": store.num_records}
     if config is None:
         return {**report, "config": None, "findings": []}

@@ -19,6 +19,7 @@ from pydantic import (
 
 from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
 
@@ -78,6 +79,9 @@ class DistillArgs(Block):
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
     capture: CaptureArgs | None = None
+    cross_tokenizer: Annotated[CrossTokenizerArgs | None, NOT_TEXT] = Field(
+        None, description="For a teacher with another tokenizer than the student's."
+    )
 
     @field_validator("teacher", mode="before")
     @classmethod
@@ -101,6 +105,8 @@ class DistillArgs(Block):
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
             self.model_fields_set.discard("alpha")
+        if self.cross_tokenizer is not None:
+            self._crosses()
         if self.capture is not None:
             self._settle(self.capture)
         if self.support == "sampled" and self.divergence != "forward_kl":
@@ -109,6 +115,41 @@ class DistillArgs(Block):
                 "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
             )
         return self
+
+    def _crosses(self) -> None:
+        """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""
+        remedy = "Remove it, or learn from a teacher with the student's tokenizer."
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"`temperature: {self.temperature:g}` does not go with `cross_tokenizer`: what is "
+                "in the tail is a sum over tokens of the student's that are not known one by one, "
+                f"so its mass is known at T = 1 only. {remedy}"
+            )
+        if self.support in ("renormalize", "sampled"):
+            raise ValueError(
+                f"`support: {self.support}` does not go with `cross_tokenizer`: many records have "
+                f"one entry and a tail, which only `tail_bucket` reads. {remedy}"
+            )
+        capture = self.capture
+        if capture is None:
+            return
+        capture.settle(method="topk", temperatures=[1.0])
+        if capture.method != "topk":
+            raise ValueError(
+                f"`capture.method: {capture.method}` does not go with `cross_tokenizer`, whose "
+                "records are the likeliest tokens and a tail. Use `method: topk`."
+            )
+        if capture.temperatures != [1.0]:
+            raise ValueError(
+                f"`capture.temperatures: {capture.temperatures}` do not go with `cross_tokenizer`: "
+                f"the tail is known at T = 1 only. {remedy}"
+            )
+        if capture.teacher.server is not None:
+            raise ValueError(
+                "`capture.teacher.server` does not go with `cross_tokenizer` yet: a server gives "
+                "its likeliest tokens, and sums over all that begin with a text are needed. Load "
+                "the teacher here (without `server`), or learn from its text: `teacher: text`."
+            )
 
     def _settle(self, capture: CaptureArgs) -> None:
         """A store that is captured without a word on it is one that this loss can be had from."""

@@ -117,7 +117,16 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
             f"{', or '.join(['Use one of them', again, *others])}.",
             StoreError,
         )
-    if support == "renormalize":
+    if support == "renormalize" and "cross_tokenizer" in store.manifest.teacher:
+        yield Finding(
+            "distill.support",
+            f"`distill.support: renormalize` does not fit {store.path}, whose teacher has another "
+            "tokenizer:",
+            "many of its records have one entry and a tail, which renormalised says nothing.",
+            "Use tail_bucket.",
+            StoreError,
+        )
+    elif support == "renormalize":
         yield Finding(
             "distill.support",
             "`distill.support: renormalize` leaves out of the loss what a record does not hold,",

@@ -17,6 +17,7 @@ from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store, parse_distill
 from axolotl_distill.disk.scratch import scratch_folder
 from axolotl_distill.errors import ConfigError, DistillError
+from axolotl_distill.host.datasets.paired import COLUMNS, Reader, read_too
 from axolotl_distill.host.datasets.types import (
     follow_content,
     resolve_types,
@@ -77,10 +78,10 @@ def capture_datasets(cfg: DictDefault, args: CaptureArgs) -> list[DictDefault]:
 
 @contextmanager
 def tokenised(
-    cfg: DictDefault, entries: list[DictDefault], folder: Path
+    cfg: DictDefault, entries: list[DictDefault], folder: Path, reader: Reader | None = None
 ) -> Iterator[tuple[Dataset, Any]]:
     """(rows with input_ids and labels, tokenizer), for as long as the context lasts; they lie in a
-    scratch folder below `folder`.
+    scratch folder below `folder`. With a `reader`, rows have its columns too (datasets/paired.py).
 
     Chat template, label masks and what happens to overlong rows are the config's. Rows are
     neither shuffled nor packed nor split, and an edited file is read again.
@@ -102,6 +103,8 @@ def tokenised(
         source.push_dataset_to_hub = None
         source.num_epochs = source.num_epochs or 1
         tokenizer = load_tokenizer(source)
+        if reader is not None:
+            read_too(entries, reader)
         check_rows(source, entries, tokenizer)
         try:
             dataset = _prepared(source, tokenizer, scratch)
@@ -109,7 +112,8 @@ def tokenised(
             raise
         except Exception as error:
             raise find_fault(source, entries, tokenizer, error) from error
-        yield dataset.select_columns(["input_ids", "labels"]), tokenizer
+        columns = ["input_ids", "labels"] + (list(COLUMNS) if reader is not None else [])
+        yield dataset.select_columns(columns), tokenizer
 
 
 def _prepared(source: DictDefault, tokenizer: Any, scratch: Path) -> Dataset:

@@ -121,9 +121,9 @@ def check_compatible(manifest: Manifest, *, tokenizer: Any, student_vocab_size: 
         raise TokenizerMismatchError(
             f"The student's tokenizer ({name}, {len(tokens)} tokens) is not the one the store was "
             f"captured with ({expected.get('name', '?')}, {manifest.vocab_size} tokens): {found}. "
-            "Token ids would mean other tokens. Use a student with the teacher's tokenizer, which "
-            "may have more tokens; teachers with another tokenizer are what "
-            "`distill.cross_tokenizer` is for, which this release does not have yet."
+            "Token ids would mean other tokens. Use a student with the store's tokenizer, which "
+            "may have more tokens, or capture again for this student, with "
+            "`distill.cross_tokenizer: {method: span}` where the teacher has another tokenizer."
         )
     added = set(added_tokens(tokenizer).values())
     ordinary = max((number for number in tokens if number not in added), default=-1)

@@ -18,6 +18,7 @@ PROBE_TEXTS = (
     "naïve façade, Straße, смысл, 日本語の文章, 한국어, العربية, 🙂👩🏽‍🚀",
 )
 PROBED_TOKENS = 512
+CROSS = "set `distill.cross_tokenizer: {method: span}`, which translates"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 
@@ -87,7 +88,7 @@ def check_reading(teacher: str, text: str, seen: list[int], tokenizer: Any) -> N
         f"`{teacher}` reads {text[:40]!r}… as {len(seen)} tokens and the student's tokenizer "
         f"({getattr(tokenizer, 'name_or_path', '?')}) as {len(expected)}; they part at token "
         f"{at}: {seen[at : at + 3]} and {expected[at : at + 3]}. Its token ids would mean other "
-        "tokens. Use a teacher with the student's tokenizer."
+        f"tokens. Use a teacher with the student's tokenizer, or {CROSS}."
     )
 
 
@@ -106,11 +107,24 @@ def compare_tokenizers(teacher: str, theirs: Any, tokenizer: Any) -> set[int]:
         raise TokenizerMismatchError(
             f"`{teacher}` and the student's tokenizer ({getattr(tokenizer, 'name_or_path', '?')}) "
             f"differ in {len(wrong)} ordinary tokens; the first ids: {named}. Token ids would mean "
-            "other tokens. Use a teacher with the student's tokenizer."
+            f"other tokens. Use a teacher with the student's tokenizer, or {CROSS}."
         )
     for text in probe_texts(tokenizer):
         check_reading(teacher, text, theirs(text, add_special_tokens=False)["input_ids"], tokenizer)
     return foreign
+
+
+def other_tokenizer(teacher: TeacherArgs) -> Any:
+    """The teacher's own tokenizer. Raises CaptureError for one that cannot be read."""
+    try:
+        return AutoTokenizer.from_pretrained(teacher.model, **teacher.origin)
+    except (OSError, ValueError, KeyError) as error:
+        raise CaptureError(
+            f"The tokenizer of the teacher `{teacher.model}` cannot be read, and "
+            "`distill.cross_tokenizer` needs it: "
+            f"{type(error).__name__}: {str(error)[:300]}. Put its tokenizer's files beside its "
+            "weights, or learn from its text: `distill.teacher: text`."
+        ) from error
 
 
 def local_vocabulary(teacher: TeacherArgs, tokenizer: Any) -> tuple[SharedVocabulary, bool]:

@@ -1,18 +1,19 @@
 """Token texts, as servers write them, back to ids; and whether these are the student's."""
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from axolotl_distill.align.pieces import (
+    BYTE_TOKEN,
+    MARK,
+    from_byte_level,
+    from_sentencepiece,
+    is_byte_level,
+)
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.store.tokenizer import BYTE_OF
 
 PREFIX = "token_id:"
-# SentencePiece's space, and its tokens for bytes that no other token has.
-MARK = "\u2581"
-BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # What was written, as trajectories, messages and completions name it.
 TEXTS = ("content", "reasoning_content", "reasoning", "text")
@@ -152,7 +153,7 @@ class TokenIds:
         """Every token's bytes, and the ids that it may be: more than one only where the tokenizer
         itself has no preference. Added tokens are cut out of a text before any other, and a byte
         token stands for what no other token has."""
-        read = _from_byte_level if self._is_byte_level else _from_sentencepiece
+        read = from_byte_level if self._is_byte_level else from_sentencepiece
         found: dict[bytes, list[tuple[int, int]]] = {}
         for token, number in self.tokenizer.get_vocab().items():
             if token in self._added:
@@ -168,8 +169,7 @@ class TokenIds:
 
     @cached_property
     def _is_byte_level(self) -> bool:
-        described = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        return "ByteLevel" in json.dumps([described["pre_tokenizer"], described["decoder"]])
+        return is_byte_level(self.tokenizer)
 
     def _has_spaces(self, found: str, text: str) -> bool:
         """Whether `text` stands in `found`, runs of spaces aside, and those before punctuation."""
@@ -199,13 +199,3 @@ def _has_words(found: str, text: str) -> bool:
                 return False
             at += len(word)
     return True
-
-
-def _from_byte_level(token: str) -> bytes:
-    return bytes(BYTE_OF[character] for character in token if character in BYTE_OF)
-
-
-def _from_sentencepiece(token: str) -> bytes:
-    if BYTE_TOKEN.fullmatch(token):
-        return bytes([int(token[3:5], 16)])
-    return token.replace(MARK, " ").encode()

@@ -1,0 +1,85 @@
+"""Whether a teacher with another tokenizer can grade a text, before a weight is read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from axolotl_distill.align import Pair, Pieces, pair_rows
+from axolotl_distill.align.survey import Survey
+from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
+from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.store import describe_tokenizer
+from axolotl_distill.teachers.tokenizer import other_tokenizer
+
+REMEDY = (
+    "Mend or take out the row; or use a template that leaves the answers as they are, with "
+    "`train_on_inputs: false`; for the teacher's side that is "
+    "`distill.cross_tokenizer.chat_template`"
+)
+
+
+class Crossing:
+    """The two tokenizers of a capture, and what one pass over all of its rows shows of them.
+
+    rows  with input_ids, labels and the teacher's columns
+
+    Raises TokenizerMismatchError for a tokenizer whose tokens have no bytes, and CaptureError for
+    one that cannot be read, and for a row whose text is not the same to both, by its number.
+    """
+
+    def __init__(self, args: CaptureArgs, rows: Any, tokenizer: Any):
+        self.args = args
+        self.teacher, self.student = Pieces(other_tokenizer(args.teacher)), Pieces(tokenizer)
+        self.survey = Survey(self.teacher, self.student)
+        self.used: set[int] = set()
+        shown = tqdm(rows, total=len(rows), unit=" rows", desc="aligning", delay=3.0)
+        for index, row in enumerate(shown):
+            theirs, own = row[TEACHER_IDS], row["input_ids"]
+            try:
+                answers = pair_rows(
+                    theirs, row[TEACHER_LABELS], own, row["labels"], self.teacher, self.student
+                )
+                self.survey.add(answers, theirs, own)
+            except ValueError as error:
+                raise CaptureError(
+                    f"Row {index + 1} of the text to capture cannot be given to a teacher with "
+                    f"another tokenizer: {error}. {REMEDY}."
+                ) from error
+            self.used.update(own)
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        """What a manifest says of the student's."""
+        return describe_tokenizer(self.student.tokenizer, len(self.student), self.used)
+
+    @property
+    def about_teacher(self) -> dict[str, str]:
+        """What a manifest says of the teacher's."""
+        return {
+            "tokenizer": self.args.teacher.model,
+            "tokenizer_fingerprint": self.teacher.fingerprint,
+            "cross_tokenizer": "span",
+        }
+
+    def summary(self) -> str:
+        """One line for people."""
+        spans = self.survey.spans
+        total = max(1, sum(spans.values()))
+        return (
+            f"the teacher reads with its own tokenizer: of {total:,} spans that both bound, "
+            f"{spans[1, 1] / total:.1%} are one token of each"
+        )
+
+    @contextmanager
+    def opened(self) -> Iterator[CrossSource]:
+        """The teacher, loaded into this process."""
+        from axolotl_distill.teachers.hf import HFTeacher
+
+        pair = Pair(self.teacher, self.student, self.survey.ends)
+        doubtful = pair.doubtful(self.survey.occurrences, self.survey.open_ends)
+        model = HFTeacher(self.args.teacher, vocab_size=len(self.teacher))
+        tokens = self.args.batch_tokens or (2048 if model.device == "cpu" else 8192)
+        yield CrossSource(model, pair, doubtful, k=self.args.k, batch_tokens=tokens)

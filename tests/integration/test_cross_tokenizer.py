@@ -1,0 +1,164 @@
+"""A teacher with another tokenizer: capture, then a real training on the store."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from support.axolotl_run import BASE, run_axolotl
+from support.cli import distill_here
+from support.tokenizers import sentencepiece
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from axolotl_distill.errors import CaptureError, TokenizerMismatchError
+from axolotl_distill.store import verify_store
+from axolotl_distill.store.encoding import decode_logprobs
+
+pytestmark = pytest.mark.axolotl
+
+CHATS = [
+    ("Say hello in French.", "Bonjour ! Ça va ? — naïve façade 🙂"),
+    ("What is 350 + 1024?", "350 + 1024 = 1374."),
+    ("Write a function.", "def add(a, b):\n    return a + b\n\n\nprint(add(12, 7))"),
+    ("日本?", "日本語の文章です。"),
+]
+
+
+@pytest.fixture(scope="module")
+def other_dir(tmp_path_factory):
+    """A tiny Llama that speaks Mistral's SentencePiece, with Mistral's template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-mistral"
+    tokenizer = sentencepiece()
+    config = AutoConfig.for_model(
+        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, other_dir, tiny_llama_dir):
+    """Writes a YAML: the tiny SmolLM2-tokenized teacher, the SentencePiece student."""
+
+    def write(rows=CHATS, cross=True, **capture):
+        data = tmp_path / "chats.jsonl"
+        data.write_text(
+            "".join(
+                json.dumps({"messages": [
+                    {"role": "user", "content": user}, {"role": "assistant", "content": said},
+                ]}) + "\n"
+                for user, said in rows
+            )
+        )  # fmt: skip
+        values = {
+            **BASE,
+            "base_model": str(other_dir),
+            "output_dir": str(tmp_path / "out"),
+            "dataset_prepared_path": str(tmp_path / "prepared"),
+            "distill": {
+                **({"cross_tokenizer": {"method": "span"}} if cross else {}),
+                "capture": {
+                    "teacher": str(tiny_llama_dir),
+                    "output": str(tmp_path / "store"),
+                    "datasets": [{"path": str(data), "type": "chat_template"}],
+                    **capture,
+                },
+            },
+            "datasets": [{"path": str(tmp_path / "store"), "type": "axolotl_distill.store"}],
+        }
+        path = tmp_path / "config.yml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return write
+
+
+def test_capture_and_train(tmp_path, config, tiny_llama_dir, other_dir):
+    """The records' own probabilities multiply to the teacher's probability of each answer, read
+    with its own template; Axolotl trains on them."""
+    path = config(k=16)
+    distill_here("capture", path)
+    store = verify_store(tmp_path / "store")
+    about = store.manifest.teacher
+    assert about["cross_tokenizer"] == "span" and about["tokenizer"] == str(tiny_llama_dir)
+    assert about["tokenizer_fingerprint"] != store.manifest.tokenizer["fingerprint"]
+    shown = distill_here("inspect", tmp_path / "store", "--records", "0").stdout
+    assert "cross_tokenizer" in shown and "the student's" in shown
+    assert "cross_tokenizer: span" in distill_here("verify", tmp_path / "store").stdout
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama_dir)
+    records = store.read(np.arange(store.num_records))
+    ids, logprobs = decode_logprobs(records.entries, store.manifest.vocab_size)
+    start = 0
+    for row, (user, said) in zip(
+        pq.read_table(store.path / "data").to_pylist(), CHATS, strict=True
+    ):
+        own = [token for token in row["labels"] if token != -100]
+        total = 0.0
+        for k, token in enumerate(own):
+            (at,) = np.flatnonzero(ids[start + k] == token)
+            total += float(logprobs[start + k][at])
+        start += len(own)
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": user}], add_generation_prompt=True, tokenize=False
+        )
+        first = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        answer = tokenizer(said, add_special_tokens=False)["input_ids"]
+        row_ids = [*first, *answer, tokenizer.eos_token_id]
+        with torch.no_grad():
+            said_of = model(torch.tensor([row_ids])).logits[0].log_softmax(-1)
+        expected = sum(
+            said_of[at - 1, row_ids[at]].item() for at in range(len(first), len(row_ids))
+        )
+        # The template's space before the answer conditions the first token.
+        assert total == pytest.approx(expected, abs=0.02), said
+    assert start == store.num_records
+
+    run = run_axolotl(tmp_path / "run", {
+        "base_model": str(other_dir), "datasets": yaml.safe_load(path.read_text())["datasets"],
+        "max_steps": 12, "learning_rate": 1e-2, "distill": {"alpha": 1.0},
+    })  # fmt: skip
+    losses = run.column("loss")
+    assert all(map(math.isfinite, losses)) and losses[-1] < 0.9 * losses[0], losses
+
+
+def test_without_the_block_it_is_refused(config):
+    with pytest.raises(TokenizerMismatchError, match=r"distill\.cross_tokenizer: \{method: span\}"):
+        distill_here("capture", config(cross=False))
+
+
+def test_rows_that_differ_are_named(config, tmp_path):
+    """NFD is another text to SmolLM2 than what its template is given: no; a stripped one is."""
+    rows = [*CHATS, ("Why?", "Because.   \n")]
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + (m['content'] | trim) + "
+        "'<|im_end|>' + '\n' }}{% endfor %}"
+    )
+    path = config(rows)
+    values = yaml.safe_load(path.read_text())
+    values["distill"]["cross_tokenizer"]["chat_template"] = "tokenizer_default"
+    teacher = tmp_path / "trims"
+    tokenizer = AutoTokenizer.from_pretrained(values["distill"]["capture"]["teacher"])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(teacher)
+    AutoConfig.from_pretrained(values["distill"]["capture"]["teacher"]).save_pretrained(teacher)
+    (teacher / "model.safetensors").write_bytes(b"")
+    values["distill"]["capture"]["teacher"] = str(teacher)
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(CaptureError, match=r"Row 5 .*its text is not the same"):
+        distill_here("capture", path)
+
+
+def test_a_teacher_without_a_tokenizer_is_refused(config, tmp_path, tiny_llama_dir):
+    bare = tmp_path / "bare"
+    AutoConfig.from_pretrained(tiny_llama_dir).save_pretrained(bare)
+    with pytest.raises(CaptureError, match=r"tokenizer of the teacher .* cannot be read"):
+        distill_here("capture", config(teacher=str(bare)))
