@@ -198,6 +198,33 @@ def prune(teacher: str, out: str, layers: str | None, keep: int | None) -> dict[
 
 
 @distill.command()
+@click.argument("teacher", type=PATH)
+@click.argument("student", type=PATH)
+@click.option("--text", type=PATH, help="A text of yours, instead of some English and some code.")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=20),
+    default=400,
+    show_default=True,
+    help="Continuations of each prompt that the teacher writes.",
+)
+@click.option("--picture", type=PATH, help="Also draw the comparison to this file.")
+@framed(KEPT_ALL)
+def align(
+    teacher: str, student: str, text: str | None, samples: int, picture: str | None
+) -> dict[str, Any]:
+    """Can STUDENT learn from TEACHER, whose tokenizer is another?
+
+    How much of the teacher's probability records would carry, and whether they are right: held to
+    what the teacher writes, cut by the student's tokenizer.
+    """
+    from axolotl_distill.commands.align import run
+
+    files = (None if path is None else _file(path) for path in (text, picture))
+    return run(_file(teacher), _file(student), *files, samples=samples)
+
+
+@distill.command()
 @click.argument("name", required=False)
 @framed(KEPT_ALL, reports=False)
 def docs(name: str | None) -> None:

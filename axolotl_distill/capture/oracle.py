@@ -1,0 +1,169 @@
+"""What is true of the student's next token, by sampling: the teacher writes on, the student cuts
+what it wrote, and the first token is counted. Nothing of align/chain.py is used, so that it can be
+held to this."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.survey import Survey
+from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
+from axolotl_distill.capture.source import Row
+from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.batch import IGNORE
+from axolotl_distill.signal.signal import Want
+from axolotl_distill.store import RecordBatch, encoding
+from axolotl_distill.teachers.hf import HFTeacher
+
+# A sample is long enough when so many of the student's tokens follow the prompt, or the teacher
+# wrote so many: what comes later does not move the first cut.
+DECIDED, DEEPEST = 3, 6
+AT_ONCE = 64
+
+
+class Oracle:
+    """A teacher, loaded here, and a pair of tokenizers."""
+
+    def __init__(self, args: TeacherArgs, pair: Pair, survey: Survey, seed: int = 0):
+        self.pair = pair
+        self.teacher = HFTeacher(args, vocab_size=len(pair.teacher))
+        self.doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
+        self.rng = np.random.default_rng(seed)
+
+    def row(self, text: str) -> Row:
+        """A text as a row of both, all of it learnt. Raises CaptureError for one that does not
+        come back from the tokens."""
+        return plain_row(text, self.pair)
+
+    def records(self, row: Row, k: int | None = None) -> RecordBatch:
+        """Of every token of a row, with all entries that there are."""
+        source = CrossSource(
+            self.teacher, self.pair, self.doubtful, k=k or len(self.pair.student), batch_tokens=1
+        )
+        ((_, records),) = source.records({0: row})
+        return records
+
+    def masses(self, row: Row) -> np.ndarray:
+        """float64 [tokens]: the share of the teacher's probability that is not in the tail, with
+        every entry kept."""
+        return 1.0 - np.exp(encoding.decode_tail(self.records(row).tail[:, 0]))
+
+    def compare(self, prompt: str, samples: int) -> dict[str, Any]:
+        """One token that may follow `prompt`: its probability by counting (`oracle`, with its
+        standard `error`), of the record (`span`), and of a next-token map (`map`). Half of the
+        samples choose the token, the other half are counted."""
+        row = self.row(prompt)
+        theirs, own = list(row[TEACHER_IDS]), list(row["input_ids"])[1:]
+        continued = self._sample(theirs, own, samples)
+        half = len(continued) // 2
+        if half < 2:
+            raise CaptureError(
+                f"Of {samples} samples after {prompt!r} the student cut {len(continued)} at its "
+                "end: too few to count. Use more `--samples`."
+            )
+        seen = [self._next(prompt, written, own) for written in continued]
+        numerals = [s for s in seen[:half] if self.pair.student.bytes_of[s].strip()[:1].isdigit()]
+        (token, _), *_ = Counter(numerals or seen[:half]).most_common(1)
+        share = float(np.mean([s == token for s in seen[half:]]))
+        written = continued[seen.index(token)]
+        records = self.records(self.row(prompt + written), k=1)
+        _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
+        return {
+            "prompt": prompt,
+            "token": self.pair.student.bytes_of[token].decode(errors="replace"),
+            "oracle": share,
+            # Of n samples, with one more of each kind: a share of 0 or 1 has noise too.
+            "error": float(np.sqrt((share * (1 - share) + 1 / (half + 2)) / (half + 2))),
+            "span": float(np.exp(logprobs[len(own)])),
+            "map": float(self._probs([theirs])[0][self.pair.firsts == token].sum()),
+            "counted": len(continued) - half,
+        }
+
+    def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[str]:
+        """Texts that the teacher writes on, those left out behind which the student does not cut at
+        the prompt's end, and those that end amid a character. In random order."""
+        waiting, found = {(): samples}, Counter[str]()
+        text = self._spell(prompt[1:])
+        while waiting:
+            written, counts = list(waiting), list(waiting.values())
+            following: dict[tuple[int, ...], int] = defaultdict(int)
+            for start in range(0, len(written), AT_ONCE):
+                batch = written[start : start + AT_ONCE]
+                probs = self._probs([[*prompt, *tokens] for tokens in batch])
+                for tokens, count, row in zip(batch, counts[start:], probs, strict=False):
+                    drawn = self.rng.multinomial(count, row / row.sum())
+                    for token in np.flatnonzero(drawn):
+                        following[(*tokens, int(token))] += int(drawn[token])
+            waiting = {}
+            for tokens, count in following.items():
+                ended = tokens[-1] in self.pair.teacher.special
+                raw = self._spell(list(tokens))
+                ids = None if not _whole(text + raw) else self._cut(text + raw)
+                if ended or len(tokens) == DEEPEST or (ids and len(ids) >= len(own) + DECIDED):
+                    if ids and ids[: len(own)] == own and len(ids) > len(own):
+                        found[raw.decode()] += count
+                else:
+                    waiting[tokens] = count
+        order = list(found.elements())
+        self.rng.shuffle(order)
+        return order
+
+    def _probs(self, rows: list[list[int]]) -> np.ndarray:
+        """float64 [rows, teacher's ids], of what follows each; the rows are of one length."""
+        last = np.array([len(rows[0]) - 1])
+        graded = self.teacher.grade(
+            dict(enumerate(rows)), dict.fromkeys(range(len(rows)), last), Want()
+        )
+        found = {number: s.distribution.logits[0].double().softmax(-1) for number, _, s in graded}
+        return np.stack([found[number].cpu().numpy() for number in range(len(rows))])
+
+    def _next(self, prompt: str, written: str, own: list[int]) -> int:
+        return self._cut((prompt + written).encode())[len(own)]
+
+    def _cut(self, raw: bytes) -> list[int]:
+        return self.pair.student.cut([raw.decode()])[0] or []
+
+    def _spell(self, tokens: list[int]) -> bytes:
+        return b"".join(self.pair.teacher.bytes_of[token] for token in tokens)
+
+
+def plain_row(text: str, pair: Pair) -> Row:
+    """A text without roles as a row of both, all of it learnt, behind one token that each begins
+    with. Raises CaptureError for one that does not come back from the tokens."""
+    row: Row = {}
+    for pieces, ids_key, labels_key in (
+        (pair.teacher, TEACHER_IDS, TEACHER_LABELS), (pair.student, "input_ids", "labels"),
+    ):  # fmt: skip
+        (ids,) = pieces.cut([text])
+        if not ids or b"".join(pieces.bytes_of[i] for i in ids) != text.encode():
+            raise CaptureError(
+                f"The text {text[:40]!r}… does not come back from the tokens of {pieces.name}: its "
+                "tokenizer changes it. Normalise it (NFC) first."
+            )
+        first = pieces.tokenizer.bos_token_id
+        first = pieces.tokenizer.eos_token_id if first is None else first
+        row |= {ids_key: [first or 0, *ids], labels_key: [IGNORE, *ids]}
+    return row
+
+
+def survey_of(rows: list[Row], pair: Pair) -> Survey:
+    """Of rows that plain_row made."""
+    survey = Survey(pair.teacher, pair.student)
+    for row in rows:
+        theirs, own = row[TEACHER_IDS], row["input_ids"]
+        answers = pair_rows(
+            theirs, row[TEACHER_LABELS], own, row["labels"], pair.teacher, pair.student
+        )
+        survey.add(answers, theirs, own)
+    return survey
+
+
+def _whole(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""Spans of real tokenizers, and rows that are one conversation to both."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.tokenizers import ALL
+from transformers import AutoTokenizer
+
+from axolotl_distill.align import Pair, Pieces, align, pair_rows
+from axolotl_distill.capture.oracle import plain_row, survey_of
+from axolotl_distill.config.distill import parse_distill
+from axolotl_distill.errors import CaptureError, ConfigError
+
+WRITTEN = st.text(
+    st.sampled_from(
+        [
+            *"ab Ze1290.,'\n\t-_(",
+            "  ",
+            "é",
+            "日",
+            "語",
+            "한",
+            "ع",
+            "🙂",
+            "👩🏽‍🚀",
+            "\r\n",
+            "ﬁ",
+            " the",
+            "ing",
+        ]
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@pytest.fixture(scope="module")
+def pieces(smollm2_dir):
+    """Every tokenizer as its bytes."""
+    made = {name: Pieces(make()) for name, make in ALL.items()}
+    return made | {"smollm2": Pieces(AutoTokenizer.from_pretrained(smollm2_dir))}
+
+
+def test_spans_partition_the_bytes(pieces):
+    @settings(max_examples=60, deadline=None)
+    @given(WRITTEN)
+    def check(text):
+        cuts = {name: each.cut([text])[0] for name, each in pieces.items()}
+        whole = {
+            name: each.lengths[cuts[name]]
+            for name, each in pieces.items()
+            if cuts[name] and b"".join(each.bytes_of[i] for i in cuts[name]) == text.encode()
+        }
+        # Qwen's writes NFC, so that a text may be another one to it.
+        assert set(pieces) - {"qwen"} <= set(whole)
+        for name, lengths in whole.items():
+            spans = align(whole["smollm2"], lengths)
+            assert spans.bytes[0] == 0 and spans.bytes[-1] == len(text.encode())
+            assert spans.teacher[-1] == len(whole["smollm2"]) and spans.student[-1] == len(lengths)
+            for side in (spans.bytes, spans.teacher, spans.student):
+                assert (np.diff(side) > 0).all()
+            ends = [set(np.cumsum(one).tolist()) for one in (whole["smollm2"], lengths)]
+            # The smallest: every common cut bounds one.
+            assert set(spans.bytes[1:].tolist()) == ends[0] & ends[1]
+            if name == "smollm2":
+                assert len(spans) == len(lengths)
+
+    check()
+
+
+def test_alignment_is_linear():
+    rng = np.random.default_rng(0)
+    seconds = []
+    for tokens in (100_000, 200_000):
+        lengths = rng.integers(1, 9, tokens)
+        other = np.add.reduceat(lengths, np.arange(0, tokens, 3))
+        took = []
+        for _ in range(3):
+            start = time.process_time()
+            align(lengths, other)
+            took.append(time.process_time() - start)
+        seconds.append(min(took))
+    assert seconds[0] < 1.0 and seconds[1] < 3.0 * seconds[0]
+
+
+def test_roles_and_not_names(pieces):
+    """End of turn to end of turn, a BOS on one side only, and white space of a template."""
+    teacher, student = pieces["smollm2"], pieces["sentencepiece"]
+    text = "The answer is 42."
+    (theirs,), (own,) = teacher.cut([text]), student.cut([" " + text])
+    end_t, end_s = 2, student.tokenizer.eos_token_id
+    ((words, end),) = pair_rows(
+        [5, *theirs, end_t, 7], [-100, *theirs, -100, -100],
+        [1, 9, *own, end_s], [-100, -100, *own, end_s], teacher, student,
+    )  # fmt: skip
+    assert (words.lead, words.student_lead) == (b"", b" ")
+    assert words.teacher == (1, 1 + len(theirs)) and words.student == (2, 2 + len(own))
+    assert end.special and end.teacher == (1 + len(theirs), 2 + len(theirs))
+    with pytest.raises(ValueError, match=r"its text is not the same: from byte 16"):
+        (other,) = student.cut(["The answer is 42!"])
+        pair_rows(theirs, theirs, other, other, teacher, student)
+    with pytest.raises(ValueError, match=r"1 learnt parts .* 2 as the teacher's"):
+        gap = [*theirs[:1], -100, *theirs[2:]]
+        pair_rows(theirs, gap, own, own, teacher, student)
+
+
+def test_its_own_tokenizer_is_one_to_one(pieces):
+    pair = Pair(pieces["smollm2"], pieces["smollm2"])
+    row = plain_row("Some text, 123 + 456, and a 🙂\n\n    more", pair)
+    survey = survey_of([row], pair)
+    assert set(survey.spans) == {(1, 1)}
+    assert (pair.firsts == np.arange(len(pair.teacher))).all()
+    assert not pair.doubtful(survey.occurrences, survey.open_ends).any()
+
+
+def test_a_numeral_that_may_go_on_is_doubtful(pieces):
+    """DeepSeek has `35`, SmolLM2 writes it as two."""
+    pair = Pair(pieces["smollm2"], pieces["deepseek"])
+    survey = survey_of([plain_row("350 + 1024 is 1374, and to wait for the end", pair)], pair)
+    doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
+    assert doubtful[pair.student.by_bytes[b"3"]] and doubtful[pair.student.by_bytes[b"35"]]
+    assert not doubtful[pair.student.by_bytes[b" wait"]]
+
+
+def test_a_text_that_does_not_come_back(pieces):
+    pair = Pair(pieces["smollm2"], pieces["qwen"])
+    with pytest.raises(CaptureError, match="does not come back"):
+        plain_row("cafe\u0301", pair)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"cross_tokenizer": {"method": "uld"}}, "Use span"),
+        ({"cross_tokenizer": {"method": "common_tokens"}}, "Use span"),
+        ({"cross_tokenizer": {}, "temperature": 2.0}, "T = 1 only"),
+        ({"cross_tokenizer": {}, "support": "renormalize"}, "tail_bucket"),
+        ({"cross_tokenizer": {}, "capture": {"teacher": "t", "output": "o", "draws": 4}}, "topk"),
+        (
+            {"cross_tokenizer": {}, "capture": {"teacher": {
+                "model": "t", "server": {"base_url": "http://x/v1", "engine": "vllm"}},
+                "output": "o"}},
+            "without `server`",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_it(block, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_distill({"teacher": "store", **block})
+
+
+def test_its_records_are_the_likeliest_at_one():
+    capture = {"teacher": "t", "output": "o"}
+    args = parse_distill({"cross_tokenizer": {}, "capture": capture}).capture
+    assert (args.method, args.temperatures) == ("topk", [1.0])
