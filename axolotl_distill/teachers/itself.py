@@ -33,8 +33,8 @@ class SelfTeacher(ModelTeacher):
 
 @contextmanager
 def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Not by `eval()` and `train()`: parts of the student may be in evaluation mode all along, and a
-    4-bit layer on a CPU packs its weight anew when it first runs in that mode."""
+    """Not by `eval()` and `train()`: parts of the student may be in evaluation mode all along, and
+    a 4-bit layer on a CPU packs its weight anew when it first runs in that mode."""
     trained = [
         module
         for module in model.modules()
