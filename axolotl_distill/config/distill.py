@@ -122,9 +122,9 @@ class DistillArgs(Block):
         remedy = "Remove it, or learn from a teacher with the student's tokenizer."
         if isinstance(self.teacher, TeacherArgs):
             raise ValueError(
-                "`teacher` is a model that answers beside the training, and `cross_tokenizer` is for "
-                "stores so far. Capture one: put the teacher under `capture.teacher`, run `axolotl "
-                "distill capture`, and train with `teacher: store`."
+                "`teacher` is a model that answers beside the training, and `cross_tokenizer` is "
+                "for stores so far. Capture one: put the teacher under `capture.teacher`, run "
+                "`axolotl distill capture`, and train with `teacher: store`."
             )
         if self.temperature != 1.0:
             raise ValueError(

@@ -10,9 +10,15 @@ from support.tokenizers import ALL
 from transformers import AutoTokenizer
 
 from axolotl_distill.align import Pair, Pieces, align, pair_rows
+from axolotl_distill.capture.cross import CrossSource
+from axolotl_distill.capture.graded import GradedSource
 from axolotl_distill.capture.oracle import plain_row, survey_of
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import parse_distill
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError, ConfigError
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
+from axolotl_distill.teachers.hf import HFTeacher
 
 WRITTEN = st.text(
     st.sampled_from(
@@ -114,6 +120,37 @@ def test_its_own_tokenizer_is_one_to_one(pieces):
     assert set(survey.spans) == {(1, 1)}
     assert (pair.firsts == np.arange(len(pair.teacher))).all()
     assert not pair.doubtful(survey.occurrences, survey.open_ends).any()
+
+
+def test_its_own_tokenizer_gives_its_own_records(pieces, tiny_llama_dir):
+    """Through the cross-tokenizer path as without it: the same entries and tails, so the same loss."""
+    pair = Pair(pieces["smollm2"], pieces["smollm2"])
+    row = plain_row("def f(x):\n    return x + 350  # naïve 🙂\n\nThe end of it, is it not?", pair)
+    survey = survey_of([row], pair)
+    doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
+    teacher = HFTeacher(TeacherArgs(model=str(tiny_llama_dir)), vocab_size=len(pair.teacher))
+    ((_, crossed),) = CrossSource(teacher, pair, doubtful, k=32, batch_tokens=1).records({0: row})
+    args = CaptureArgs(teacher="t", output="o", method="topk", k=32, temperatures=[1.0])
+    ((_, plain),) = GradedSource(teacher, args, batch_tokens=1).records({0: row})
+    size = len(pair.student)
+    sides = []
+    for records in (plain, crossed):
+        ids, logprobs = decode_logprobs(records.entries, size)
+        starts = np.cumsum(records.lengths) - records.lengths
+        sides.append([
+            dict(zip(ids[a : a + n].tolist(), logprobs[a : a + n].tolist(), strict=True))
+            for a, n in zip(starts, records.lengths, strict=True)
+        ])  # fmt: skip
+    came = row["input_ids"][1:]
+    for direct, through, token in zip(*sides, came, strict=True):
+        # The token that came always has its entry, the least likely one makes room for it.
+        shared = direct.keys() & through.keys()
+        assert len(shared) >= 31 and token in through
+        for number in shared:
+            assert through[number] == pytest.approx(direct[number], abs=1e-3)
+    tails = [np.exp(decode_tail(records.tail[:, 0])) for records in (plain, crossed)]
+    inside = [token in direct for direct, token in zip(sides[0], came, strict=True)]
+    assert tails[1][inside] == pytest.approx(tails[0][inside], abs=1e-5)
 
 
 def test_a_numeral_that_may_go_on_is_doubtful(pieces):
