@@ -34,5 +34,7 @@ def align(teacher: Sequence[int] | np.ndarray, student: Sequence[int] | np.ndarr
             raise ValueError("a token has no bytes, and stands nowhere in the text")
     if ends[0][-1] != ends[1][-1]:
         raise ValueError(f"one side has {ends[0][-1]} bytes, the other {ends[1][-1]}")
-    common, first, second = np.intersect1d(*ends, assume_unique=True, return_indices=True)
+    common, first, second = np.intersect1d(
+        ends[0], ends[1], assume_unique=True, return_indices=True
+    )
     return Spans(first, second, common)

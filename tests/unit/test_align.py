@@ -123,7 +123,7 @@ def test_its_own_tokenizer_is_one_to_one(pieces):
 
 
 def test_its_own_tokenizer_gives_its_own_records(pieces, tiny_llama_dir):
-    """Through the cross-tokenizer path as without it: the same entries and tails, so the same loss."""
+    """Through the cross-tokenizer path as without it: the same entries and tails, and loss."""
     pair = Pair(pieces["smollm2"], pieces["smollm2"])
     row = plain_row("def f(x):\n    return x + 350  # naïve 🙂\n\nThe end of it, is it not?", pair)
     survey = survey_of([row], pair)
