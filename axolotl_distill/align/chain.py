@@ -41,6 +41,7 @@ from axolotl_distill.align.conversation import Segment
 from axolotl_distill.align.pair import NONE, Going, Pair
 
 BACK = 8
+Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,11 @@ class Chain:
     behind: int
 
 
-def chain(
-    segments: Sequence[Segment], teacher_ids: Sequence[int], student_ids: Sequence[int], pair: Pair
-) -> Chain:
+def chain(segments: Sequence[Segment], teacher_ids: Ids, student_ids: Ids, pair: Pair) -> Chain:
     """The cuts of an answer. Raises ValueError where the student cuts the white space before a text
     that only its template writes."""
-    cuts, places = [], []
+    cuts: list[Cut] = []
+    places: list[int] = []
     end = Cut(segments[0].teacher[0])
     for segment in segments:
         if segment.special:
@@ -90,9 +90,7 @@ def chain(
     return Chain([*cuts, end], places, segments[0].teacher[0], segments[-1].teacher[1])
 
 
-def _text_cuts(
-    segment: Segment, teacher_ids: Sequence[int], student_ids: Sequence[int], pair: Pair
-) -> list[Cut]:
+def _text_cuts(segment: Segment, teacher_ids: Ids, student_ids: Ids, pair: Pair) -> list[Cut]:
     start = segment.teacher[0]
     theirs = [int(token) for token in teacher_ids[slice(*segment.teacher)]]
     own = [int(token) for token in student_ids[slice(*segment.student)]]

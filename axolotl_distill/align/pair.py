@@ -37,7 +37,7 @@ class Pair:
         self.ends = {i: i for i in teacher.special} if self.same else dict(ends or {})
         self.going = lru_cache(KEPT_CUTS)(self._going)
         self._joins = lru_cache(KEPT_CUTS)(self._joins_of)
-        self._pairs = lru_cache(KEPT_CUTS)(lambda cut, last: {})
+        self._pairs = lru_cache(KEPT_CUTS)(self._no_pairs)
 
     @cached_property
     def firsts(self) -> np.ndarray:
@@ -118,6 +118,11 @@ class Pair:
             known[token] = not keeps and (not parts or parts == [last, token])
         found[joining] = [known[token] for token in tokens[joining].tolist()]
         return found
+
+    @staticmethod
+    def _no_pairs(cut: int, last: int) -> dict[int, bool]:
+        """What `breaks` found out so far."""
+        return {}
 
     def _going(self, cut: int, written: bytes, fresh: bool, lead: bytes) -> Going:
         """The teacher's tokens that begin with `written`, and behind which the student cuts.

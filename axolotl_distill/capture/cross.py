@@ -23,6 +23,8 @@ TEACHER_IDS, TEACHER_LABELS = "teacher_input_ids", "teacher_labels"
 PUSHED_BYTES = 256 << 20
 # Of what may follow, as many are asked whether they undo a cut of the student's.
 LIKELIEST = 256
+# What they leave, where a sum of probabilities rounds to one.
+LEAST = 1e-9
 
 
 class CrossSource:
@@ -131,13 +133,18 @@ class Heard:
     def _flatten(self) -> None:
         """All cuts of the row one after another, and the terms of their sums as arrays."""
         self.cuts: list[Cut] = [cut for each in self.chains for cut in each.cuts]
-        self.tokens = {}  # cut before it -> its place in the row
+        self.tokens: dict[int, int] = {}  # cut before it -> its place in the row
         base = 0
         for each in self.chains:
             self.tokens |= {base + k: place for k, place in enumerate(each.places)}
             base += len(each.cuts)
-        columns = [
-            (np.full(going.tokens.size, number), np.full(going.tokens.size, at), *going)
+        columns: list[tuple[np.ndarray, ...]] = [
+            (
+                np.full(going.tokens.size, number),
+                np.full(going.tokens.size, at),
+                going.tokens,
+                going.firsts,
+            )
             for number, cut in enumerate(self.cuts)
             for at, going in cut.parts
         ]
@@ -212,7 +219,7 @@ class Heard:
         whole = np.array([cut.at != NONE for cut in self.cuts])
         with np.errstate(divide="ignore"):
             dense = np.where(
-                whole, self.written[self.main] + np.log(np.maximum(1.0 - self.lost, 0.0)), -np.inf
+                whole, self.written[self.main] + np.log(np.maximum(1.0 - self.lost, LEAST)), -np.inf
             )
         terms = self.written[self.at] + self.term
         top = dense.copy()

@@ -6,8 +6,10 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
+from distill_kernels import DenseLogits
 
 from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.pair import NONE
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.capture.source import Row
@@ -64,11 +66,15 @@ class Oracle:
                 f"Of {samples} samples after {prompt!r} the student cut {len(continued)} at its "
                 "end: too few to count. Use more `--samples`."
             )
-        seen = [self._next(prompt, written, own) for written in continued]
-        numerals = [s for s in seen[:half] if self.pair.student.bytes_of[s].strip()[:1].isdigit()]
-        (token, _), *_ = Counter(numerals or seen[:half]).most_common(1)
+        seen = [token for _, token in continued]
+        spelt = self.pair.student.bytes_of
+        texts = [s for s in seen[:half] if s != NONE]
+        numerals = [s for s in texts if spelt[s].strip()[:1].isdigit()]
+        if not texts:
+            raise CaptureError(f"The teacher writes nothing after {prompt!r}: it ends there.")
+        (token, _), *_ = Counter(numerals or texts).most_common(1)
         share = float(np.mean([s == token for s in seen[half:]]))
-        written = continued[seen.index(token)]
+        written, _ = continued[seen.index(token)]
         records = self.records(self.row(prompt + written), k=1)
         _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
         return {
@@ -82,10 +88,12 @@ class Oracle:
             "counted": len(continued) - half,
         }
 
-    def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[str]:
-        """Texts that the teacher writes on, those left out behind which the student does not cut at
-        the prompt's end, and those that end amid a character. In random order."""
-        waiting, found = {(): samples}, Counter[str]()
+    def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[tuple[str, int]]:
+        """(text, the student's first token of it) of what the teacher writes on; NONE where it ends
+        at once. Left out is that behind which the student does not cut at the prompt's end, and
+        what ends amid a character. In random order."""
+        waiting: dict[tuple[int, ...], int] = {(): samples}
+        found: Counter[tuple[str, int]] = Counter()
         text = self._spell(prompt[1:])
         while waiting:
             written, counts = list(waiting), list(waiting.values())
@@ -103,25 +111,22 @@ class Oracle:
                 raw = self._spell(list(tokens))
                 ids = None if not _whole(text + raw) else self._cut(text + raw)
                 if ended or len(tokens) == DEEPEST or (ids and len(ids) >= len(own) + DECIDED):
-                    if ids and ids[: len(own)] == own and len(ids) > len(own):
-                        found[raw.decode()] += count
+                    if ids and ids[: len(own)] == own:
+                        found[raw.decode(), (*ids, NONE)[len(own)]] += count
                 else:
                     waiting[tokens] = count
         order = list(found.elements())
-        self.rng.shuffle(order)
-        return order
+        return [order[place] for place in self.rng.permutation(len(order))]
 
     def _probs(self, rows: list[list[int]]) -> np.ndarray:
         """float64 [rows, teacher's ids], of what follows each; the rows are of one length."""
         last = np.array([len(rows[0]) - 1])
-        graded = self.teacher.grade(
-            dict(enumerate(rows)), dict.fromkeys(range(len(rows)), last), Want()
-        )
-        found = {number: s.distribution.logits[0].double().softmax(-1) for number, _, s in graded}
+        numbered, positions = dict(enumerate(rows)), dict.fromkeys(range(len(rows)), last)
+        found = {}
+        for number, _, signal in self.teacher.grade(numbered, positions, Want()):
+            assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+            found[number] = signal.distribution.logits[0].double().softmax(-1)
         return np.stack([found[number].cpu().numpy() for number in range(len(rows))])
-
-    def _next(self, prompt: str, written: str, own: list[int]) -> int:
-        return self._cut((prompt + written).encode())[len(own)]
 
     def _cut(self, raw: bytes) -> list[int]:
         return self.pair.student.cut([raw.decode()])[0] or []

@@ -56,9 +56,12 @@ def run(
 
     Returns what --json prints. Raises ConfigError for a text that cannot be read.
     """
-    args = TeacherArgs(model=teacher)
+    args = TeacherArgs.model_validate({"model": teacher})
     texts = {"English": ENGLISH, "code": CODE} if text is None else {text: _read(text)}
-    pair = Pair(Pieces(other_tokenizer(args)), Pieces(other_tokenizer(TeacherArgs(model=student))))
+    pair = Pair(
+        Pieces(other_tokenizer(args)),
+        Pieces(other_tokenizer(TeacherArgs.model_validate({"model": student}))),
+    )
     rows = {name: plain_row(content, pair) for name, content in texts.items()}
     survey = survey_of(list(rows.values()), pair)
     oracle = Oracle(args, pair, survey)

@@ -61,18 +61,18 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
 
 def _cross(manifest: Manifest) -> dict[str, str]:
     """Of a teacher with another tokenizer: how its records were made, and of which two."""
-    teacher = manifest.teacher
+    teacher, student = manifest.teacher, manifest.tokenizer
     if "cross_tokenizer" not in teacher:
         return {}
-    sides = {"its tokenizer": teacher, "the student's": manifest.tokenizer}
-    return {"cross_tokenizer": printable(teacher["cross_tokenizer"])} | {
-        name: f"{printable(side.get(key, '?'))} {printable(side.get(mark, '?'))[:12]}"
-        for (name, side), key, mark in zip(
-            sides.items(),
-            ("tokenizer", "name"),
-            ("tokenizer_fingerprint", "fingerprint"),
-            strict=True,
-        )
+    names = teacher.get("tokenizer", "?"), student.get("name", "?")
+    prints = teacher.get("tokenizer_fingerprint", "?"), student["fingerprint"]
+    its, students = (
+        f"{printable(n)} {printable(p)[:12]}" for n, p in zip(names, prints, strict=True)
+    )
+    return {
+        "cross_tokenizer": printable(teacher["cross_tokenizer"]),
+        "its tokenizer": its,
+        "the student's": students,
     }
 
 

@@ -41,6 +41,9 @@ class Tokenizer(TypedDict, total=False):
 class Teacher(TypedDict, total=False):
     name: Required[Line]
     weights: str
+    cross_tokenizer: str
+    tokenizer: str
+    tokenizer_fingerprint: str
 
 
 @with_config(_OPEN)
