@@ -1,7 +1,8 @@
 """Records of what a teacher says, whoever the teacher is."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -35,18 +36,39 @@ class GradedSource:
         most = distribution_of(args).likeliest
         self.want = Want(most and min(most, teacher.vocab_size))
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
+        for batch in self.batches(rows, wanted):
+            for index, records in self.grade({index: rows[index] for index in batch}):
+                if index in wanted:
+                    yield index, records
+
+    def batches(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[list[int]]:
+        """The rows that are graded together, wherever that is done.
+
+        A model's logits differ in their last bits with what a row is padded to. So batches are
+        made of whole windows, whatever is there already: a capture that was killed, or has other
+        workers, gives the same records. A server is asked for what is wanted and nothing else.
+        """
+        if self.batch_tokens is None:
+            yield sorted(wanted)
+            return
+        supervised = [n for n, row in rows.items() if supervised_positions(row["labels"]).size]
+        for _, window in groupby(supervised, key=lambda index: index // WINDOW_ROWS):
+            for batch in length_batches({n: rows[n] for n in window}, self.batch_tokens):
+                if not wanted.isdisjoint(batch):
+                    yield batch
+
+    def grade(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of one batch."""
         positions = {index: supervised_positions(row["labels"]) for index, row in rows.items()}
-        tokens = self.batch_tokens
-        for batch in [list(rows)] if tokens is None else length_batches(rows, tokens):
-            ids = {index: rows[index]["input_ids"] for index in batch}
-            parts: dict[int, list[RecordBatch]] = {index: [] for index in batch}
-            for index, part, signal in self.teacher.grade(ids, positions, self.want):
-                parts[index].append(self._records(index, part.start, signal))
-                if part.stop == positions[index].size:
-                    yield index, join_batches(parts.pop(index))
+        ids = {index: row["input_ids"] for index, row in rows.items()}
+        parts: dict[int, list[RecordBatch]] = {index: [] for index in rows}
+        for index, part, signal in self.teacher.grade(ids, positions, self.want):
+            parts[index].append(self._records(index, part.start, signal))
+            if part.stop == positions[index].size:
+                yield index, join_batches(parts.pop(index))
 
     def _records(self, index: int, start: int, signal: Signal) -> RecordBatch:
         said = signal.distribution

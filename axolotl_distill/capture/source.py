@@ -1,7 +1,7 @@
 """What the capture loop asks for, whoever the teacher is."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,8 +23,11 @@ class Source(Protocol):
 
     window_rows: int
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
-        """The records of rows that have a supervised token, each as soon as it is there.
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of the rows `wanted`, each as soon as it is there.
+
+        rows    a whole window, which is the same in every run
+        wanted  those of it that have a supervised token and no records yet
 
         A row that was yielded is kept, whatever happens to the ones after it.
         """
