@@ -186,6 +186,8 @@ class ImportedSource:
 
     # Nothing is gained by more, and a row of 8,192 tokens with 20 alternatives takes megabytes.
     window_rows = 1
+    workers = 1
+    teacher_seconds = 0.0
 
     def __init__(self, k: int, temperatures: Sequence[float], vocab_size: int):
         self.k, self.temperatures, self.vocab_size = k, temperatures, vocab_size

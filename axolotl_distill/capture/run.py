@@ -67,6 +67,7 @@ class Capture:
             Progress(len(self.rows), first, self.lengths, self.report) as progress,
         ):
             line = _Line(self.writer, journal, self.shard_records, self.decode, progress)
+            before = source.teacher_seconds
             try:
                 for window in _windows(first, len(self.rows), source.window_rows):
                     line.take({index: self.rows[index] for index in window}, source)
@@ -77,6 +78,8 @@ class Capture:
                 raise
             line.commit()
             journal.remove()
+        self.report.workers = source.workers
+        self.report.teacher_seconds = source.teacher_seconds - before
         return self.report
 
     def __enter__(self) -> Self:

@@ -18,10 +18,16 @@ Row = dict[str, Any]
 
 
 class Source(Protocol):
-    """A teacher, or what is left of one, as the capture loop sees it. `window_rows`: how many rows
-    it wants at a time, all of which are held in memory."""
+    """A teacher, or what is left of one, as the capture loop sees it.
+
+    window_rows      how many rows it wants at a time, all of which are held in memory
+    workers          processes that grade
+    teacher_seconds  so far, of the teacher alone, summed over workers
+    """
 
     window_rows: int
+    workers: int
+    teacher_seconds: float
 
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """The records of the rows `wanted`, each as soon as it is there.

@@ -95,9 +95,6 @@ ORPHAN_SECONDS = 5.0
 def live(job: Job, folder: Path, death: Death | None = None) -> Life:
     """One run of the command in `folder`."""
     log = folder.with_suffix(".log")
-    if tqdm.monitor is not None:
-        tqdm.monitor.exit()  # a thread that may hold a lock while the process forks
-        tqdm.monitor = None
     reader, told = os.pipe()
     sys.stdout.flush()
     start = time.monotonic()
@@ -128,6 +125,8 @@ def _live(job: Job, folder: Path, log: Path, death: Death | None, told: int) -> 
         sys.stdout = sys.stderr = os.fdopen(out, "w")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # tqdm's own lock is shared with forks: one that is killed while it holds it stops them all.
+        tqdm.set_lock(threading.RLock())
         calls = _watched(folder, death.call if death else None)
         job.run(folder)
     except SystemExit as stop:
