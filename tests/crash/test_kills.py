@@ -5,44 +5,28 @@
 docs/reliability.md says what came of it.
 """
 
-import hashlib
 import json
 import os
 import random
 import shutil
 import time
 from contextlib import suppress
-from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
+from support.captures import Captures, small_model, small_rows
 from support.crash import kill_again_and_again, served
 from support.recipes import CHAT, say
-from support.synthetic import about_rows
 from support.trajectories import trajectory, write_trajectories
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from axolotl_distill.capture import Capture
-from axolotl_distill.capture.journal import stored_rows
-from axolotl_distill.capture.teacher import opened
 from axolotl_distill.cli import distill
-from axolotl_distill.cli.frame import ends_well
-from axolotl_distill.commands.kept import keeps_what_is_written
-from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.filter.answers import FILE as ANSWERS
 from axolotl_distill.filter.answers import Answers
-from axolotl_distill.store import new_manifest, open_store, pointer_record, verify_store
-from axolotl_distill.store.folder import JOURNAL
-from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.trajectories import read_trajectories
 
 KILLS = int(os.environ.get("CRASH_KILLS", "200"))
 SEED = int(os.environ.get("CRASH_SEED", "0"))
 FEW = 4
-VOCAB = 1000
 few_and_many = pytest.mark.parametrize(
     "kills", [FEW, pytest.param(KILLS, marks=pytest.mark.slow)], ids=["few", "many"]
 )
@@ -57,98 +41,11 @@ def report(job, tally):
     assert not tally.orphans
 
 
-class Captures:
-    """Of random text, by a real model loaded anew, to several shards: what the command does once
-    Axolotl has read the text, which takes longer than everything here."""
-
-    name = "capture"
-
-    def __init__(self, model: Path, rows, **capture):
-        self.rows = rows
-        teacher = {"model": str(model), "device": "cpu", "dtype": "float32"}
-        self.args = CaptureArgs(teacher=teacher, output="-", batch_tokens=400, **capture)
-
-    def begin(self, folder):
-        folder.mkdir()
-
-    def run(self, folder):
-        payload = distribution_of(self.args)
-        manifest = new_manifest(
-            vocab_size=VOCAB,
-            payloads=[payload],
-            temperatures=self.args.temperatures if "tail" in payload.columns else [],
-            sequence_len=200,
-            tokenizer={"fingerprint": "f" * 64, "name": "smollm2"},
-            teacher={"name": "tiny"},
-            source=about_rows(self.rows),
-        )
-        path = folder / "store"
-        with (
-            ends_well("kept"),
-            keeps_what_is_written(str(path)),
-            Capture(path, manifest, self.rows, str, shard_records=900) as capture,
-            opened(self.args, VOCAB) as source,
-        ):
-            if not capture.was_complete:
-                capture(source)
-
-    def kept(self, folder):
-        """Every row with its records, out of the shards that are there; and of those that are in no
-        shard yet how many there are."""
-        path = folder / "store"
-        count = {("row", number): True for number in range(stored_rows(path))}
-        if not (path / "manifest.json").exists():
-            return count
-        return {**count, **rows_of(open_store(path, allow_incomplete=True, check_again=True))}
-
-    def result(self, folder):
-        path = folder / "store"
-        assert not (path / JOURNAL).exists()
-        store = verify_store(path)
-        assert store.manifest.complete
-        records = [digest(path / shard.records_file) for shard in store.manifest.shards]
-        return rows_of(store), records
-
-
-def rows_of(store):
-    """By its number in the source: tokens, labels, text, where its records are, and a hash of
-    them."""
-    found = {}
-    for file in store.parquet_files:
-        for row in pq.read_table(file).to_pylist():
-            start = int(pointer_record(np.int64(row.pop("teacher_start"))))
-            records = store.read(np.arange(start, start + row["num_records"]))
-            columns = {
-                name: array.tolist()
-                for name, array in vars(records).items()
-                if isinstance(array, np.ndarray)
-            }
-            text = json.dumps([row, start, columns], sort_keys=True)
-            found[row["id"]] = hashlib.sha256(text.encode()).hexdigest()
-    return found
-
-
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 @few_and_many
 @pytest.mark.parametrize("records", [{"draws": 8}, {"k": 8}], ids=["draws", "topk"])
 def test_capture(tmp_path, records, kills):
     """No row that was captured is lost or changes; the store is that of an undisturbed run."""
-    torch.manual_seed(0)
-    config = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "head_dim": 8}
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    model = LlamaForCausalLM(LlamaConfig(**config, **heads))
-    with torch.no_grad():
-        model.lm_head.weight.mul_(40.0)
-    model.save_pretrained(tmp_path / "model")
-    rows = []
-    for number in range(300):
-        ids = np.random.default_rng(number).integers(0, VOCAB, 6 + (37 * number) % 41).tolist()
-        labels = [-100] * len(ids) if number % 13 == 3 else [-100, -100, *ids[2:]]
-        rows.append({"input_ids": ids, "labels": labels})
-    job = Captures(tmp_path / "model", rows, **records)
+    job = Captures(small_model(tmp_path / "model"), small_rows(), **records)
     report(job, kill_again_and_again(job, tmp_path / "kills", -(-kills // 2), SEED))
 
 
