@@ -98,7 +98,7 @@ def test_a_full_disk_ends_a_generation(tmp_path, disk):
 
 def test_a_full_disk_leaves_the_old_dataset(tmp_path, disk):
     source = write_trajectories(
-        tmp_path / "t", (trajectory(n, content=os.urandom(200).hex()) for n in range(300))
+        tmp_path / "t", (trajectory(n, content=os.urandom(600).hex()) for n in range(300))
     )
     full = disk(100)
     args = FilterArgs(output=str(full / "dataset"), split={"eval": 0})
@@ -190,9 +190,17 @@ def test_a_dead_loader_worker_is_an_error(store):
     loader = DataLoader(
         Records(store, dies=7), batch_size=None, num_workers=2, multiprocessing_context="fork"
     )
-    with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        list(loader)
+    assert "exited unexpectedly" in failure_of(loader)
     assert len(list(DataLoader(Records(store), batch_size=None))) == len(Records(store))
+
+
+def failure_of(loader):
+    """The workers end with its frame: torch tells of a dead one as often as a child ends."""
+    try:
+        list(loader)
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def test_a_hundred_epochs_cost_no_descriptor_and_no_memory(store):

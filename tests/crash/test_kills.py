@@ -17,6 +17,7 @@ import yaml
 from support.captures import Captures, small_model, small_rows
 from support.crash import kill_again_and_again, served
 from support.recipes import CHAT, say
+from support.synthetic import write_store
 from support.trajectories import trajectory, write_trajectories
 
 from axolotl_distill.cli import distill
@@ -47,6 +48,27 @@ def test_capture(tmp_path, records, kills):
     """No row that was captured is lost or changes; the store is that of an undisturbed run."""
     job = Captures(small_model(tmp_path / "model"), small_rows(), **records)
     report(job, kill_again_and_again(job, tmp_path / "kills", -(-kills // 2), SEED))
+
+
+class Reshards(Captures):
+    """A finished store into smaller shards."""
+
+    name = "store reshard"
+
+    def __init__(self, source):
+        self.source = source
+
+    def run(self, folder):
+        command(
+            "store", "reshard", self.source, "--shard-records", 300, "--output", folder / "store"
+        )
+
+
+@few_and_many
+def test_reshard(tmp_path, kills):
+    """No row that was committed is lost or changes."""
+    source = write_store(tmp_path / "source", "topk", rows=300, every=2000)
+    report(Reshards(source), kill_again_and_again(Reshards(source), tmp_path / "k", kills, SEED))
 
 
 class Generates:

@@ -232,6 +232,8 @@ def kill_again_and_again(job: Job, folder: Path, kills: int, seed: int) -> Tally
             death = _next(rng, usual, calls) if tally.kills < kills else None
             life = live(job, path, death)
             _count(tally, life, death, path)
+            tally.seconds = time.monotonic() - start
+            (folder / "tally.json").write_text(json.dumps(vars(tally)))
             now = dict(job.kept(path))
             lost = [name for name, value in kept.items() if now.get(name) != value]
             assert not lost, f"seed {seed}, {path.name}: {len(lost)} are lost: {lost[:3]}"
@@ -241,7 +243,6 @@ def kill_again_and_again(job: Job, folder: Path, kills: int, seed: int) -> Tally
         assert job.result(path) == whole, f"seed {seed}, {path.name}: another result"
         tally.ends += 1
         shutil.rmtree(path)
-    tally.seconds = time.monotonic() - start
     return tally
 
 
