@@ -19,6 +19,7 @@ KEPT_DATASET = (
     "are kept; run the same command again."
 )
 KEPT_ALL = "Nothing was changed."
+KEPT_NOTHING = "A checkpoint is written whole or not at all: nothing is there of this one."
 EXECUTOR = click.Choice(["local", "ray"])
 # Not click's own check: its message has no remedy.
 PATH = click.Path()
@@ -130,6 +131,87 @@ def verify(store: str, config: str | None) -> dict[str, Any]:
     from axolotl_distill.commands.verify import run
 
     return run(_file(store), config=None if config is None else _file(config))
+
+
+@distill.group("store")
+def store_group() -> None:
+    """Join, cut and move teacher stores. What they are made of is never changed."""
+
+
+@store_group.command()
+@click.argument("stores", nargs=-1, required=True, type=PATH)
+@click.option("--output", required=True, help="Folder of the new store.")
+@framed(KEPT_ROWS)
+def merge(stores: tuple[str, ...], output: str) -> dict[str, Any]:
+    """Make one store of STORES: all their rows, one store after another.
+
+    They must have been captured alike; what differs is named.
+    """
+    from axolotl_distill.commands.store import merged
+
+    return merged([_file(store) for store in stores], _file(output))
+
+
+@store_group.command()
+@click.argument("store", type=PATH)
+@click.option("--parts", type=click.IntRange(min=1), required=True, help="How many stores.")
+@click.option("--output", required=True, help="Folder of the new stores: part-00000 and on.")
+@framed(KEPT_ROWS)
+def split(store: str, parts: int, output: str) -> dict[str, Any]:
+    """Cut STORE into stores of consecutive rows, each with about as many records."""
+    from axolotl_distill.commands.store import parted
+
+    return parted(_file(store), parts, _file(output))
+
+
+@store_group.command()
+@click.argument("store", type=PATH)
+@click.option(
+    "--shard-records", type=click.IntRange(min=1), required=True,
+    help="Records after which a shard is closed.",
+)  # fmt: skip
+@click.option("--output", required=True, help="Folder of the new store.")
+@framed(KEPT_ROWS)
+def reshard(store: str, shard_records: int, output: str) -> dict[str, Any]:
+    """Write STORE again in smaller or larger shards: the same rows and records, in their order."""
+    from axolotl_distill.commands.store import resharded
+
+    return resharded(_file(store), shard_records, _file(output))
+
+
+@distill.command()
+@click.argument("teacher", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--layers", help="Layers to keep: `0,2,4`, `0-7,16-23`, `every 2`, `drop 5,10,15`.")
+@click.option("--keep", type=click.IntRange(min=1), help="Keep so many, evenly spread.")
+@framed(KEPT_NOTHING)
+def prune(teacher: str, out: str, layers: str | None, keep: int | None) -> dict[str, Any]:
+    """Cut a student out of TEACHER's layers, to be distilled: the checkpoint OUT.
+
+    TEACHER is a folder with safetensors. They go over as they are, and nothing is loaded.
+    """
+    if (layers is None) is (keep is None):
+        raise click.UsageError("Give either --layers or --keep.")
+    from axolotl_distill.commands.prune import run
+
+    return run(_file(teacher), _file(out), layers=layers, keep=keep)
+
+
+@distill.command()
+@click.argument("model", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--temperature", type=float, required=True, help="T, as in softmax(z / T).")
+@click.option("--device", default="cpu", show_default=True, help="Where it is tried; `auto`.")
+@click.option("--link", is_flag=True, help="Hard links for weights that stay; write to neither.")
+@framed(KEPT_NOTHING)
+def temper(model: str, out: str, temperature: float, device: str, link: bool) -> dict[str, Any]:
+    """Write OUT, whose distribution at T = 1 is MODEL's at --temperature, for a server to serve.
+
+    MODEL is a folder with safetensors. Both are loaded, one after the other, and compared.
+    """
+    from axolotl_distill.commands.temper import run
+
+    return run(_file(model), _file(out), temperature=temperature, device=device, link=link)
 
 
 @distill.command()

@@ -11,6 +11,7 @@ from axolotl_distill.capture.journal import stored_rows
 from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.store import Manifest
 from axolotl_distill.store.folder import refuse_strangers
+from axolotl_distill.store.writer import KEY
 
 GO_ON = "The same command goes on."
 BEFORE = "Nothing was written yet. The same command begins again."
@@ -52,7 +53,7 @@ def keeps_what_is_written(output: str) -> Iterator[None]:
     written.
     """
     try:
-        refuse_strangers(Path(output))
+        refuse_strangers(Path(output), KEY)
         yield
     except KeyboardInterrupt as stop:
         stop.add_note(kept(output))

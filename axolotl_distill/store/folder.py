@@ -17,9 +17,9 @@ TOKENISED = ".tokenised-"
 FOLDERS = {"data": "parquet", "teacher": "safetensors"}
 
 
-def refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path, key: str) -> None:
     """Raise StoreError for a folder that holds something, unless it is a store, or what a writer
-    killed before its first manifest leaves: two empty folders."""
+    killed before its first manifest leaves: two empty folders. `key`: by what another is named."""
     if not path.exists() or (path / FILE).exists():
         return
     ours = {LOCK, FILE + TEMPORARY, *FOLDERS}
@@ -31,11 +31,11 @@ def refuse_strangers(path: Path) -> None:
     if strangers:
         raise StoreError(
             f"{path} is a folder with other files in it ({min(strangers)}) and no teacher store. "
-            "Choose another `distill.capture.output`, or empty it."
+            f"Choose another ({key}), or empty it."
         )
 
 
-def resume(path: Path, manifest: Manifest) -> Manifest:
+def resume(path: Path, manifest: Manifest, key: str) -> Manifest:
     """The manifest of a store that was begun, to go on with; `manifest` in its place where nothing
     was captured. Raises StoreError where it was captured otherwise, and what `check_sizes` does."""
     found = Manifest.load(path)
@@ -55,8 +55,8 @@ def resume(path: Path, manifest: Manifest) -> Manifest:
             else ""
         )
         raise StoreError(
-            f"{path} was captured with another {another}: {details}.{weights} Use another "
-            "`distill.capture.output`, or delete the folder to capture anew."
+            f"{path} was captured with another {another}: {details}.{weights} Use another folder "
+            f"({key}), or delete this one to begin anew."
         )
     check_sizes(path, found)
     return found

@@ -36,10 +36,14 @@ TOKEN_BYTES, ROW_BYTES, FILE_BYTES = 512, 512, 64 << 10
 BATCH_ROWS = 1024
 
 
-def write_rows(rows: list[dict[str, Any]], file: IO[bytes]) -> None:
+def rows_table(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as a table of ROW_SCHEMA."""
+    return pa.Table.from_pylist(rows, ROW_SCHEMA)
+
+
+def write_table(rows: pa.Table, file: IO[bytes]) -> None:
     """Rows of ROW_SCHEMA as Parquet."""
-    table = pa.Table.from_pylist(rows, ROW_SCHEMA)
-    pq.write_table(table, file, compression="zstd", use_dictionary=DICTIONARIES)
+    pq.write_table(rows, file, compression="zstd", use_dictionary=DICTIONARIES)
 
 
 def open_rows(path: Path, manifest: Manifest, shard: Shard) -> pq.ParquetFile:

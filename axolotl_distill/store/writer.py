@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock
 from safetensors.numpy import save
 
@@ -32,7 +33,7 @@ from axolotl_distill.store.folder import (
 )
 from axolotl_distill.store.manifest import FILE, Manifest
 from axolotl_distill.store.payloads import RecordBatch, Shape, join_batches
-from axolotl_distill.store.rows import write_rows
+from axolotl_distill.store.rows import rows_table, write_table
 from axolotl_distill.store.schema import LONGEST_SHARD, MAX_SHARDS, File, Shard, shard_name
 
 KEY = "`distill.capture.output`, or `--output`"
@@ -49,36 +50,38 @@ class StoreWriter:
     what was committed stays, and a later writer goes on with it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: FileLock):
+    def __init__(self, path: Path, manifest: Manifest, lock: FileLock, key: str = KEY):
         self.path = path
         self.manifest = manifest
         self._lock = lock
+        self._key = key
         self._journal: journal.ShardJournal | None = None
         self.next_source_row = manifest.shards[-1].source_stop if manifest.shards else 0
         self._start_shard()
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, manifest: Manifest) -> Self:
-        """Begin a store, or go on with one whose header is the same.
+    def create_or_resume(cls, path: str | Path, manifest: Manifest, key: str = KEY) -> Self:
+        """Begin a store, or go on with one whose header is the same. `key`: by what another folder
+        is named.
 
         Raises StoreError when another writer is at work, when the folder holds something else or
         cannot be written or locked, or when a field of the header differs from what was captured
         so far; StoreMissingError and StoreCorruptError when a shard of it is missing or cut.
         """
         path = Path(path)
-        with refusals(path, StoreError, KEY):
-            refuse_strangers(path)
+        with refusals(path, StoreError, key):
+            refuse_strangers(path, key)
             for folder in (path, *(path / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
-            lock = lock_folder(path, StoreError, KEY)
+            lock = lock_folder(path, StoreError, key)
             try:
                 if (path / FILE).exists():
-                    manifest = resume(path, manifest)
+                    manifest = resume(path, manifest, key)
                 else:
                     manifest.save(path)
                 remove_uncommitted(path, manifest)
-                return cls(path, manifest, lock)
+                return cls(path, manifest, lock, key)
             except BaseException:
                 lock.release()
                 raise
@@ -132,12 +135,27 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Make every row appended so far last; nothing happens when there is none."""
-        if not self._rows:
-            return
-        records = join_batches(self._batches)
+        if self._rows:
+            self._commit(rows_table(self._rows), join_batches(self._batches))
+
+    def append_shard(self, rows: pa.Table, records: RecordBatch, source_stop: int) -> None:
+        """Commit rows that another store has, with their records, as one shard.
+
+        rows         of ROW_SCHEMA; `teacher_start` is made anew
+        source_stop  the source row after the last of them
+        """
+        assert not self._rows, "what was appended row by row is committed first"
+        counts = rows["num_records"].to_numpy().astype(np.int64)
+        assert counts.sum() == len(records), "a row has the records that it says"
+        starts = self.manifest.pointer_base + self._first_record + np.cumsum(counts) - counts
+        place = rows.schema.get_field_index("teacher_start")
+        self.next_source_row = source_stop
+        self._commit(rows.set_column(place, "teacher_start", pa.array(starts)), records)
+
+    def _commit(self, rows: pa.Table, records: RecordBatch) -> None:
         shard = Shard(
             name=shard_name(len(self.manifest.shards)),
-            rows=len(self._rows),
+            rows=len(rows),
             records=len(records),
             entries=self._entries_that_fit(records),
             first_record=self._first_record,
@@ -146,9 +164,9 @@ class StoreWriter:
             files={},
         )
         tensors = save(self.manifest.payloads.pack(records, self.manifest.shape_of(shard)))
-        with refusals(self.path, StoreError, KEY):
+        with refusals(self.path, StoreError, self._key):
             shard.files[shard.rows_file] = self._write(
-                shard.rows_file, lambda file: write_rows(self._rows, file)
+                shard.rows_file, lambda file: write_table(rows, file)
             )
             shard.files[shard.records_file] = self._write(
                 shard.records_file, lambda file: file.write(tensors)
@@ -182,7 +200,7 @@ class StoreWriter:
             if self.manifest.shards:
                 self.manifest.shards[-1].source_stop = self.next_source_row
             self.manifest.complete = True
-            with refusals(self.path, StoreError, KEY):
+            with refusals(self.path, StoreError, self._key):
                 write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
                 self.manifest.save(self.path)
                 (self.path / journal.FILE).unlink(missing_ok=True)

@@ -75,6 +75,17 @@ class Payloads(RootModel[Annotated[list[AnyPayload], Field(min_length=1, max_len
     def read(self, arrays: Arrays, index: np.ndarray, shape: Shape) -> Records:
         return Records(_merged(payload.read(arrays, index, shape).columns for payload in self.root))
 
+    def take(self, arrays: Arrays, index: np.ndarray, shape: Shape) -> RecordBatch:
+        """What `read` gives, as it went into the shard: nothing filled up."""
+        found = self.read(arrays, index, shape)
+        fills = _merged(payload.fills for payload in self.root)
+        lengths, columns = np.zeros(index.size, np.int64), {}
+        for name, column in found.columns.items():
+            inside = column != fills[name] if name in fills else None
+            columns[name] = column if inside is None else column[inside]
+            lengths = lengths if inside is None else inside.sum(1)
+        return RecordBatch(columns, lengths)
+
     def check(self, arrays: Arrays, shape: Shape, most: int | None = None) -> None:
         for payload in self.root:
             payload.check(arrays, shape, most)
