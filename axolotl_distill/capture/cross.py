@@ -1,6 +1,7 @@
 """Records for a student with another tokenizer, of a teacher that grades its own ids of a text."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from axolotl_distill.align import Pair, pair_rows
 from axolotl_distill.align.chain import Cut, chain
 from axolotl_distill.align.pair import NONE
-from axolotl_distill.capture.graded import length_batches
+from axolotl_distill.capture.graded import batches
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
@@ -37,23 +38,30 @@ class CrossSource:
     """
 
     window_rows = WINDOW_ROWS
+    workers = 1
 
     def __init__(
         self, teacher: Teacher, pair: Pair, doubtful: np.ndarray, *, k: int, batch_tokens: int
     ):
-        self.teacher, self.pair, self.k, self.batch_tokens = teacher, pair, k, batch_tokens
+        self.teacher, self.pair, self.batch_tokens = teacher, pair, batch_tokens
+        self.teacher_seconds = 0.0
         self.pushing = Pushing(pair, doubtful, k)
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        theirs = {index: {"input_ids": row[TEACHER_IDS]} for index, row in rows.items()}
-        for batch in length_batches(theirs, self.batch_tokens):
+        theirs = {
+            index: {"input_ids": row[TEACHER_IDS], "labels": row["labels"]}
+            for index, row in rows.items()
+        }
+        for batch in batches(theirs, wanted, self.batch_tokens):
             heard = {index: Heard(rows[index], self.pair, self.pushing) for index in batch}
-            ids = {index: theirs[index]["input_ids"] for index in batch}
+            ids = {index: rows[index][TEACHER_IDS] for index in batch}
             positions = {index: heard[index].positions for index in batch}
+            start = time.monotonic()
             for index, part, signal in self.teacher.grade(ids, positions, Want()):
                 assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+                self.teacher_seconds += time.monotonic() - start
                 logits = signal.distribution.logits
                 if not bool(torch.isfinite(logits).all()):
                     raise CaptureError(
@@ -62,7 +70,10 @@ class CrossSource:
                     )
                 heard[index].take(part, logits.log_softmax(-1))
                 if part.stop == positions[index].size:
-                    yield index, heard.pop(index).records()
+                    records = heard.pop(index).records()
+                    if index in wanted:
+                        yield index, records
+                start = time.monotonic()
 
 
 class Pushing:

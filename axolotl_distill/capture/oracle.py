@@ -45,7 +45,7 @@ class Oracle:
         source = CrossSource(
             self.teacher, self.pair, self.doubtful, k=k or len(self.pair.student), batch_tokens=1
         )
-        ((_, records),) = source.records({0: row})
+        ((_, records),) = source.records({0: row}, {0})
         return records
 
     def masses(self, row: Row) -> np.ndarray:

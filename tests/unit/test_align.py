@@ -110,9 +110,11 @@ def test_its_own_tokenizer_gives_its_own_records(pieces, tiny_llama_dir):
     survey = survey_of([row], pair)
     doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
     teacher = HFTeacher(TeacherArgs(model=str(tiny_llama_dir)), vocab_size=len(pair.teacher))
-    ((_, crossed),) = CrossSource(teacher, pair, doubtful, k=32, batch_tokens=1).records({0: row})
+    ((_, crossed),) = CrossSource(teacher, pair, doubtful, k=32, batch_tokens=1).records(
+        {0: row}, {0}
+    )
     args = CaptureArgs(teacher="t", output="o", method="topk", k=32, temperatures=[1.0])
-    ((_, plain),) = GradedSource(teacher, args, batch_tokens=1).records({0: row})
+    ((_, plain),) = GradedSource(teacher, args, batch_tokens=1).records({0: row}, {0})
     size = len(pair.student)
     sides = []
     for records in (plain, crossed):

@@ -140,7 +140,7 @@ def compared(case: tuple):
         for number, tokens in enumerate(chosen)
     }  # fmt: skip
     entries, tails = [], []
-    for number, records in source.records(rows):
+    for number, records in source.records(rows, set(rows)):
         seen = cut[chosen[number]]
         assert len(records) == len(seen)
         ids, logprobs = encoding.decode_logprobs(records.entries, len(student))
@@ -202,7 +202,7 @@ def test_a_row_keeps_the_probability_of_its_text():
             TEACHER_IDS: [0, *tokens, explicit.end], TEACHER_LABELS: [-100, *tokens, explicit.end],
             "input_ids": [0, *cut], "labels": [-100, *cut],
         }  # fmt: skip
-        ((_, records),) = source.records({0: row})
+        ((_, records),) = source.records({0: row}, {0})
         ids, logprobs = encoding.decode_logprobs(records.entries, len(student))
         starts = np.cumsum(records.lengths) - records.lengths
         total = sum(
