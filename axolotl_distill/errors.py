@@ -66,5 +66,9 @@ class FilterError(DistillError, RuntimeError):
     """Filtering trajectories cannot go on."""
 
 
+class CheckpointError(DistillError, ValueError):
+    """A checkpoint cannot be cut or tempered."""
+
+
 class NotFiniteError(DistillError, FloatingPointError):
     """A loss or a gradient of the training is NaN or infinite."""

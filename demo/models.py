@@ -51,20 +51,11 @@ def cut_layers(
     source: Path = TEACHER, folder: Path = STUDENT, dropped: tuple[int, ...] = DROPPED_LAYERS
 ) -> Path:
     """A student: the same model without some of its layers."""
-    if (folder / "config.json").exists():
-        return folder
-    from torch import nn
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    if not (folder / "config.json").exists():
+        from axolotl_distill.commands.prune import run
 
-    model = AutoModelForCausalLM.from_pretrained(source)
-    kept = [layer for index, layer in enumerate(model.model.layers) if index not in set(dropped)]
-    for index, layer in enumerate(kept):
-        layer.self_attn.layer_idx = index
-    model.model.layers = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
-    if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[: len(kept)]
-    return save(model, AutoTokenizer.from_pretrained(source), folder)
+        run(str(source), str(folder), layers=f"drop {','.join(map(str, dropped))}", keep=None)
+    return folder
 
 
 def save(model, tokenizer, folder: Path) -> Path:

@@ -20,6 +20,7 @@ KEPT_DATASET = (
 )
 KEPT_FILES = "Files that arrived are kept; the same command copies the rest."
 KEPT_ALL = "Nothing was changed."
+KEPT_NOTHING = "A checkpoint is written whole or not at all: nothing is there of this one."
 EXECUTOR = click.Choice(["local", "ray"])
 # Not click's own check: its message has no remedy.
 PATH = click.Path()
@@ -205,6 +206,41 @@ def pull(address: str, folder: str) -> dict[str, Any]:
     from axolotl_distill.commands.store import pulled
 
     return pulled(address, _file(folder))
+
+
+@distill.command()
+@click.argument("teacher", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--layers", help="Layers to keep: `0,2,4`, `0-7,16-23`, `every 2`, `drop 5,10,15`.")
+@click.option("--keep", type=click.IntRange(min=1), help="Keep so many, evenly spread.")
+@framed(KEPT_NOTHING)
+def prune(teacher: str, out: str, layers: str | None, keep: int | None) -> dict[str, Any]:
+    """Cut a student out of TEACHER's layers, to be distilled: the checkpoint OUT.
+
+    TEACHER is a folder with safetensors. They go over as they are, and nothing is loaded.
+    """
+    if (layers is None) is (keep is None):
+        raise click.UsageError("Give either --layers or --keep.")
+    from axolotl_distill.commands.prune import run
+
+    return run(_file(teacher), _file(out), layers=layers, keep=keep)
+
+
+@distill.command()
+@click.argument("model", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--temperature", type=float, required=True, help="T, as in softmax(z / T).")
+@click.option("--device", default="cpu", show_default=True, help="Where it is tried; `auto`.")
+@click.option("--link", is_flag=True, help="Hard links for weights that stay; write to neither.")
+@framed(KEPT_NOTHING)
+def temper(model: str, out: str, temperature: float, device: str, link: bool) -> dict[str, Any]:
+    """Write OUT, whose distribution at T = 1 is MODEL's at --temperature, for a server to serve.
+
+    MODEL is a folder with safetensors. Both are loaded, one after the other, and compared.
+    """
+    from axolotl_distill.commands.temper import run
+
+    return run(_file(model), _file(out), temperature=temperature, device=device, link=link)
 
 
 @distill.command()

@@ -66,6 +66,8 @@ class ReadBy:
             return None
         at = f"{name}: {_shown(seen)}" if isinstance(seen, str | int | float) else name
         now = "is not set" if other is None else f"is {_shown(other)}"
+        if self.unless and other is None:
+            return f"`{at}` is not read without `{self.key}`. Remove it."
         if self.unless:
             return f"`{at}` is not read with `{self.key}: {_shown(other)}`. Remove it."
         if self.values == (None,):

@@ -52,7 +52,8 @@ class DistillArgs(Block):
 
     teacher: Source = Field(
         "store",
-        description="Where the signal comes from: store, or text, which is nothing but the rows. "
+        description="Where the signal comes from: store; text, which is nothing but the rows; or a "
+        "teacher who answers while the student trains: its block, a model's name, or self. "
         "Default: store where an entry of `datasets` is one, else text.",
     )
     alpha: Annotated[float, NOT_TEXT] = Field(
@@ -71,6 +72,9 @@ class DistillArgs(Block):
     akl_mu: Annotated[float, ReadBy("divergence", "adaptive_kl")] = Field(
         0.5, gt=0.0, lt=1.0, description="adaptive_kl: teacher mass of the head."
     )
+    k: Annotated[int, ReadBy("teacher.server", unless=(None,))] = Field(
+        64, ge=1, description="Likeliest tokens that a teacher behind a server is asked for."
+    )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Of the cross-entropy.")
     support: Annotated[Support | None, NOT_TEXT] = Field(
         None,
@@ -86,6 +90,8 @@ class DistillArgs(Block):
     def _a_name_is_enough(cls, value: Any) -> Any:
         if not isinstance(value, str) or value in WORDS:
             return value
+        if value == "self":
+            return {"self": True}
         if near := get_close_matches(value.lower(), WORDS, n=1):
             raise ValueError(f"must be store, text, or a teacher; did you mean `{near[0]}`?")
         return {"model": value}
@@ -93,12 +99,7 @@ class DistillArgs(Block):
     @model_validator(mode="after")
     def _goes_together(self) -> "DistillArgs":
         if isinstance(self.teacher, TeacherArgs):
-            who = "the student itself" if self.teacher.self else f"`{self.teacher.model}`"
-            raise ValueError(
-                f"`teacher` is {who}, which would have to run beside the training, and that cannot "
-                "be done yet. Put a model under `capture.teacher` instead, run `axolotl distill "
-                "capture`, and train on the store with `teacher: store`."
-            )
+            self._answers_while_training(self.teacher)
         if self.teacher == "text":
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
@@ -111,6 +112,36 @@ class DistillArgs(Block):
                 "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
             )
         return self
+
+    def _answers_while_training(self, teacher: TeacherArgs) -> None:
+        if teacher.context is not None:
+            raise ValueError(
+                "`teacher.context` cannot be used yet: the teacher would see another text than the "
+                "student. Remove it."
+            )
+        if self.support == "sampled":
+            raise ValueError(
+                "`support: sampled` is for a store of draws, and this teacher gives more than "
+                "draws. Remove it."
+            )
+        if teacher.server is None:
+            if self.support is not None:
+                raise ValueError(
+                    f"`support: {self.support}` is read for a store or a server only: this teacher "
+                    "gives its whole distribution. Remove it."
+                )
+        elif teacher.server.engine == "openai":
+            raise ValueError(
+                "`teacher.server.engine` must be vllm or sglang: the OpenAI API has no "
+                "log-probabilities of a given text."
+            )
+        elif self.temperature != 1.0 and self.support != "renormalize":
+            raise ValueError(
+                f"`temperature: {self.temperature:g}` cannot be had from a server, which gives its "
+                "log-probabilities at T=1: what its tail holds at another temperature is not "
+                "known. Use 1, a teacher without `server`, or `support: renormalize`, which leaves "
+                "the tail out."
+            )
 
     def _settle(self, capture: CaptureArgs) -> None:
         """A store that is captured without a word on it is one that this loss can be had from."""

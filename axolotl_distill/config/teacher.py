@@ -106,6 +106,8 @@ class TeacherArgs(ModelArgs):
                 f"loaded here. Remove it. A teacher is {MODEL}; `distill.teacher` may also be the "
                 "bare word `store` or `text`."
             )
+        if values == "self":
+            return {"self": True}
         return {"model": values} if isinstance(values, str) else values
 
     @model_validator(mode="after")

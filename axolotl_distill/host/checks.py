@@ -14,6 +14,7 @@ from axolotl_distill.config.distill import DistillArgs, is_store, parse_distill
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.host.datasets.types import is_ours
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.host.live_checks import live_findings
 from axolotl_distill.host.parallelism import parallelism
 from axolotl_distill.host.store_checks import loss_findings, store_findings
 from axolotl_distill.host.tokenise import load_config
@@ -136,6 +137,7 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
                 error=None,
             )
     yield from parallelism(cfg)
+    yield from live_findings(cfg, args)
     packs = cfg.get("sample_packing")
     if cfg.get("streaming") and packs and len(cfg.get("datasets") or []) > 1:
         yield Finding(

@@ -17,6 +17,8 @@ class DistillPlugin(BasePlugin):
 
     _checked: Any = None
     """The config whose stores were checked."""
+    _vocabulary: Any = None
+    """What a live teacher shares with the student, once it was checked."""
 
     def register(self, cfg: Any) -> None:
         """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
@@ -93,9 +95,10 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.objectives.logits import logits_objective
         from axolotl_distill.signal.source import signal_source
 
-        quiet_other_ranks("axolotl_distill.objectives")
+        for package in ("heads", "objectives", "signal", "teachers"):
+            quiet_other_ranks(f"axolotl_distill.{package}")
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        source = signal_source(_args(cfg), all_stores(cfg))
+        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary)
         attach_distill_forward(causal_lm, [logits_objective(_args(cfg), source)], source)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
@@ -111,20 +114,28 @@ class DistillPlugin(BasePlugin):
             return []
         from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.in_force import InForce, check_trainer
+        from axolotl_distill.host.live_checks import check_live_trainer
 
         stores = all_stores(cfg)
         check_trainer(trainer, stores)
+        if self._vocabulary is not None:
+            check_live_trainer(trainer, _args(cfg), self._vocabulary)
         return [InForce(trainer, stores)]
 
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.findings import enforce
+        from axolotl_distill.host.live_checks import live_findings, live_teacher, live_vocabulary
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.store_checks import stores_findings
 
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
+        enforce(live_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
+        teacher = live_teacher(_args(cfg))
+        if teacher is not None:
+            self._vocabulary = live_vocabulary(cfg, teacher)
         self._checked = cfg
 
 

@@ -17,17 +17,21 @@ from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tok
 def stores_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
     """Opens every store of the config and holds it against tokenizer, student and loss.
 
-    There must be one, unless the teacher is text alone, and then there must be none.
+    There must be one, unless the teacher is another or text alone, and then there must be none.
     """
-    if args.teacher == "text":
+    if args.teacher != "store":
+        what = "learns from text alone"
+        if args.teacher != "text":
+            what = "is a model that is asked while the student trains"
         for dataset in [*(cfg.datasets or []), *(cfg.test_datasets or [])]:
             if is_store(dataset):
                 yield Finding(
                     "distill.teacher",
-                    "`distill.teacher: text` learns from text alone, but the dataset "
-                    f"{dataset['path']} is a store.",
+                    f"`distill.teacher` {what}, but the dataset {dataset['path']} is a store, "
+                    "which has a teacher of its own.",
                     "",
-                    "Set `distill.teacher: store` or remove it.",
+                    "Set `distill.teacher: store` or remove it; or name the text that the store "
+                    "was made of.",
                 )
         return
     try:

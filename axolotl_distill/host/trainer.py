@@ -42,14 +42,15 @@ class DistillMixin(Base):
         self._distill_sums = {True: MetricSums(), False: MetricSums()}
         self._guard = StepGuard(self.accelerator, self.processing_class)
         self.add_callback(self._guard)
-        check_supervision(self._named_datasets(), self.processing_class)
+        check_supervision(self.named_datasets(), self.processing_class)
         LOG.info(
             f"axolotl-distill: {self.accelerator.num_processes} process(es), "
             f"{self.accelerator.distributed_type}; the loss is averaged over the supervised "
             "tokens of each optimizer step"
         )
 
-    def _named_datasets(self) -> dict[str, Any]:
+    def named_datasets(self) -> dict[str, Any]:
+        """The datasets by what a user calls them."""
         evaluated = self.eval_dataset
         if not isinstance(evaluated, dict):
             return {"training set": self.train_dataset, "evaluation set": evaluated}

@@ -71,7 +71,8 @@ def attach_distill_forward(
         if TARGETS.name not in columns:
             return student.forward(*args, **kwargs)
         rows, targets, weights = _supervised(columns)
-        signal = None if asked is None else asked.signal(columns, rows)
+        read = {"input_ids": args[0], **kwargs} if args else kwargs
+        signal = None if asked is None else asked.signal(columns, rows, read)
         output = student.run(args, kwargs, rows)
         terms = [
             objective(output, signal if objective.wants else None, targets, weights)

@@ -15,8 +15,8 @@ from distill_kernels.teacher import Teacher as Distribution
 from torch import Tensor
 
 from axolotl_distill.config.distill import DistillArgs
+from axolotl_distill.heads.head import FusedHead
 from axolotl_distill.objectives.base import Objective, Term
-from axolotl_distill.objectives.head import FusedHead
 from axolotl_distill.objectives.student import StudentOutput
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.signal.source import SignalSource

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from axolotl_distill.objectives.head import PROBE_TOKENS, FusedHead, plan_head
-from axolotl_distill.objectives.router import REQUEST, router_loss, router_request, router_weight
+from axolotl_distill.heads.head import PROBE_TOKENS, FusedHead, plan_head
+from axolotl_distill.heads.router import REQUEST, router_loss, router_request, router_weight
 
 LOG = logging.getLogger(__name__)
 DROPPED = ("labels", "logits_to_keep", "skip_logits", REQUEST)

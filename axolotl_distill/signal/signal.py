@@ -9,20 +9,25 @@ from distill_kernels.teacher import Teacher as Distribution
 class Want:
     """What is asked of a teacher, for every position.
 
-    likeliest  its distribution of the token after the position: as many of its likeliest tokens as
-               are enough, or None = every token. A teacher that has all of them may give them all.
+    likeliest    its distribution of the token after the position: as many of its likeliest tokens
+                 as are enough, or None = every token. A teacher that has all of them may give them
+                 all.
+    realised     with `likeliest`: the token that does come after the position is given too
+    unprojected  in place of logits it may give its last hidden states and its output head
     """
 
     likeliest: int | None = None
+    realised: bool = False
+    unprojected: bool = False
 
 
 @dataclass(frozen=True)
 class Signal:
     """What a teacher says of N positions of text, one row each, in their order.
 
-    distribution  of the token after each position: DenseLogits at T = 1; SparseTeacher, whose
-                  numbers are at T = 1 from a teacher that was asked, and at the run's temperature
-                  from a store. A row whose ids are all -1 says nothing.
+    distribution  of the token after each position: DenseLogits or DenseTeacher at T = 1;
+                  SparseTeacher, whose numbers are at T = 1 from a teacher that was asked, and at
+                  the run's temperature from a source. A row whose ids are all -1 says nothing.
     """
 
     distribution: Distribution

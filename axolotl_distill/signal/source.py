@@ -1,20 +1,24 @@
 """Where a batch's signal comes from: chosen here, and nowhere else.
 
-A source makes the signal of the positions that predict, out of a batch's columns. Today it is the
-store that the collator has looked up; a teacher that answers while the student trains is another.
+A source makes the signal of the positions that predict, out of a batch: from the records of a store
+that the collator has looked up, or from a teacher that answers while the student trains.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from axolotl_distill.config.distill import DistillArgs, Support
+from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.signal.batch import ENTRIES, ENTROPY, TAIL
 from axolotl_distill.signal.entries import decode_entries
+from axolotl_distill.signal.live import live_signal
 from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import TeacherStore
+from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 
 class SignalSource(Protocol):
@@ -23,11 +27,15 @@ class SignalSource(Protocol):
     @property
     def support(self) -> Support: ...
 
-    def signal(self, columns: Mapping[str, Tensor], rows: Tensor) -> Signal:
+    def signal(
+        self, columns: Mapping[str, Tensor], rows: Tensor, inputs: Mapping[str, Any]
+    ) -> Signal:
         """What the teacher says of M positions of a batch.
 
         columns  those of signal/batch.py that the batch has, by name, [B, S] or [B, S, K]
-        rows     int64 [M], positions as numbers in [0, B * S), any as often as wanted
+        rows     int64 [M], positions as numbers in [0, B * S), any as often as wanted; the first
+                 may be one that predicts nothing, and what is said of it counts for nothing
+        inputs   what the student reads, by the names of its forward: input_ids [B, S], …
         """
         ...
 
@@ -45,7 +53,9 @@ class StoredSignal:
     support: Support
     temperature: float
 
-    def signal(self, columns: Mapping[str, Tensor], rows: Tensor) -> Signal:
+    def signal(
+        self, columns: Mapping[str, Tensor], rows: Tensor, inputs: Mapping[str, Any]
+    ) -> Signal:
         """See SignalSource; at `temperature`."""
         assert ENTRIES.name in columns, "every batch of a run with a store has its columns"
         found = {
@@ -64,9 +74,23 @@ class StoredSignal:
         )
 
 
-def signal_source(args: DistillArgs, stores: Sequence[TeacherStore]) -> SignalSource | None:
-    """The source for a `distill:` block and the stores of its run, which `stores_findings` found
-    to be alike; None where there is text alone."""
+def signal_source(
+    args: DistillArgs,
+    stores: Sequence[TeacherStore],
+    student: PreTrainedModel,
+    vocabulary: SharedVocabulary | None,
+) -> SignalSource | None:
+    """The source for a `distill:` block; None where there is text alone.
+
+    stores      of the run, which `stores_findings` found to be alike
+    student     who may be the teacher, too
+    vocabulary  that a teacher who answers while the student trains shares with it
+
+    Raises what loading such a teacher does.
+    """
+    if isinstance(args.teacher, TeacherArgs):
+        assert vocabulary is not None
+        return live_signal(args, args.teacher, vocabulary, student)
     if not stores:
         return None
     first = stores[0]

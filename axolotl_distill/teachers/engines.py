@@ -23,8 +23,9 @@ class Engine(Protocol):
 
     def body(self, model: str, input_ids: list[int], k: int) -> dict[str, Any]: ...
 
-    def rows(self, answer: Answer, k: int) -> list[Pairs | None]:
-        """One a token of the prompt. Raises ValueError when the answer has another shape."""
+    def rows(self, answer: Answer, k: int, realised: bool = False) -> list[Pairs | None]:
+        """One a token of the prompt: the k likeliest and, if `realised`, the prompt's own token.
+        Raises ValueError when the answer has another shape."""
         ...
 
 
@@ -50,14 +51,16 @@ class VLLM:
             "prompt_logprobs": k,
         }
 
-    def rows(self, answer: Answer, k: int) -> list[Pairs | None]:
-        return prompt_rows(_field(answer, "choices", 0, "prompt_logprobs"), k)
+    def rows(self, answer: Answer, k: int, realised: bool = False) -> list[Pairs | None]:
+        found = _field(answer, "choices", 0, "prompt_logprobs")
+        return prompt_rows(found, None if realised else k)
 
 
 class SGLang:
     """POST /generate, SGLang's own interface (read in its `tokenizer_manager.py`).
 
-    A row is [[logprob, token id, text or null], …], exactly the k likeliest.
+    A row is [[logprob, token id, text or null], …], exactly the k likeliest; the prompt's own token
+    is given apart, as one entry a token.
     """
 
     too_many = "Raise the server's limit of top log-probabilities to {k}"
@@ -74,9 +77,15 @@ class SGLang:
             "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
         }
 
-    def rows(self, answer: Answer, k: int) -> list[Pairs | None]:
+    def rows(self, answer: Answer, k: int, realised: bool = False) -> list[Pairs | None]:
         found = _field(answer, "meta_info", "input_top_logprobs")
-        return [row and [(int(entry[1]), entry[0]) for entry in row] for row in found]
+        rows = [row and [(int(entry[1]), entry[0]) for entry in row] for row in found]
+        if not realised:
+            return rows
+        own = _field(answer, "meta_info", "input_token_logprobs")
+        if len(own) != len(rows):
+            raise ValueError(f"it has {len(own)} tokens of the text and {len(rows)} rows")
+        return [row and [*row, (int(o[1]), o[0])] for row, o in zip(rows, own, strict=True)]
 
 
 ENGINES: dict[str, Engine] = {"vllm": VLLM(), "sglang": SGLang()}

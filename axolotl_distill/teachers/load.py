@@ -56,6 +56,14 @@ def loading_options(args: ModelArgs) -> dict[str, Any]:
     return options
 
 
+def beside(teacher: TeacherArgs, student: PreTrainedModel) -> TeacherArgs:
+    """`teacher` on the student's device, where its block leaves the choice."""
+    chosen = teacher.device != "auto" or teacher.device_map is not None
+    if chosen or student.device.type in ("cpu", "meta"):
+        return teacher
+    return teacher.model_copy(update={"device": str(student.device)})
+
+
 def resolve_device(device: str) -> str:
     """`device`; for "auto" the accelerator where one can be used, else "cpu"."""
     if device != "auto":

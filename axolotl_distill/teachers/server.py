@@ -57,7 +57,7 @@ class ServerTeacher:
         if self.name not in served:
             raise CaptureError(
                 f"{self._client.server.base_url} does not serve a model `{self.name}` "
-                f"(`distill.capture.teacher.model`); it serves {', '.join(served) or 'none'}."
+                f"(`teacher.model`); it serves {', '.join(served) or 'none'}."
             )
         context = served[self.name]
         if context is not None and longest >= context:
@@ -73,7 +73,8 @@ class ServerTeacher:
         self, rows: Mapping[int, Sequence[int]], positions: Mapping[int, np.ndarray], want: Want
     ) -> Iterator[tuple[int, slice, Signal]]:
         """See Teacher. All rows are asked for at once, and each comes whole: `want.likeliest`
-        tokens, likeliest first, as a SparseTeacher without a tail.
+        tokens, likeliest first, as a SparseTeacher without a tail; one more where the realised
+        token is wanted, -1 where it is among them.
 
         Raises CaptureError when the server refuses, ServerError when it gives no usable answer;
         what is under way then has GRACE seconds to arrive.
@@ -81,7 +82,7 @@ class ServerTeacher:
         assert want.likeliest is not None, "a server has no whole distributions"
         loop = self._runner.get_loop()
         tasks = {
-            loop.create_task(self._row(number, ids, positions[number], want.likeliest)): number
+            loop.create_task(self._row(number, ids, positions[number], want)): number
             for number, ids in rows.items()
         }
         pending, fault = set(tasks), None
@@ -103,26 +104,27 @@ class ServerTeacher:
             raise fault
 
     async def _row(
-        self, number: int, input_ids: Sequence[int], positions: np.ndarray, k: int
+        self, number: int, input_ids: Sequence[int], positions: np.ndarray, want: Want
     ) -> Signal:
         try:
-            top = await self._top_logprobs(input_ids, positions.tolist(), k)
+            top = await self._top_logprobs(input_ids, positions.tolist(), want)
         except DistillError as error:
             raise type(error)(f"Row {number} ({len(input_ids)} tokens): {error}") from error
         return Signal(SparseTeacher(torch.from_numpy(top.ids), torch.from_numpy(top.logprobs)))
 
     async def _top_logprobs(
-        self, input_ids: Sequence[int], positions: Sequence[int], k: int
+        self, input_ids: Sequence[int], positions: Sequence[int], want: Want
     ) -> TopLogprobs:
         """An answer without one of the positions is asked for again."""
-        found: list[TopLogprobs] = []
+        k, found = want.likeliest or 0, list[TopLogprobs]()
+        size = k + 1 if want.realised else k
 
         def check(answer: Answer) -> None:
-            rows = self._engine.rows(answer, k)
+            rows = self._engine.rows(answer, k, want.realised)
             if len(rows) != len(input_ids):
                 raise ValueError(f"it has {len(rows)} rows for a text of {len(input_ids)} tokens")
             wanted = [rows[position + 1] for position in positions]
-            found.append(top_logprobs(wanted, k=k, vocab_size=self.vocab_size))
+            found.append(top_logprobs(wanted, k=size, vocab_size=self.vocab_size))
 
         path = self._engine.path(self._client.root)
         body = self._engine.body(self.name, list(input_ids), k)
@@ -131,10 +133,7 @@ class ServerTeacher:
         except RequestRefusedError as error:
             hint = "Look at that row, or at the server's log."
             if "logprobs" in str(error):
-                hint = (
-                    f"{self._engine.too_many.format(k=k)}, or lower `distill.capture.k` "
-                    "(nucleus: `max_k`)."
-                )
+                hint = f"{self._engine.too_many.format(k=k)}, or lower `k` (nucleus: `max_k`)."
             raise CaptureError(f"{error}\n{hint}") from error
         return found[-1]
 

@@ -18,6 +18,7 @@ PROBE_TEXTS = (
     "naïve façade, Straße, смысл, 日本語の文章, 한국어, العربية, 🙂👩🏽‍🚀",
 )
 PROBED_TOKENS = 512
+READABLE = "Take such rows out, or use a chat template and special tokens that the teacher knows."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json")
 
 
@@ -39,17 +40,29 @@ class SharedVocabulary:
         """
         used: set[int] = set()
         for index, row in enumerate(rows):
-            ids = set(np.unique(np.asarray(row["input_ids"], dtype=np.int64)).tolist())
-            unread = sorted(i for i in ids if i in self.foreign or i >= self.size)
-            if unread:
-                named = ", ".join(f"{self.foreign.get(i)!r} (id {i})" for i in unread[:3])
+            ids = np.unique(np.asarray(row["input_ids"], dtype=np.int64))
+            if named := self.unread(ids):
                 raise CaptureError(
                     f"Row {index + 1} of the text to capture holds {named}, which only the "
-                    f"student's tokenizer has: `{teacher}` cannot read it. Take such rows out, or "
-                    "use a chat template and special tokens that the teacher knows."
+                    f"student's tokenizer has: `{teacher}` cannot read it. {READABLE}"
                 )
-            used |= ids
+            used |= set(ids.tolist())
         return used
+
+    def check_ids(self, ids: np.ndarray, teacher: str) -> None:
+        """Raises TokenizerMismatchError where `ids`, a text, have a token that the teacher cannot
+        read."""
+        if named := self.unread(np.unique(ids)):
+            begin = ids[:24].tolist()
+            raise TokenizerMismatchError(
+                f"A text of this batch (tokens {begin}, …) holds {named}, which only the student's "
+                f"tokenizer has: the teacher `{teacher}` cannot read it. {READABLE}"
+            )
+
+    def unread(self, ids: np.ndarray) -> str:
+        """The first of `ids` that the teacher cannot read, by name; empty where there are none."""
+        unread = [i for i in ids.tolist() if i in self.foreign or i >= self.size]
+        return ", ".join(f"{self.foreign.get(i)!r} (id {i})" for i in unread[:3])
 
 
 def share(tokenizer: Any, foreign: Iterable[int], head: int | None = None) -> SharedVocabulary:

@@ -79,12 +79,17 @@ class ModelServer:
     def sglang(self, body: Body) -> Any:
         assert body["return_logprob"] and body["logprob_start_len"] == 0
         ids, k = body["input_ids"], body["top_logprobs_num"]
-        values, tokens = self.logprobs(ids).topk(k)
+        logprobs = self.logprobs(ids)
+        values, tokens = logprobs.topk(k)
+        own: list[Any] = [[None, ids[0], None]]
+        for place, token in enumerate(ids[1:]):
+            own.append([logprobs[place, token].item(), token, None])
         rows: list[Any] = [None]
         for some, found in zip(values.tolist(), tokens.tolist(), strict=True):
             rows.append([[value, token, None] for value, token in zip(some, found, strict=True)])
         self._be_late()
-        return {"text": "?", "meta_info": {"input_top_logprobs": self.spoil(rows)}}
+        about = {"input_token_logprobs": own, "input_top_logprobs": self.spoil(rows)}
+        return {"text": "?", "meta_info": about}
 
     def _about(self, logprob: torch.Tensor, rank: int, token: int) -> dict[str, Any]:
         return {"logprob": logprob.item(), "rank": rank, "decoded_token": "?"}

@@ -13,7 +13,6 @@ VALUES = {
     "sliding_window": 8,
     "rotary_dim": 8,
     **dict.fromkeys(["hidden_size", "n_embd", "d_model", "word_embed_proj_dim"], 32),
-    **dict.fromkeys(["num_hidden_layers", "n_layer", "decoder_layers", "encoder_layers"], 2),
     **dict.fromkeys(["num_attention_heads", "n_head"], 4),
     **dict.fromkeys(["decoder_attention_heads", "encoder_attention_heads"], 4),
     **dict.fromkeys(["intermediate_size", "n_inner", "ffn_dim"], 48),
@@ -35,10 +34,16 @@ VALUES = {
 }
 
 
-def tiny(model_type: str) -> PreTrainedModel:
-    """The same model each time, fp32, without dropout, with a head that is not all but uniform."""
+LAYERS = ("num_hidden_layers", "n_layer", "decoder_layers", "encoder_layers")
+
+
+def tiny(model_type: str, layers: int = 2, **others: object) -> PreTrainedModel:
+    """The same model each time, fp32, without dropout, with a head that is not all but uniform.
+
+    others: values of the config by name"""
     known = AutoConfig.for_model(model_type)
-    values = {name: value for name, value in VALUES.items() if hasattr(known, name)}
+    given = {**VALUES, **dict.fromkeys(LAYERS, layers)}
+    values = {name: value for name, value in given.items() if hasattr(known, name)} | others
     config = AutoConfig.for_model(model_type, **values)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

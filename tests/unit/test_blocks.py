@@ -131,12 +131,6 @@ def test_a_bare_name_is_a_model():
     assert parse_block(Recipe, recipe("m")).teacher == TeacherArgs(model="m")
 
 
-@pytest.mark.parametrize("teacher", ["org/m", {"model": "m"}, SERVED, {"self": True}])
-def test_a_live_teacher_is_told_what_to_do_instead(teacher):
-    with pytest.raises(ConfigError, match=r"cannot be done yet.*capture\.teacher.*teacher: store"):
-        parse_distill({"teacher": teacher})
-
-
 def test_the_datasets_settle_what_the_teacher_is():
     assert parse_distill({}, [CHATS, STORE]).teacher == "store"
     assert parse_distill({"alpha": 0.3}, [STORE]).alpha == 0.3

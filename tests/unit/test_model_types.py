@@ -228,7 +228,7 @@ def test_whatever_the_head_raises_is_a_reason_but_not_a_lack_of_memory(said, mon
         raise error
 
     model, error = tiny("llama"), IndexError("no such row")
-    monkeypatch.setattr("axolotl_distill.objectives.head._logits", broken)
+    monkeypatch.setattr("axolotl_distill.heads.head._logits", broken)
     hold(model)
     assert "IndexError: no such row" in said()[0]
     model, error = tiny("llama"), torch.OutOfMemoryError("out of memory")

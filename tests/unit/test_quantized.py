@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from axolotl_distill.objectives.quantized import tiled_weight
+from axolotl_distill.heads.quantized import tiled_weight
 
 
 def whole(weight) -> torch.Tensor:

@@ -66,7 +66,7 @@ def test_parts_that_wait_elsewhere(tiny_llama_dir, tokenizer):
 
 
 def test_a_map_that_leaves_parts_out(tiny_llama_dir, tokenizer):
-    with pytest.raises(CaptureError, match=r"distill\.capture\.teacher.*any device.*embed_tokens"):
+    with pytest.raises(CaptureError, match=r"cannot be loaded.*any device.*embed_tokens"):
         partly = {"model.layers": "cpu", "lm_head": "disk"}
         asked(tokenizer, model=str(tiny_llama_dir), device_map=partly)
 

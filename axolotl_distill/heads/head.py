@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from axolotl_distill.objectives.quantized import tiled_weight
-from axolotl_distill.objectives.router import REQUEST, first_line, router_loss
+from axolotl_distill.heads.quantized import tiled_weight
+from axolotl_distill.heads.router import REQUEST, first_line, router_loss
 
 PROBE_TOKENS = 8
 """Of one row; a row may be shorter."""
@@ -49,15 +49,21 @@ class FusedHead:
         module: Any = self.module
         return module.base_layer if isinstance(self.module, LoraLayer) else module
 
+    @property
+    def is_adapted(self) -> bool:
+        """Whether an adapter adds to the Linear."""
+        layer = self.module
+        return isinstance(layer, LoraLayer) and not (layer.disable_adapters or layer.merged)
+
     def weight(self) -> Weight:
         quantized = tiled_weight(self.base)
         return self.base.weight if quantized is None else quantized
 
     def low_rank(self, hidden_ND: Tensor) -> LowRank | None:
         """What the active adapters add, as one term; None when there is none."""
-        layer = self.module
-        if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:
+        if not self.is_adapted:
             return None
+        layer: Any = self.module
         lefts, rights = [], []
         for name in layer.active_adapters:
             if name in layer.lora_A:
@@ -98,8 +104,11 @@ class FusedHead:
 
 
 def find_head(causal_lm: PreTrainedModel) -> nn.Module:
-    """The output head that forward calls; PEFT's `modules_to_save` copy where there is one."""
+    """The output head that forward calls; PEFT's `modules_to_save` copy where there is one and
+    adapters are on."""
     head = causal_lm.get_output_embeddings()
+    if hasattr(head, "original_module") and head.disable_adapters:
+        return head.original_module
     copies = getattr(head, "modules_to_save", None)
     active = getattr(head, "active_adapter", None)
     if copies is not None and isinstance(active, str) and active in copies:

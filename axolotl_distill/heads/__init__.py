@@ -1,0 +1,1 @@
+"""Output heads of causal language models: how hidden states become logits."""

@@ -1,0 +1,36 @@
+"""The texts within a batch: where each begins and ends, packed or padded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+
+def documents(inputs: Mapping[str, Any]) -> list[slice]:
+    """The documents of a batch, in order, as slices of its tokens flattened to [B * S].
+
+    inputs  input_ids [B, S] and, where they are there, attention_mask [B, S] (0 = padding; a packed
+            batch may number its documents with it) and position_ids [B, S] (0 begins a document).
+            Padding that neither of them tells becomes documents of its own, or the end of one.
+    """
+    shape = inputs["input_ids"].shape
+    begins = np.zeros(shape, dtype=bool)
+    begins[:, 0] = True
+    position_ids = _plane(inputs.get("position_ids"), shape)
+    mask = _plane(inputs.get("attention_mask"), shape)
+    if position_ids is not None:
+        begins |= position_ids == 0
+    if mask is not None:
+        begins[:, 1:] |= mask[:, 1:] != mask[:, :-1]
+    starts = np.flatnonzero(begins)
+    stops = np.append(starts[1:], begins.size)
+    read = np.ones(len(starts), dtype=bool) if mask is None else mask.reshape(-1)[starts] != 0
+    return [slice(a, b) for a, b in zip(starts[read].tolist(), stops[read].tolist(), strict=True)]
+
+
+def _plane(values: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """[B, S] on the host; None for what is not there, or is of another form."""
+    if not isinstance(values, Tensor) or values.shape != shape:
+        return None
+    return values.cpu().numpy()

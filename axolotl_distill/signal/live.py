@@ -1,0 +1,190 @@
+"""A teacher that answers while the student trains.
+
+A batch is taken apart into its documents, so that the teacher reads each by itself, whatever packed
+or padded the batch and whatever attention the teacher computes; what it says is put back at the
+positions that predict.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from distill_kernels import DenseLogits, DenseTeacher, SparseTeacher
+from distill_kernels.teacher import Teacher as Distribution
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from axolotl_distill.config.distill import DistillArgs, Support
+from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.errors import ServerError
+from axolotl_distill.signal.batch import IGNORE, TARGETS
+from axolotl_distill.signal.documents import documents
+from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.teachers.base import Teacher
+from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
+from axolotl_distill.teachers.itself import SelfTeacher
+from axolotl_distill.teachers.load import beside
+from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.tokenizer import SharedVocabulary
+
+UNSEEN = 1e-6
+"""Least mass of a tail that a server did not show: its log-probabilities sum to 1 but for
+rounding."""
+
+
+@dataclass
+class LiveSignal:
+    """Asks a teacher about every batch.
+
+    name         of the teacher, for messages
+    vocabulary   that it shares with the student
+    want         what it is asked for
+    support      see SignalSource
+    temperature  of the loss
+    batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
+                 tokens, padding included, than the student's own batch
+    """
+
+    teacher: Teacher
+    name: str
+    vocabulary: SharedVocabulary
+    want: Want
+    support: Support
+    temperature: float
+    batched: bool
+
+    @torch.compiler.disable
+    def signal(
+        self, columns: Mapping[str, Tensor], rows: Tensor, inputs: Mapping[str, Any]
+    ) -> Signal:
+        """See SignalSource. The device is waited for once.
+
+        Raises DistillError where the teacher cannot read the text, or does not answer.
+        """
+        ids = inputs["input_ids"].cpu().numpy().reshape(-1)
+        learnt = columns[TARGETS.name].cpu().numpy().reshape(-1) != IGNORE
+        texts, positions = {}, {}
+        for document in documents(inputs):
+            found = np.flatnonzero(learnt[document])
+            if found.size:
+                # What comes after the last token that is learnt has no bearing on it.
+                stop = document.start + int(found[-1]) + 2
+                text = ids[document.start : stop]
+                self.vocabulary.check_ids(text, self.name)
+                texts[document.start], positions[document.start] = text.tolist(), found
+        parts: list[tuple[np.ndarray, Distribution]] = []
+        try:
+            for group in self._groups(texts, ids.size):
+                graded = self.teacher.grade(
+                    {start: texts[start] for start in group},
+                    {start: positions[start] for start in group},
+                    self.want,
+                )
+                for start, part, signal in graded:
+                    parts.append((start + positions[start][part], signal.distribution))
+        except ServerError as error:
+            raise type(error)(
+                "The teacher does not answer, and the training ends here; it goes on from its last "
+                f"checkpoint with `resume_from_checkpoint`. {error}"
+            ) from error
+        return Signal(self._put_back(parts, rows, ids.size))
+
+    def _groups(self, texts: Mapping[int, Sequence[int]], budget: int) -> Iterator[list[int]]:
+        """The documents of each call, longest first."""
+        if not self.batched:
+            if texts:
+                yield list(texts)
+            return
+        group: list[int] = []
+        for start in sorted(texts, key=lambda start: -len(texts[start])):
+            if group and len(texts[group[0]]) * (len(group) + 1) > budget:
+                yield group
+                group = []
+            group.append(start)
+        if group:
+            yield group
+
+    def _put_back(
+        self, parts: Sequence[tuple[np.ndarray, Distribution]], rows: Tensor, size: int
+    ) -> Distribution:
+        """One distribution of M rows, on their device. A row of which nothing was said, which is
+        one that predicts nothing, has another's."""
+        device = rows.device
+        if not parts:
+            ids = torch.full((rows.numel(), 1), -1, device=device)
+            nothing = torch.full(ids.shape, -torch.inf, device=device)
+            return SparseTeacher(ids, nothing, nothing[:, 0])
+        place = torch.zeros(size, dtype=torch.int64)
+        place[torch.from_numpy(np.concatenate([at for at, _ in parts]))] = torch.arange(
+            sum(at.size for at, _ in parts)
+        )
+        at = place.to(device)[rows]
+        first = parts[0][1]
+        if isinstance(first, DenseTeacher):
+            hidden = torch.cat([_to(said, "hidden", device) for _, said in parts])[at]
+            return replace(self._here(first, device), hidden=hidden)
+        if isinstance(first, DenseLogits):
+            return DenseLogits(torch.cat([_to(said, "logits", device) for _, said in parts])[at])
+        return self._with_tail(
+            torch.cat([_to(said, "ids", device) for _, said in parts])[at],
+            torch.cat([_to(said, "logprobs", device) for _, said in parts])[at],
+        )
+
+    def _here(self, teacher: DenseTeacher, device: torch.device) -> DenseTeacher:
+        """The teacher's head on the student's device; copied there once, if it lies elsewhere."""
+        if teacher.weight.device == device:
+            return teacher
+        if self._copy is None:
+            bias = None if teacher.bias is None else teacher.bias.to(device)
+            self._copy = replace(teacher, weight=teacher.weight.to(device), bias=bias)
+        return self._copy
+
+    _copy: DenseTeacher | None = None
+
+    def _with_tail(self, ids: Tensor, logprobs: Tensor) -> SparseTeacher:
+        """What a server said of its likeliest tokens at T = 1, [M, K], as a distribution.
+
+        The tail is what they leave of 1: nothing where they are the whole vocabulary, and else at
+        least UNSEEN. At another temperature the entries are only good for `renormalize`.
+        """
+        logprobs = logprobs.double()
+        if self.support == "renormalize":
+            logprobs = logprobs / self.temperature
+            total = logprobs.logsumexp(-1, keepdim=True)
+            return SparseTeacher(ids, (logprobs - total).float())
+        assert self.temperature == 1.0
+        left = (1.0 - logprobs.exp().sum(-1)).clamp_min(UNSEEN)
+        whole = (ids >= 0).sum(-1) >= self.vocabulary.size
+        tail = left.masked_fill(whole, 0.0).log()
+        scale = torch.log1p(-tail.exp()) - logprobs.logsumexp(-1)
+        return SparseTeacher(ids, (logprobs + scale[:, None]).float(), tail.float())
+
+
+def live_signal(
+    args: DistillArgs, teacher: TeacherArgs, vocabulary: SharedVocabulary, student: PreTrainedModel
+) -> LiveSignal:
+    """The source that asks `teacher`: loaded here, reached, or the student itself.
+
+    Raises CaptureError where a model cannot be loaded.
+    """
+    if teacher.server is not None:
+        server = ServerTeacher(teacher, vocab_size=vocabulary.size)
+        want = Want(likeliest=min(args.k, vocabulary.size), realised=True)
+        support = args.support or "tail_bucket"
+        return LiveSignal(
+            server, teacher.model, vocabulary, want, support, args.temperature, batched=False
+        )
+    local: ModelTeacher
+    if teacher.self:
+        local = SelfTeacher(student)
+    else:
+        local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
+    want = Want(unprojected=True)
+    temperature = args.temperature
+    return LiveSignal(local, local.name, vocabulary, want, "tail_bucket", temperature, batched=True)
+
+
+def _to(said: Any, name: str, device: torch.device) -> Tensor:
+    return getattr(said, name).to(device)

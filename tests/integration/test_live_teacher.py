@@ -1,0 +1,96 @@
+"""The real Axolotl with a teacher that answers while the student trains."""
+
+import pytest
+from safetensors import safe_open
+from support.axolotl_run import Plan, run_axolotl, run_fleet
+from support.stores import random_rows
+from support.strategies import LORA, QLORA, shared_by
+
+pytestmark = pytest.mark.axolotl
+
+PACKED = {"sample_packing": True, "attn_implementation": "sdpa", "micro_batch_size": 1}
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory, tiny_model):
+    """Rows of tokens as text, so that Axolotl tokenises and masks them itself."""
+    import json
+
+    tokenizer = tiny_model().tokenizer
+    rows = random_rows(tokenizer, [20 + (37 * i) % 61 for i in range(24)], seed=11)
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    with path.open("w") as file:
+        for row in rows:
+            text = tokenizer.decode(row["input_ids"][:30])
+            turns = [{"role": "user", "content": text[:20]}, {"role": "assistant", "content": text}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(tmp_path_factory, tiny_model):
+    """Another model than the student, larger, with its head padded."""
+    folder = tmp_path_factory.mktemp("teacher") / "model"
+    model = tiny_model(seed=1, hidden_size=96, vocab_size=49152 + 64)
+    model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def live_config(tiny_llama_dir, teacher_dir, chats):
+    return {
+        "base_model": str(tiny_llama_dir),
+        "distill": {"alpha": 0.7, "teacher": str(teacher_dir)},
+        "datasets": [{"path": str(chats), "type": "chat_template"}],
+        "chat_template": "tokenizer_default",
+        "learning_rate": 1e-2,
+    }
+
+
+def test_a_model_beside_the_student(tmp_path, live_config):
+    """LoRA, packed, accumulated, checkpointed, evaluated; nothing of the teacher is saved."""
+    config = {
+        **live_config,
+        **PACKED,
+        **LORA,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "val_set_size": 6,
+        "eval_steps": 3,
+        "max_steps": 6,
+    }
+    run = run_axolotl(tmp_path, config)
+    assert run.column("loss")[-1] < run.column("loss")[0]
+    assert all(step["distill/teacher_mass"] == 1.0 for step in run.steps)
+    assert 0 < run.evaluations[-1]["eval_distill/kl"] < run.evaluations[0]["eval_distill/kl"]
+    assert "own logits" not in run.log and "cannot be fused" not in run.log
+    with safe_open(run.output / "adapter_model.safetensors", "pt") as saved:
+        assert all("lora_" in name for name in saved.keys())  # noqa: SIM118 (it is no mapping)
+
+
+@pytest.mark.slow
+def test_two_processes_and_quantised(tmp_path, live_config):
+    """DDP is one process, for a model and for the student itself; both may be in 4 bits."""
+    shared = {**live_config, "curriculum_sampling": True, "max_steps": 4, "adam_epsilon": 1e-3}
+    shared["plugins"] = ["axolotl_distill", "support.run_spy.RunSpy"]
+    itself = {**shared, **QLORA, "distill": {"teacher": "self", "alpha": 0.5}}
+    four_bits = {"model": shared["distill"]["teacher"], "quantization": "4bit"}
+    plans = {}
+    for name, config in {
+        "model": shared,
+        "self": itself,
+        "four_bits": {**shared, **QLORA, "distill": {"teacher": four_bits}},
+    }.items():
+        for processes in (1, 2):
+            given = {**config, **shared_by(processes, 4)}
+            plans[f"{name}_{processes}"] = Plan(given, processes)
+    runs = run_fleet(tmp_path, plans)
+    for name in ("model", "self", "four_bits"):
+        one, two = runs[f"{name}_1"], runs[f"{name}_2"]
+        assert one.code == two.code == 0 and two.inside[0]["processes"] == 2
+        for key in ("loss", "grad_norm", "distill/kl"):
+            ones, twos = ([step[key] for step in run.inside[0]["steps"]] for run in (one, two))
+            assert twos == pytest.approx(ones, rel=2e-3, abs=1e-6), (name, key)
+    kl = [step["distill/kl"] for step in runs["self_1"].inside[0]["steps"]]
+    assert abs(kl[0]) < 1e-6 < kl[-1]
