@@ -77,9 +77,16 @@ class TeacherStore:
             parts.append((at, self._read_shard(number, local)))
         return self.manifest.payloads.join(parts, index.size)
 
+    def arrays(self, number: int) -> Arrays:
+        """The memory-mapped arrays of one shard, which may outlive its file. Raises what `held`
+        does."""
+        with self.held(number) as arrays:
+            return arrays
+
     @contextmanager
-    def arrays(self, number: int) -> Iterator[Arrays]:
-        """The memory-mapped arrays of one shard. Raises what map_tensors does."""
+    def held(self, number: int) -> Iterator[Arrays]:
+        """The memory-mapped arrays of one shard, whose file stays until the context ends. Raises
+        what map_tensors does."""
         if number not in self._maps:
             shard = self.manifest.shards[number]
             self._maps[number] = map_tensors(self.path / shard.records_file, self.manifest, shard)
@@ -88,7 +95,7 @@ class TeacherStore:
     def _read_shard(self, number: int, local: np.ndarray) -> Records:
         shard = self.manifest.shards[number]
         try:
-            with self.arrays(number) as arrays:
+            with self.held(number) as arrays:
                 return self.manifest.payloads.read(arrays, local, self.manifest.shape_of(shard))
         except ValueError as error:
             if isinstance(error, StoreError):

@@ -81,7 +81,7 @@ class SourceShard:
         manifest, shape = self.store.manifest, self.store.manifest.shape_of(self.about)
         # One part at least, for its columns.
         starts = range(first, stop, AT_ONCE) or [first]
-        with self.store.arrays(self.number) as arrays:
+        with self.store.held(self.number) as arrays:
             return join_batches(
                 [
                     manifest.payloads.take(

@@ -78,7 +78,7 @@ class RemoteStore(TeacherStore):
         return str(self.remote)
 
     @contextmanager
-    def arrays(self, number: int) -> Iterator[Arrays]:
+    def held(self, number: int) -> Iterator[Arrays]:
         """See TeacherStore; fetches the shard where it is not there. Raises what FileCache.held
         does."""
         with self.cache.held(self._wanted(number)) as path:

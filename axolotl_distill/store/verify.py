@@ -19,7 +19,7 @@ def verify_store(path: str | Path) -> TeacherStore:
     manifest = store.manifest
     for number, shard in enumerate(manifest.shards):
         try:
-            with store.arrays(number) as arrays:
+            with store.held(number) as arrays:
                 manifest.payloads.check(arrays, manifest.shape_of(shard))
         except ValueError as error:
             if isinstance(error, StoreError):

@@ -169,7 +169,7 @@ def test_what_is_read_is_not_removed(tmp_path, local, url):
     other = open_store(url, cache=CachePlace(tmp_path / "cache", largest(local)))
     fetched = threading.Event()
     thread = threading.Thread(target=lambda: (other.fetch(1), fetched.set()))
-    with far.arrays(0) as arrays:
+    with far.held(0) as arrays:
         before = {name: array.copy() for name, array in arrays.items()}
         thread.start()
         assert not fetched.wait(0.5)
