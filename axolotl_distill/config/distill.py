@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from axolotl_distill.config.block import Block, ReadBy, parse_block
+from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -82,6 +83,7 @@ class DistillArgs(Block):
         "of draws.",
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    cache: CacheArgs | None = None
     capture: CaptureArgs | None = None
     cross_tokenizer: Annotated[CrossTokenizerArgs | None, NOT_TEXT] = Field(
         None, description="For a teacher with another tokenizer than the student's."
