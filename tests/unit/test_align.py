@@ -137,12 +137,17 @@ def test_its_own_tokenizer_gives_its_own_records(pieces, tiny_llama_dir):
 
 
 def test_a_numeral_that_may_go_on_is_doubtful(pieces):
-    """DeepSeek has `35`, SmolLM2 writes it as two."""
+    """DeepSeek has `35`, SmolLM2 writes it as two. How often a token goes on decides."""
     pair = Pair(pieces["smollm2"], pieces["deepseek"])
-    survey = survey_of([plain_row("350 + 1024 is 1374, and to wait for the end", pair)], pair)
-    doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
-    assert doubtful[pair.student.by_bytes[b"3"]] and doubtful[pair.student.by_bytes[b"35"]]
-    assert not doubtful[pair.student.by_bytes[b" wait"]]
+    three, to = (pair.teacher.by_bytes[raw] for raw in (b"3", b" to"))
+    assert pair.goes_on[three] and pair.goes_on[to]
+    occurrences = np.full(len(pair.teacher), 100)
+    open_ends = np.zeros(len(pair.teacher), np.int64)
+    open_ends[three] = 60
+    doubtful = pair.doubtful(occurrences, open_ends)
+    ids = pair.student.by_bytes
+    assert doubtful[ids[b"3"]] and doubtful[ids[b"35"]] and not doubtful[ids[b" to"]]
+    assert pair.doubtful(np.zeros_like(occurrences), open_ends)[ids[b" to"]], "nothing was seen"
 
 
 def test_a_text_that_does_not_come_back(pieces):
