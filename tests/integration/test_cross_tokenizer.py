@@ -139,7 +139,9 @@ def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
         "max_steps": 12, "learning_rate": 1e-2, "distill": {"alpha": 1.0},
     })  # fmt: skip
     losses = run.column("loss")
-    assert all(map(math.isfinite, losses)) and losses[-1] < 0.9 * losses[0], losses
+    # An epoch is two batches of unlike rows.
+    assert all(map(math.isfinite, losses)), losses
+    assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
 
 
 def refused(path) -> str:
