@@ -87,6 +87,59 @@ def write_prune_card(folder: Path, note: PruneNote, teacher: Path) -> None:
     )
 
 
+@dataclass(frozen=True)
+class TemperNote:
+    """What was changed, and what was measured of it.
+
+    original_weights  as teachers/fingerprint.py names them
+    error             of the logits, relative to the largest: |T z' - z|, without the rounding of
+                      weights
+    dtype             that the model is loaded in where nobody asks for another; in it
+    error_in_dtype    the same, and
+    kl_in_dtype       KL(softmax(z / T) || softmax(z')), nats a position
+    """
+
+    original: str
+    original_weights: str
+    temperature: float
+    changed: list[str]
+    error: float
+    dtype: str
+    error_in_dtype: float
+    kl_in_dtype: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"generator": _generator(), **asdict(self)}
+
+    @property
+    def rounds(self) -> bool:
+        """Whether loading it in its type rounds what makes it exact."""
+        return self.error_in_dtype != self.error
+
+
+def write_temper_card(folder: Path, note: TemperNote, original: Path) -> None:
+    """README.md of a tempered copy."""
+    rows: dict[str, object] = {
+        "original": note.original,
+        "its weights": note.original_weights,
+        "temperature": f"{note.temperature:g}",
+        "changed": ", ".join(note.changed),
+        "largest difference of T z' from z, relative": f"{note.error:.2g}",
+    }
+    if note.rounds:
+        rows[f"the same, loaded in {note.dtype}"] = f"{note.error_in_dtype:.2g}"
+        rows[f"KL from softmax(z/T), loaded in {note.dtype}"] = f"{note.kl_in_dtype:.2g} nats"
+    _write(
+        folder,
+        original,
+        f"# At temperature {note.temperature:g}\n\n"
+        f"A copy of a model, made by {HOME}, whose distribution of the next token at T = 1 is the "
+        f"original's at T = {note.temperature:g}: a server that grades text at T = 1 serves a "
+        "tempered teacher with it. To write text with it is to sample at that temperature.\n\n"
+        f"{_table(rows)}",
+    )
+
+
 def _write(folder: Path, original: Path, text: str) -> None:
     about = ModelCardData(library_name="transformers", tags=["axolotl-distill"])
     licence = _licence(original / CARD)

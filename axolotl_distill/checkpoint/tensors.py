@@ -156,6 +156,11 @@ def write_json(path: Path, values: Any) -> None:
     write_atomically(path, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def json_of(path: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(path.read_bytes())
+
+
 def _element(tensor: StoredTensor) -> int:
     return tensor.size // max(1, prod(tensor.shape))
 

@@ -198,6 +198,23 @@ def prune(teacher: str, out: str, layers: str | None, keep: int | None) -> dict[
 
 
 @distill.command()
+@click.argument("model", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--temperature", type=float, required=True, help="T, as in softmax(z / T).")
+@click.option("--device", default="cpu", show_default=True, help="Where it is tried; `auto`.")
+@click.option("--link", is_flag=True, help="Hard links for weights that stay; write to neither.")
+@framed(KEPT_NOTHING)
+def temper(model: str, out: str, temperature: float, device: str, link: bool) -> dict[str, Any]:
+    """Write OUT, whose distribution at T = 1 is MODEL's at --temperature, for a server to serve.
+
+    MODEL is a folder with safetensors. Both are loaded, one after the other, and compared.
+    """
+    from axolotl_distill.commands.temper import run
+
+    return run(_file(model), _file(out), temperature=temperature, device=device, link=link)
+
+
+@distill.command()
 @click.argument("name", required=False)
 @framed(KEPT_ALL, reports=False)
 def docs(name: str | None) -> None:
