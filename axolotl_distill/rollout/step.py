@@ -26,8 +26,7 @@ class OnPolicy:
     """Replaces the micro-batches of a step.
 
     What a step learns from follows from its number and `seed` alone, and so is the same on all
-    ranks; what is written, from these, the rank and the weights, so that a run that was resumed
-    writes what it would have written.
+    ranks; what is written, from these, the rank and the weights.
 
     student, teacher  who write; the teacher with `seq_kd` only
     collate           makes a micro-batch of rows, as the data's are made
