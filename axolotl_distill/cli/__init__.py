@@ -5,6 +5,7 @@ typo is told before torch and Axolotl are there.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ KEPT_DATASET = (
     "A dataset is written whole or not at all: what was there before still is. Answers of servers "
     "are kept; run the same command again."
 )
+KEPT_FILES = "Files that arrived are kept; the same command copies the rest."
 KEPT_ALL = "Nothing was changed."
 KEPT_NOTHING = "A checkpoint is written whole or not at all: nothing is there of this one."
 EXECUTOR = click.Choice(["local", "ray"])
@@ -70,20 +72,35 @@ def filter_(recipe: str, executor: str) -> Mapping[str, object]:
 @click.option("--teacher", help="Model to capture, instead of distill.capture.teacher.")
 @click.option("--output", help="Folder of the store, instead of distill.capture.output.")
 @click.option("--limit", type=click.IntRange(min=1), help="Capture only the first N rows.")
+@click.option(
+    "--executor", type=click.Choice(["local", "ray", "accelerate"]), default="local",
+    show_default=True, help="Where the teacher is; accelerate: in every process of a launch.",
+)  # fmt: skip
 @framed(KEPT_ROWS)
 def capture(
-    config: str, teacher: str | None, output: str | None, limit: int | None
+    config: str, teacher: str | None, output: str | None, limit: int | None, executor: str
 ) -> dict[str, Any]:
     """Run the teacher over CONFIG's text and write its distributions to a teacher store.
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
+    from axolotl_distill.capture.ranks import Ranks, refuse_launch
     from axolotl_distill.config.reading import capture_args, check_config_file
 
+    ranks = None
+    if executor == "accelerate":
+        ranks = Ranks.of_this_launch()
+        if ranks.rank:
+            ranks.serve()
+            sys.exit(0)
+    else:
+        refuse_launch()
     capture_args(check_config_file(_file(config)), teacher, output)
     from axolotl_distill.commands.capture import run
 
-    return run(_file(config), teacher=teacher, output=output, limit=limit)
+    return run(
+        _file(config), teacher=teacher, output=output, limit=limit, executor=executor, ranks=ranks
+    )
 
 
 @distill.command("import")
@@ -177,6 +194,34 @@ def reshard(store: str, shard_records: int, output: str) -> dict[str, Any]:
     from axolotl_distill.commands.store import resharded
 
     return resharded(_file(store), shard_records, _file(output))
+
+
+@store_group.command("push")
+@click.argument("store", type=PATH)
+@click.argument("address")
+@framed(KEPT_FILES)
+def push(store: str, address: str) -> dict[str, Any]:
+    """Copy STORE to ADDRESS (s3://…, gs://…, hf://datasets/…, …), its manifest last.
+
+    Can be stopped at any moment; the same command sends what is not there yet.
+    """
+    from axolotl_distill.commands.store import pushed
+
+    return pushed(_file(store), address)
+
+
+@store_group.command("pull")
+@click.argument("address")
+@click.argument("folder", type=PATH)
+@framed(KEPT_FILES)
+def pull(address: str, folder: str) -> dict[str, Any]:
+    """Copy the store at ADDRESS to FOLDER, which is there when all of it is.
+
+    Can be stopped at any moment; the same command fetches what is not there yet.
+    """
+    from axolotl_distill.commands.store import pulled
+
+    return pulled(address, _file(folder))
 
 
 @distill.command()

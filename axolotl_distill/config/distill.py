@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from axolotl_distill.config.block import Block, ReadBy, parse_block
+from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -85,6 +86,7 @@ class DistillArgs(Block):
         "of draws.",
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    cache: CacheArgs | None = None
     capture: CaptureArgs | None = None
 
     @field_validator("teacher", mode="before")
