@@ -19,6 +19,8 @@ class DistillPlugin(BasePlugin):
     """The config whose stores were checked."""
     _vocabulary: Any = None
     """What a live teacher shares with the student, once it was checked."""
+    _source: Any = None
+    """Of the signal; None where there is text alone."""
 
     def register(self, cfg: Any) -> None:
         """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
@@ -99,6 +101,7 @@ class DistillPlugin(BasePlugin):
             quiet_other_ranks(f"axolotl_distill.{package}")
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary)
+        self._source = source
         attach_distill_forward(causal_lm, [logits_objective(_args(cfg), source)], source)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
@@ -120,6 +123,10 @@ class DistillPlugin(BasePlugin):
         check_trainer(trainer, stores)
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
+        if _args(cfg).on_policy is not None:
+            from axolotl_distill.host.rollouts import on_policy
+
+            trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
         return [InForce(trainer, stores)]
 
     def _check(self, cfg: Any) -> None:
