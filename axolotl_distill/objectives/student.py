@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -69,8 +70,11 @@ class Student:
 
     def _plan(self, input_ids: Tensor | None) -> None:
         tokens = None if input_ids is None else input_ids[:1, :PROBE_TOKENS]
-        self._request = router_request(self.causal_lm, self.forward, tokens)
-        self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
+        # Dropout draws while it is tried, and a run that is resumed tries again.
+        device = None if tokens is None else tokens.device
+        with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
+            self._request = router_request(self.causal_lm, self.forward, tokens)
+            self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
         self._planned = True
         if self._head is None:
             LOG.warning(
