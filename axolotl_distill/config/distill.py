@@ -19,6 +19,7 @@ from pydantic import (
 
 from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
 
@@ -81,6 +82,10 @@ class DistillArgs(Block):
         "of draws.",
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    hidden_states: HiddenArgs | None = Field(
+        None,
+        description="A second term of the loss, on what layers hand on. Off by default.",
+    )
     capture: CaptureArgs | None = None
 
     @field_validator("teacher", mode="before")
@@ -98,6 +103,15 @@ class DistillArgs(Block):
     def _goes_together(self) -> "DistillArgs":
         if isinstance(self.teacher, TeacherArgs):
             self._answers_while_training(self.teacher)
+        if self.hidden_states is not None and (
+            not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
+        ):
+            is_word = isinstance(self.teacher, str)
+            who = f"is {self.teacher}" if is_word else "is behind a server"
+            raise ValueError(
+                "`hidden_states` needs a teacher whose layers can be read while the student "
+                f"trains, and `teacher` {who}. Name a model there, or remove the block."
+            )
         if self.teacher == "text":
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
