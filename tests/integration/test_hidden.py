@@ -40,10 +40,10 @@ def config(tmp_path, tiny_model, tiny_llama_dir):
         "chat_template": "tokenizer_default",
         "gradient_accumulation_steps": 2,
         "gradient_checkpointing": True,
-        **PACKED,
     }
 
 
+# Not packed: Axolotl draws the packs of a resumed run anew.
 def test_it_is_resumed_as_if_uninterrupted_and_leaves_no_trace_in_the_model(tmp_path, config):
     saved = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
     whole = run_axolotl(tmp_path / "whole", {**config, **saved})
@@ -74,7 +74,7 @@ def test_it_is_resumed_as_if_uninterrupted_and_leaves_no_trace_in_the_model(tmp_
 @pytest.mark.slow
 def test_beside_an_adapter(tmp_path, config):
     run = run_axolotl(
-        tmp_path / "run", {**config, **LORA, "save_strategy": "steps", "save_steps": 3}
+        tmp_path / "run", {**config, **LORA, **PACKED, "save_strategy": "steps", "save_steps": 3}
     )
     assert run.column("distill/hidden")[-1] < run.column("distill/hidden")[0]
     at = run.output / "checkpoint-3"
