@@ -1,17 +1,19 @@
-"""Runs the real Axolotl in a process of its own, as a user would, on a tiny model."""
+"""Runs the real Axolotl in a process of its own, forked from one that has imported it, on a tiny
+model."""
 
 import ast
+import functools
 import json
 import os
 import re
-import subprocess
-import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from support.forks import Forks
 
 DEEPSPEED = Path(__file__).resolve().parents[2] / ".cache/deepspeed"
 """Where `make test-slow` installs it."""
@@ -101,6 +103,12 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
+@functools.cache
+def forks() -> Forks:
+    """What this test process forks its runs from."""
+    return Forks(environment())
+
+
 def run_axolotl(
     folder: Path,
     config: dict[str, Any],
@@ -112,56 +120,46 @@ def run_axolotl(
     """Write BASE updated by `config` to a YAML and train on it, or do what else Axolotl does with
     one; `folder` holds all it leaves."""
     path, output = write_config(folder, config)
-    command = [sys.executable, "-m", f"axolotl.cli.{act}", str(path)]
-    env = environment()
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-        command = [sys.executable, *launcher, str(processes), *command[1:]]
-        env["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run(
-        command,
-        env=env,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=420,
-        check=False,
-    )
-    if check and done.returncode:
-        print(done.stdout[-6000:])
-        raise AssertionError(f"axolotl ended with {done.returncode}")
-    return Run(done.returncode, done.stdout, output)
+    env, log = environment(), folder / "log"
+    log.unlink(missing_ok=True)
+    code = forks().run(
+        *(f"axolotl.cli.{act}", [str(path)]),
+        env=env, folder=folder, out=log, err=log, processes=processes,
+    )  # fmt: skip
+    said = log.read_text()
+    if check and code:
+        print(said[-6000:])
+        raise AssertionError(f"axolotl ended with {code}")
+    return Run(code, said, output)
 
 
 def run_fleet(folder: Path, plans: Mapping[str, Plan]) -> dict[str, Run]:
-    """Train each plan in `folder`/NAME, one after another, with the imports paid once.
+    """Train each plan in `folder`/NAME, one after another.
 
     A run that fails is a Run like another; its log is printed."""
-    jobs, outputs = [], {}
+    env = environment()
+    env["PYTHONPATH"] += f":{DEEPSPEED}"
+    env["PATH"] = f"{DEEPSPEED / 'bin'}:{env['PATH']}"
+    parent = Forks(env)
+    runs = {}
     for name, plan in plans.items():
         config = {**plan.config}
         if plan.as_gpus:
             plugins = config.get("plugins", BASE["plugins"])
             config["plugins"] = [*plugins, "support.fleet.NoCpu"]
-        path, outputs[name] = write_config(folder / name, config)
-        job = {"config": str(path), "log": str(folder / name / "log")}
-        jobs.append({**job, "processes": plan.processes, "as_gpus": plan.as_gpus})
-    listed = folder / "jobs.json"
-    listed.write_text(json.dumps(jobs))
-    env = environment()
-    env["PYTHONPATH"] += f":{DEEPSPEED}"
-    env["PATH"] = f"{DEEPSPEED / 'bin'}:{env['PATH']}"
-    command = [sys.executable, "-m", "support.fleet", str(listed)]
-    done = subprocess.run(command, env=env, cwd=folder, stdout=subprocess.PIPE, text=True)
-    ended = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(ended) == len(jobs), f"the fleet ended with {done.returncode}"
-    runs = {}
-    for name, job in zip(plans, ended, strict=True):
-        runs[name] = Run(job["code"], Path(job["log"]).read_text(), outputs[name])
-        print(f"{name}: {job['code']} after {job['seconds']:.0f} s")
-        if runs[name].code:
+        path, output = write_config(folder / name, config)
+        log = folder / name / "log"
+        began = time.monotonic()
+        code = parent.run(
+            *("axolotl.cli.train", [str(path)]),
+            env=env, folder=folder / name, out=log, err=log, seconds=300,
+            processes=plan.processes, as_gpus=plan.as_gpus,
+        )  # fmt: skip
+        runs[name] = Run(code, log.read_text(), output)
+        print(f"{name}: {code} after {time.monotonic() - began:.0f} s")
+        if code:
             print(runs[name].log[-4000:])
+    parent.end()
     return runs
 
 

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 from click.testing import CliRunner
-from support.axolotl_run import BASE, environment
+from support.axolotl_run import BASE, environment, forks
 
 from axolotl_distill.cli import distill as group
 
@@ -16,15 +17,15 @@ CHATS = Path(__file__).resolve().parents[2] / ".cache" / "pydoc-chat" / "heldout
 
 
 def distill(*args: Any, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [*COMMAND, *map(str, args)],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    if check and done.returncode:
+    with tempfile.TemporaryDirectory() as place:
+        out, err = Path(place, "out"), Path(place, "err")
+        env = environment()
+        code = forks().run(
+            *("axolotl.cli.main", ["distill", *map(str, args)]),
+            env=env, folder=Path.cwd(), out=out, err=err, seconds=600,
+        )  # fmt: skip
+        done = subprocess.CompletedProcess(args, code, out.read_text(), err.read_text())
+    if check and code:
         raise AssertionError(done.stdout[-3000:] + done.stderr[-3000:])
     return done
 

@@ -1,7 +1,9 @@
-"""Trainings one after another in processes forked from one: `-m support.fleet JOBS.json`.
+"""Runs of Axolotl in processes forked from one, `python -m support.fleet`: most of a tiny run's
+time is imports, paid once here.
 
-Most of a tiny run's time is imports, paid once here. Each process of a run is a fork that does what
-`torchrun -m axolotl.cli.train CONFIG` would: the launcher's variables, then the module as __main__.
+It reads jobs, one JSON object a line, and answers each with its exit code, as soon as it is done.
+Each process of a run is a fork that does what `python -m MODULE ARGS…` would, or what torchrun
+would with it: the launcher's variables, then the module as __main__.
 
 With `as_gpus` a run's processes are what accelerate takes for GPUs, in tests alone, since it shards
 models over nothing else; what shards, trains and saves is the real FSDP2 and the real DeepSpeed.
@@ -14,7 +16,6 @@ import socket
 import sys
 import time
 import traceback
-from pathlib import Path
 from typing import Any
 
 # What a run imports.
@@ -22,6 +23,7 @@ import axolotl.common.datasets
 import axolotl.core.builders.causal
 import axolotl.train
 import axolotl.utils.trainer  # noqa: F401
+import multiprocess
 import transformers.training_args
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
@@ -29,15 +31,20 @@ from axolotl.loaders import ModelLoader
 
 import axolotl_distill.host.in_force  # noqa: F401
 
-PATIENCE = 300.0
-"""Seconds that a run may take."""
-
 
 class NoCpu(BasePlugin):
     """After ours, which asks for `use_cpu` where torch sees no accelerator."""
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         return {"use_cpu": False}
+
+
+def fork_to_save() -> None:
+    """`datasets` saves in a spawned process, which would import all of this again."""
+    get_context = multiprocess.get_context
+    multiprocess.get_context = lambda method=None: get_context(
+        "fork" if method == "spawn" else method
+    )
 
 
 def take_for_gpus() -> None:
@@ -57,12 +64,14 @@ def take_for_gpus() -> None:
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True
 
 
-def train(job: dict[str, Any], rank: int, port: int) -> None:
+def run(job: dict[str, Any], rank: int, port: int) -> None:
     """One process of a run; never returns."""
-    log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.chdir(Path(job["log"]).parent)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    os.chdir(job["cwd"])
+    os.environ.clear()
+    os.environ |= job["env"]
     code = 1
     try:
         if job["processes"] > 1:
@@ -78,11 +87,13 @@ def train(job: dict[str, Any], rank: int, port: int) -> None:
                 take_for_gpus()
             else:
                 os.environ["ACCELERATE_USE_CPU"] = "true"
-        sys.argv = ["axolotl.cli.train", job["config"]]
-        runpy.run_module("axolotl.cli.train", run_name="__main__", alter_sys=True)
+        sys.argv = [job["module"], *job["args"]]
+        runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
-        code = int(end.code or 0)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -100,9 +111,9 @@ def launch(job: dict[str, Any]) -> int:
     for rank in range(job["processes"]):
         child = os.fork()
         if child == 0:
-            train(job, rank, port)
+            run(job, rank, port)
         running.add(child)
-    code, deadline = 0, time.monotonic() + PATIENCE
+    code, deadline = 0, time.monotonic() + job["seconds"]
     while running:
         done, status = os.waitpid(-1, os.WNOHANG)
         if done:
@@ -119,10 +130,9 @@ def launch(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        began = time.monotonic()
-        code = launch(job)
-        print(json.dumps({**job, "code": code, "seconds": time.monotonic() - began}), flush=True)
+    fork_to_save()
+    for line in sys.stdin:
+        print(json.dumps({"code": launch(json.loads(line))}), flush=True)
 
 
 if __name__ == "__main__":
