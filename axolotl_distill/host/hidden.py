@@ -81,7 +81,7 @@ def hidden_plan(cfg: Any, args: DistillArgs) -> HiddenPlan | None:
     return HiddenPlan(args.hidden_states, pairs, (student.hidden_size, teacher.hidden_size))
 
 
-def projections_of(model: nn.Module) -> nn.ParameterList | None:
+def projections_of(model: Any) -> nn.ParameterList | None:
     """The projections that learn with `model`, however it is wrapped; None where there are none."""
     for module in model.modules():
         if isinstance(module, HiddenObjective) and len(module.projections):
@@ -89,7 +89,7 @@ def projections_of(model: nn.Module) -> nn.ParameterList | None:
     return None
 
 
-def give_own_rate(optimizer: torch.optim.Optimizer, model: nn.Module, rate: float | None) -> None:
+def give_own_rate(optimizer: torch.optim.Optimizer, model: Any, rate: float | None) -> None:
     """Puts the projections into a group of their own, with a rate and without decay of weights;
     without a rate they stay where they are. To be called before a schedule is made.
 
@@ -112,7 +112,7 @@ def give_own_rate(optimizer: torch.optim.Optimizer, model: nn.Module, rate: floa
     optimizer.add_param_group({"params": list(projections), "lr": rate, "weight_decay": 0.0})
 
 
-def save_projections(model: nn.Module, folder: str) -> None:
+def save_projections(model: Any, folder: str) -> None:
     """Beside what was saved of the model."""
     projections = projections_of(model)
     if projections is None:
@@ -121,7 +121,7 @@ def save_projections(model: nn.Module, folder: str) -> None:
     save_file(tensors, Path(folder) / FILE)
 
 
-def load_projections(model: nn.Module, folder: str) -> None:
+def load_projections(model: Any, folder: str) -> None:
     """Takes them up where a checkpoint left them. Raises ConfigError where they are not there, or
     are of other layers."""
     projections = projections_of(model)

@@ -59,7 +59,7 @@ class DistillMixin(Base):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
-        save_projections(self.model, output_dir or self.args.output_dir)
+        save_projections(self.model, str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

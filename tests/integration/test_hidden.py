@@ -43,7 +43,7 @@ def config(tmp_path, tiny_model, tiny_llama_dir):
     }
 
 
-# Not packed: Axolotl draws the packs of a resumed run anew.
+# Not packed: a resumed run that packs was seen to draw other packs, whatever the loss.
 def test_it_is_resumed_as_if_uninterrupted_and_leaves_no_trace_in_the_model(tmp_path, config):
     saved = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
     whole = run_axolotl(tmp_path / "whole", {**config, **saved})
