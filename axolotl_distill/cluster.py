@@ -30,11 +30,18 @@ def connect() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def has_gpus() -> bool:
-    """Whether the connected cluster has any."""
+def gpus() -> int:
+    """How many the connected cluster has."""
     import ray
 
-    return ray.cluster_resources().get("GPU", 0) > 0
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def gpus_of_a_node() -> int:
+    """How many its largest node has."""
+    import ray
+
+    return int(max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]))
 
 
 def stream(

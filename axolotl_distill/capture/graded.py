@@ -1,7 +1,9 @@
 """Records of what a teacher says, whoever the teacher is."""
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Set
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -27,26 +29,39 @@ class GradedSource:
     """
 
     window_rows = WINDOW_ROWS
+    workers = 1
 
     def __init__(self, teacher: Teacher, args: CaptureArgs, batch_tokens: int | None = None):
         self.teacher = teacher
         self.args = args
         self.batch_tokens = batch_tokens
+        self.teacher_seconds = 0.0
         most = distribution_of(args).likeliest
         self.want = Want(most and min(most, teacher.vocab_size))
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        positions = {index: supervised_positions(row["labels"]) for index, row in rows.items()}
+        # A server is asked for what is wanted and nothing else.
         tokens = self.batch_tokens
-        for batch in [list(rows)] if tokens is None else length_batches(rows, tokens):
-            ids = {index: rows[index]["input_ids"] for index in batch}
-            parts: dict[int, list[RecordBatch]] = {index: [] for index in batch}
-            for index, part, signal in self.teacher.grade(ids, positions, self.want):
-                parts[index].append(self._records(index, part.start, signal))
-                if part.stop == positions[index].size:
-                    yield index, join_batches(parts.pop(index))
+        for batch in [sorted(wanted)] if tokens is None else batches(rows, wanted, tokens):
+            for index, records in self.grade({index: rows[index] for index in batch}):
+                if index in wanted:
+                    yield index, records
+
+    def grade(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of one batch; every row has a supervised token."""
+        positions = {index: supervised_positions(row["labels"]) for index, row in rows.items()}
+        ids = {index: row["input_ids"] for index, row in rows.items()}
+        parts: dict[int, list[RecordBatch]] = {index: [] for index in rows}
+        start = time.monotonic()
+        for index, part, signal in self.teacher.grade(ids, positions, self.want):
+            _wait_for(signal)
+            self.teacher_seconds += time.monotonic() - start
+            parts[index].append(self._records(index, part.start, signal))
+            if part.stop == positions[index].size:
+                yield index, join_batches(parts.pop(index))
+            start = time.monotonic()
 
     def _records(self, index: int, start: int, signal: Signal) -> RecordBatch:
         said = signal.distribution
@@ -66,6 +81,21 @@ class GradedSource:
         return make_records(said.logits, self.args, _seed(self.args.seed, index, start))
 
 
+def batches(rows: dict[int, Row], wanted: Set[int], batch_tokens: int) -> Iterator[list[int]]:
+    """The rows that a model grades together, wherever that is done: all batches that hold a row
+    that is wanted.
+
+    A model's logits differ in their last bits with what a row is padded to. So batches are made of
+    whole windows, whatever is there already: a capture that was killed, or has other workers, gives
+    the same records.
+    """
+    supervised = [n for n, row in rows.items() if supervised_positions(row["labels"]).size]
+    for _, window in groupby(supervised, key=lambda index: index // WINDOW_ROWS):
+        for batch in length_batches({n: rows[n] for n in window}, batch_tokens):
+            if not wanted.isdisjoint(batch):
+                yield batch
+
+
 def length_batches(rows: dict[int, Row], batch_tokens: int) -> Iterator[list[int]]:
     """Their numbers grouped by length, so that rows x longest stays within `batch_tokens`; a longer
     row is a batch of its own."""
@@ -78,6 +108,13 @@ def length_batches(rows: dict[int, Row], batch_tokens: int) -> Iterator[list[int
         batch.append(index)
     if batch:
         yield batch
+
+
+def _wait_for(signal: Signal) -> None:
+    """What a device still computes would count as another's time."""
+    said = signal.distribution
+    if isinstance(said, DenseLogits) and said.logits.device.type != "cpu":
+        torch.accelerator.synchronize(said.logits.device)
 
 
 def _seed(seed: int, row: int, start: int) -> int:

@@ -1,7 +1,7 @@
 """Rows whose log-probabilities are there already, for the capture loop."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -186,15 +186,17 @@ class ImportedSource:
 
     # Nothing is gained by more, and a row of 8,192 tokens with 20 alternatives takes megabytes.
     window_rows = 1
+    workers = 1
+    teacher_seconds = 0.0
 
     def __init__(self, k: int, temperatures: Sequence[float], vocab_size: int):
         self.k, self.temperatures, self.vocab_size = k, temperatures, vocab_size
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises CaptureError for numbers that are no log-probabilities."""
-        for index, row in rows.items():
+        for index in wanted:
             try:
-                top = top_logprobs(row["expected"], k=self.k, vocab_size=self.vocab_size)
+                top = top_logprobs(rows[index]["expected"], k=self.k, vocab_size=self.vocab_size)
             except ValueError as error:
                 raise CaptureError(f"row {index + 1} cannot be imported: {error}.") from error
             yield (

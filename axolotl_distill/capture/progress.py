@@ -19,7 +19,8 @@ def bar_interval() -> float:
 @dataclass
 class CaptureReport:
     """rows, records and tokens that the teacher gave in this call, and its seconds; rows that an
-    earlier call had left in the journal; rows without a supervised token."""
+    earlier call had left in the journal; rows without a supervised token; processes that graded,
+    and the seconds of their teachers alone, summed."""
 
     rows: int = 0
     records: int = 0
@@ -27,6 +28,13 @@ class CaptureReport:
     found: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    workers: int = 1
+    teacher_seconds: float = 0.0
+
+    @property
+    def teacher_share(self) -> float:
+        """Of the workers' time, what the teacher's own forward passes took."""
+        return self.teacher_seconds / max(self.seconds * self.workers, 1e-9)
 
     @property
     def tokens_a_second(self) -> float:

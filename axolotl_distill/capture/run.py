@@ -1,8 +1,7 @@
 """The capture: rows in, records out; shards hold the order of the source."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -61,15 +60,16 @@ class Capture:
 
         Raises what the source does, and CaptureError when the disk does not take what is written.
         """
-        todo = range(self.writer.next_source_row, len(self.rows))
+        first = self.writer.next_source_row
         with (
             refusals(self.output, CaptureError, KEY),
             RecordJournal(self.output, self.manifest.uid) as journal,
-            Progress(len(self.rows), todo.start, self.lengths, self.report) as progress,
+            Progress(len(self.rows), first, self.lengths, self.report) as progress,
         ):
             line = _Line(self.writer, journal, self.shard_records, self.decode, progress)
+            before = source.teacher_seconds
             try:
-                for window in _windows(todo, source.window_rows):
+                for window in _windows(first, len(self.rows), source.window_rows):
                     line.take({index: self.rows[index] for index in window}, source)
             except DistillError:
                 # The source gave up. After Ctrl-C, which may come amid anything, the journal is
@@ -78,6 +78,8 @@ class Capture:
                 raise
             line.commit()
             journal.remove()
+        self.report.workers = source.workers
+        self.report.teacher_seconds = source.teacher_seconds - before
         return self.report
 
     def __enter__(self) -> Self:
@@ -111,18 +113,19 @@ class _Line:
         self.ready = journal.read(writer.next_source_row)
 
     def take(self, rows: dict[int, Row], source: Source) -> None:
-        """Everything of one window: what the journal has is not asked for again."""
-        wanted = {}
-        for index, row in rows.items():
+        """Everything of one window: what a shard or the journal has is not asked for again."""
+        waiting = [index for index in rows if index >= self.writer.next_source_row][::-1]
+        wanted = set()
+        for index in reversed(waiting):
+            row = rows[index]
             if not supervised_positions(row["labels"]).size:
                 self.progress.skip(row)
             elif index in self.ready:
                 self.progress.find(row)
             else:
-                wanted[index] = row
-        waiting = list(rows)[::-1]
+                wanted.add(index)
         self._move(rows, waiting)
-        for index, records in source.records(wanted) if wanted else ():
+        for index, records in source.records(rows, wanted) if wanted else ():
             self.journal.append(index, records)
             self.ready[index] = records
             self.progress.add(rows[index], len(records))
@@ -159,10 +162,10 @@ class _Line:
             self.commit()
 
 
-def _windows(indices: Iterable[int], size: int) -> Iterator[list[int]]:
-    remaining = iter(indices)
-    while window := list(islice(remaining, size)):
-        yield window
+def _windows(first: int, stop: int, size: int) -> Iterator[range]:
+    """The rows from the window of row `first` on. Where windows begin depends on no run."""
+    for start in range(first - first % size, stop, size):
+        yield range(start, min(start + size, stop))
 
 
 def _row_digest(row: Row) -> str:

@@ -1,7 +1,7 @@
 """What the capture loop asks for, whoever the teacher is."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,13 +18,22 @@ Row = dict[str, Any]
 
 
 class Source(Protocol):
-    """A teacher, or what is left of one, as the capture loop sees it. `window_rows`: how many rows
-    it wants at a time, all of which are held in memory."""
+    """A teacher, or what is left of one, as the capture loop sees it.
+
+    window_rows      how many rows it wants at a time, all of which are held in memory
+    workers          processes that grade
+    teacher_seconds  so far, of the teacher alone, summed over workers
+    """
 
     window_rows: int
+    workers: int
+    teacher_seconds: float
 
-    def records(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
-        """The records of rows that have a supervised token, each as soon as it is there.
+    def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of the rows `wanted`, each as soon as it is there.
+
+        rows    a whole window, which is the same in every run
+        wanted  those of it that have a supervised token and no records yet
 
         A row that was yielded is kept, whatever happens to the ones after it.
         """

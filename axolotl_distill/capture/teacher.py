@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from axolotl_distill.capture.source import Source
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import StoreError
 from axolotl_distill.store import Manifest, describe_tokenizer
+
+if TYPE_CHECKING:
+    from axolotl_distill.capture.graded import GradedSource
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def estimated_at(args: CaptureArgs) -> list[float]:
 
 
 @contextmanager
-def opened(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
+def opened(args: CaptureArgs, vocab_size: int) -> Iterator["GradedSource"]:
     """The teacher, loaded into this process, or reached."""
     from axolotl_distill.capture.graded import GradedSource
 

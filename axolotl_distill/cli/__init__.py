@@ -5,6 +5,7 @@ typo is told before torch and Axolotl are there.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,20 +71,35 @@ def filter_(recipe: str, executor: str) -> Mapping[str, object]:
 @click.option("--teacher", help="Model to capture, instead of distill.capture.teacher.")
 @click.option("--output", help="Folder of the store, instead of distill.capture.output.")
 @click.option("--limit", type=click.IntRange(min=1), help="Capture only the first N rows.")
+@click.option(
+    "--executor", type=click.Choice(["local", "ray", "accelerate"]), default="local",
+    show_default=True, help="Where the teacher is; accelerate: in every process of a launch.",
+)  # fmt: skip
 @framed(KEPT_ROWS)
 def capture(
-    config: str, teacher: str | None, output: str | None, limit: int | None
+    config: str, teacher: str | None, output: str | None, limit: int | None, executor: str
 ) -> dict[str, Any]:
     """Run the teacher over CONFIG's text and write its distributions to a teacher store.
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
+    from axolotl_distill.capture.ranks import Ranks, refuse_launch
     from axolotl_distill.config.reading import capture_args, check_config_file
 
+    ranks = None
+    if executor == "accelerate":
+        ranks = Ranks.of_this_launch()
+        if ranks.rank:
+            ranks.serve()
+            sys.exit(0)
+    else:
+        refuse_launch()
     capture_args(check_config_file(_file(config)), teacher, output)
     from axolotl_distill.commands.capture import run
 
-    return run(_file(config), teacher=teacher, output=output, limit=limit)
+    return run(
+        _file(config), teacher=teacher, output=output, limit=limit, executor=executor, ranks=ranks
+    )
 
 
 @distill.command("import")

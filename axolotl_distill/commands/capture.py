@@ -1,14 +1,19 @@
 """`axolotl distill capture`."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.source import summarise
+from axolotl_distill.capture.ranks import Ranks
+from axolotl_distill.capture.ray_executor import opened_on_ray
+from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.capture.teacher import estimated_at, opened, vocabulary_of
 from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError
@@ -26,13 +31,35 @@ BIASED = (
 )
 
 
+Opened = Callable[[CaptureArgs, int], AbstractContextManager[Source]]
+
+
 def run(
-    config: str, *, teacher: str | None, output: str | None, limit: int | None
+    config: str,
+    *,
+    teacher: str | None,
+    output: str | None,
+    limit: int | None,
+    executor: str = "local",
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Tokenise, load or reach the teacher, fill the store; goes on with one that was begun.
 
+    executor  local, ray, or accelerate
+    ranks     for accelerate: the processes of which this is the first
+
     Returns what --json prints: the store's numbers, and what this run did.
     """
+    if ranks is not None:
+        with ranks.leading():
+            return _captured(config, teacher, output, limit, ranks.opened)
+    opener = opened_on_ray if executor == "ray" else opened
+    return _captured(config, teacher, output, limit, opener)
+
+
+def _captured(
+    config: str, teacher: str | None, output: str | None, limit: int | None, opener: Opened
+) -> dict[str, Any]:
     cfg, distill = load_config(config)
     args = capture_args(distill, teacher, output)
     terms = check_terms(args.teacher.model, args.teacher.terms)
@@ -82,12 +109,14 @@ def run(
                 return store_numbers(capture)
             if capture.rows_found:
                 say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
-            with opened(args, vocabulary.size) as source:
+            with opener(args, vocabulary.size) as source:
                 report = capture(source)
         say(f"{args.output}: {store_line(capture.manifest)}")
+    on = "" if report.workers == 1 else f" on {report.workers} workers"
     say(
         f"captured {report.rows} rows in {report.seconds:.0f} s ({report.tokens_a_second:,.0f} "
-        f"tokens/s); {report.skipped} rows had no supervised token"
+        f"tokens/s{on}, {report.teacher_share:.0%} of the time in the teacher's forward pass); "
+        f"{report.skipped} rows had no supervised token"
     )
     return store_numbers(capture)
 

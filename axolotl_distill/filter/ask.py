@@ -98,6 +98,10 @@ def ask(
             runner.run(settled(waiting))
             raise
         finally:
+            # A signal that came just as a run ended left that run's stop for the next to trip over.
+            loop = runner.get_loop()
+            loop.call_soon(loop.stop)
+            loop.run_forever()
             for task in waiting:
                 task.cancel()
             runner.run(settled(waiting))

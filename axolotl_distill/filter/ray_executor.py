@@ -27,7 +27,7 @@ def ray_rows(plan: StepPlan, rows: Iterable[Candidate]) -> Iterator[Verdict]:
         yield from map_rows(plan, rows)
         return
     cpus = cluster.connect()
-    gpus = 1.0 if plan.where is Where.ON_GPU and cluster.has_gpus() else 0.0
+    gpus = 1.0 if plan.where is Where.ON_GPU and cluster.gpus() else 0.0
     remaining = iter(rows)
     while window := list(islice(remaining, WINDOW_ROWS)):
         results = cluster.stream(

@@ -53,7 +53,7 @@ def ask_on_ray(work: Work) -> None:
         (each, args, folder.uid, folder.path.resolve(), folder.earlier.completions, bank),
         workers=workers,
         batch_size=min(batch_size, max(1, len(work.todo) // workers)),
-        gpus=1.0 if teacher.server is None and cluster.has_gpus() else 0.0,
+        gpus=1.0 if teacher.server is None and cluster.gpus() else 0.0,
         # A worker that died has rows on disk which its batch, done again, would pay for twice.
         max_restarts=0,
         max_task_retries=0,

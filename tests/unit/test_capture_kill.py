@@ -59,8 +59,8 @@ class SlowUnigram:
 
 
 class Counted(GradedSource):
-    def records(self, some):
-        for index, found in super().records(some):
+    def records(self, some, wanted):
+        for index, found in super().records(some, wanted):
             yield index, found
             # The loop asks for the next one when this one is kept.
             if self.teacher.given is not None:
@@ -196,7 +196,7 @@ def test_rows_of_another_config_are_not_dropped(tmp_path):
     writer = StoreWriter.create_or_resume(path, manifest("topk"))
     with RecordJournal(path, writer.manifest.uid) as journal:
         journal.read(0)
-        (found,) = GradedSource(SlowUnigram(), ARGS, ARGS.batch_tokens).records({0: rows()[0]})
+        (found,) = GradedSource(SlowUnigram(), ARGS, ARGS.batch_tokens).grade({0: rows()[0]})
         journal.append(*found)
     writer.abandon()
     with pytest.raises(StoreError, match="another `payloads`"):

@@ -1,5 +1,6 @@
 """The answers of servers on disk: kept through kills, shared, and never the wrong ones."""
 
+import asyncio
 import os
 import random
 import signal
@@ -10,8 +11,10 @@ from contextlib import closing
 
 import pytest
 
+from axolotl_distill.config.server import ServerArgs
 from axolotl_distill.errors import FilterError
 from axolotl_distill.filter.answers import Answers
+from axolotl_distill.filter.ask import Question, ask
 
 WRITE = """
 import sys
@@ -94,3 +97,22 @@ def test_a_file_that_cannot_be_used_is_an_error(tmp_path):
     (tmp_path / "answers.sqlite").mkdir()
     with pytest.raises(FilterError, match=r"answers\.sqlite.*cannot be used"):
         Answers(tmp_path)
+
+
+def test_a_signal_that_comes_as_a_run_of_the_loop_ends(tmp_path, monkeypatch):
+    """Ends the questions as at any other moment: it left a stop behind in the loop, over which the
+    next run tripped, and the command said that nobody expected this."""
+    first, second = (Question("judge", name, "/chat/completions", {}) for name in "ab")
+
+    def signalled():
+        raise KeyboardInterrupt
+
+    def get(self, key):
+        if key == second.key:
+            asyncio.get_running_loop().call_soon(signalled)
+        return 7
+
+    monkeypatch.setattr(Answers, "get", get)
+    server = ServerArgs(base_url="http://127.0.0.1:9/v1", concurrency=1)
+    with pytest.raises(KeyboardInterrupt):
+        list(ask(server, tmp_path, [first, second], lambda answer: answer))
