@@ -30,6 +30,10 @@ class StoreCorruptError(StoreError):
     """A file of a store is not what the manifest says it is."""
 
 
+class RemoteError(StoreError, ConnectionError):
+    """A store at an address cannot be reached, read or written."""
+
+
 class TokenizerMismatchError(StoreError):
     """Teacher and student do not read token ids the same way."""
 

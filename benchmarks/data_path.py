@@ -4,10 +4,12 @@
 
 The same 8,192 tokens with 64 entries each, in rows of 512: collating a batch, and the bytes a
 token that these logits take in a teacher store, in the Arrow cache and in JSONL as that plugin
-has them.
+has them. Then the same batch out of a store at s3://, on a server on this machine: with its shards
+in the cache, and with an empty one, where each is fetched first.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,10 +22,24 @@ from transformers import AutoTokenizer
 
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.datasets.store import StoreStrategy
-from axolotl_distill.store import RecordBatch, StoreWriter, encoding, new_manifest, open_store
+from axolotl_distill.store import (
+    CachePlace,
+    RecordBatch,
+    RemoteStore,
+    StoreWriter,
+    TeacherStore,
+    encoding,
+    new_manifest,
+    open_store,
+)
+from axolotl_distill.store.transfer import push
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS, LENGTH, K, VOCAB = 16, 512, 64, 49_152
+ROWS_A_SHARD = 4
+sys.path.insert(0, str(ROOT / "tests"))
+
+from support.s3_server import s3_server  # noqa: E402  (the tests' own server)
 
 
 def folder_bytes(path: Path, pattern: str) -> int:
@@ -64,6 +80,24 @@ def write_store(path: Path, rows: list[dict]) -> None:
                     np.full(records, K),
                 ),
             )
+            if (index + 1) % ROWS_A_SHARD == 0:
+                writer.commit()
+
+
+def collator(tokenizer: object, store: TeacherStore) -> TeacherCollator:
+    return TeacherCollator(
+        tokenizer,
+        base_cls=DataCollatorForSeq2Seq,
+        packed=False,
+        stores=[store],
+        temperature=2.0,
+        return_tensors="pt",
+    )
+
+
+def emptied(store: RemoteStore) -> None:
+    for file in (store.cache.folder / "objects").iterdir():
+        file.unlink()
 
 
 def main() -> None:
@@ -112,33 +146,51 @@ def main() -> None:
             "axolotl_kd_arrow": folder_bytes(Path(scratch) / "theirs", "*.arrow") / tokens,
             "axolotl_kd_jsonl": (Path(scratch) / "theirs.jsonl").stat().st_size / tokens,
         }
-        our_collator = TeacherCollator(
-            tokenizer,
-            base_cls=DataCollatorForSeq2Seq,
-            packed=False,
-            stores=[open_store(store)],
-            temperature=2.0,
-            return_tensors="pt",
-        )
+        our_collator = collator(tokenizer, open_store(store))
         their_collator = DataCollatorForKD(tokenizer, return_tensors="pt")
         indices = list(range(ROWS))
         fetch_ours = [ours[i] for i in indices]
         fetch_theirs = [theirs[i] for i in indices]
-        seconds = alternate(
-            {
-                "ours_collate": lambda: our_collator([dict(row) for row in fetch_ours]),
-                "axolotl_kd_collate": lambda: their_collator([dict(row) for row in fetch_theirs]),
-                "ours_fetch_and_collate": lambda: our_collator([ours[i] for i in indices]),
-                "axolotl_kd_fetch_and_collate": lambda: their_collator(
-                    [theirs[i] for i in indices]
-                ),
-            }
-        )
+        with s3_server() as server:
+            url = f"{server.make_bucket('stores')}/teacher"
+            push(open_store(store), url)
+            cached, remote = (
+                open_store(url, cache=CachePlace(Path(scratch) / name, 10**9))
+                for name in ("cached", "remote")
+            )
+            cached_collator, remote_collator = (
+                collator(tokenizer, far) for far in (cached, remote)
+            )
+
+            def fetched() -> None:
+                emptied(remote)
+                remote_collator([dict(row) for row in fetch_ours])
+
+            seconds = alternate(
+                {
+                    "ours_collate": lambda: our_collator([dict(row) for row in fetch_ours]),
+                    "ours_collate_cached": lambda: cached_collator(
+                        [dict(row) for row in fetch_ours]
+                    ),
+                    "ours_collate_remote": fetched,
+                    "axolotl_kd_collate": lambda: their_collator(
+                        [dict(row) for row in fetch_theirs]
+                    ),
+                    "ours_fetch_and_collate": lambda: our_collator([ours[i] for i in indices]),
+                    "axolotl_kd_fetch_and_collate": lambda: their_collator(
+                        [theirs[i] for i in indices]
+                    ),
+                }
+            )
+            shards = len(remote.manifest.shards)
+            remote_bytes = remote.manifest.bytes_of_records
     results = {
         "tokens": tokens,
         "entries_per_token": K,
         "bytes_per_token": sizes,
         "tokens_per_second": {name: tokens / taken for name, taken in seconds.items()},
+        "shards": shards,
+        "remote_megabytes_per_second": remote_bytes / seconds["ours_collate_remote"] / 1e6,
         "speedup_collate": seconds["axolotl_kd_collate"] / seconds["ours_collate"],
         "speedup_fetch_and_collate": seconds["axolotl_kd_fetch_and_collate"]
         / seconds["ours_fetch_and_collate"],

@@ -19,6 +19,7 @@ KEPT_DATASET = (
     "A dataset is written whole or not at all: what was there before still is. Answers of servers "
     "are kept; run the same command again."
 )
+KEPT_FILES = "Files that arrived are kept; the same command copies the rest."
 KEPT_ALL = "Nothing was changed."
 KEPT_NOTHING = "A checkpoint is written whole or not at all: nothing is there of this one."
 EXECUTOR = click.Choice(["local", "ray"])
@@ -193,6 +194,34 @@ def reshard(store: str, shard_records: int, output: str) -> dict[str, Any]:
     from axolotl_distill.commands.store import resharded
 
     return resharded(_file(store), shard_records, _file(output))
+
+
+@store_group.command("push")
+@click.argument("store", type=PATH)
+@click.argument("address")
+@framed(KEPT_FILES)
+def push(store: str, address: str) -> dict[str, Any]:
+    """Copy STORE to ADDRESS (s3://…, gs://…, hf://datasets/…, …), its manifest last.
+
+    Can be stopped at any moment; the same command sends what is not there yet.
+    """
+    from axolotl_distill.commands.store import pushed
+
+    return pushed(_file(store), address)
+
+
+@store_group.command("pull")
+@click.argument("address")
+@click.argument("folder", type=PATH)
+@framed(KEPT_FILES)
+def pull(address: str, folder: str) -> dict[str, Any]:
+    """Copy the store at ADDRESS to FOLDER, which is there when all of it is.
+
+    Can be stopped at any moment; the same command fetches what is not there yet.
+    """
+    from axolotl_distill.commands.store import pulled
+
+    return pulled(address, _file(folder))
 
 
 @distill.command()

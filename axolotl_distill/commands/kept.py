@@ -6,9 +6,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.address import is_address
 from axolotl_distill.capture import Capture
 from axolotl_distill.capture.journal import stored_rows
 from axolotl_distill.errors import CaptureError, DistillError
+from axolotl_distill.show import redact
 from axolotl_distill.store import Manifest
 from axolotl_distill.store.folder import refuse_strangers
 from axolotl_distill.store.writer import KEY
@@ -52,6 +54,11 @@ def keeps_what_is_written(output: str) -> Iterator[None]:
     Raises StoreError for a folder of something else, and CaptureError where a file cannot be
     written.
     """
+    if is_address(output):
+        raise CaptureError(
+            f"--output is {redact(output)}, and a store is captured to a local folder. Name one, "
+            "and copy it with `axolotl distill store push FOLDER ADDRESS`."
+        )
     try:
         refuse_strangers(Path(output), KEY)
         yield

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from axolotl_distill.address import is_address
 from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
 from axolotl_distill.config.teacher import TeacherArgs, refuse_self
 
@@ -79,6 +80,16 @@ class CaptureArgs(Block):
                 "import`."
             )
         return refuse_self(teacher)
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        if is_address(value):
+            raise ValueError(
+                "a store is captured to a local folder: name one, and copy it to an address with "
+                "`axolotl distill store push FOLDER ADDRESS`, which can be stopped and goes on"
+            )
+        return value
 
     @field_validator("datasets")
     @classmethod

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from axolotl_distill.config.block import Block, ReadBy, parse_block
+from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -86,6 +87,7 @@ class DistillArgs(Block):
         None,
         description="A second term of the loss, on what layers hand on. Off by default.",
     )
+    cache: CacheArgs | None = None
     capture: CaptureArgs | None = None
 
     @field_validator("teacher", mode="before")

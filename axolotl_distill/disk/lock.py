@@ -1,6 +1,8 @@
-"""One process at a time."""
+"""One process at a time; or many that read."""
 
+import fcntl
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -48,3 +50,23 @@ def lock_folder(
             f"folder ({key}), and copy it afterwards."
         ) from fault
     return lock
+
+
+def try_hold(file: IO[bytes], *, shared: bool) -> bool:
+    """Whether the kernel's lock on an open file could be had at once: with others that hold it
+    `shared`, or alone. It replaces one that this file already holds, and ends with `let_go`.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def let_go(file: IO[bytes]) -> None:
+    """Release and close. Not by closing alone: a process that was forked meanwhile has the file
+    open too."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()

@@ -8,8 +8,9 @@ from typing import Any
 from axolotl.integrations.base import PluginManager
 from axolotl.utils.dict import DictDefault
 
+from axolotl_distill.address import is_address
 from axolotl_distill.config.capture import CaptureArgs
-from axolotl_distill.config.distill import DistillArgs, parse_distill
+from axolotl_distill.config.distill import DistillArgs, is_store, parse_distill
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.host.datasets.types import is_ours
 from axolotl_distill.host.findings import Finding
@@ -19,6 +20,7 @@ from axolotl_distill.host.store_checks import loss_findings, store_findings
 from axolotl_distill.host.tokenise import load_config
 from axolotl_distill.store import TeacherStore
 from axolotl_distill.store.payloads import distribution_of
+from axolotl_distill.store.remote import is_mirror
 
 REMOVE = "Remove one."
 ANOTHER_LOSS = {
@@ -153,8 +155,21 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "and the student would see text its teacher did not.",
             "Set `attn_implementation: flash_attention_2` on a GPU, or `sdpa`.",
         )
+    datasets = [*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])]
+    if args.cache and not any(map(_lies_elsewhere, datasets)):
+        yield Finding(
+            "distill.cache",
+            "`distill.cache` is for stores at an address, and no entry of `datasets` is one.",
+            "",
+            "Remove it, or set `path: s3://…` (gs://, hf://, …) of a store.",
+        )
     if args.capture:
         yield from _capture_findings(args, args.capture)
+
+
+def _lies_elsewhere(dataset: Any) -> bool:
+    path = str(dataset.get("path"))
+    return is_store(dataset) and (is_address(path) or is_mirror(Path(path)))
 
 
 def _capture_findings(args: DistillArgs, capture: CaptureArgs) -> Iterator[Finding]:

@@ -138,7 +138,7 @@ class TeacherCollator:
         if np.setdiff1d(tags, list(self.stores)).size:
             raise StoreError(
                 "The prepared dataset points into a teacher store that this config does not "
-                f"name (open stores: {[str(s.path) for s in self.stores.values()]}). The "
+                f"name (open stores: {[str(s) for s in self.stores.values()]}). The "
                 "cache is stale: delete the folder `dataset_prepared_path` "
                 "(default last_run_prepared) and run again."
             )

@@ -38,6 +38,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes() -> int:
+    """Processes of this launch on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
 def quiet_other_ranks(name: str) -> None:
     """What the logger `name` and those below it warn of is said by the main process alone, as
     Axolotl's own loggers do."""

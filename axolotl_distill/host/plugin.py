@@ -53,8 +53,10 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg) or self._checked is cfg:
             return
         from axolotl_distill.host.compat import prepare_cpu_launch
-        from axolotl_distill.host.datasets.types import follow_content
+        from axolotl_distill.host.datasets.types import bring_near, cache_place, follow_content
 
+        for datasets in (cfg.datasets, cfg.test_datasets):
+            bring_near(datasets, cache_place(cfg))
         self._check(cfg)
         follow_content(cfg.datasets)
         follow_content(cfg.test_datasets)

@@ -76,8 +76,8 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
     """Why the store's records cannot give the loss that is asked for."""
     if store.num_records == 0:
         yield Finding(
-            str(store.path),
-            f"{store.path} holds no record:",
+            str(store),
+            f"{store} holds no record:",
             "no token of its dataset is supervised.",
             "Check the chat template and `train_on_inputs`/`roles_to_train` of the captured "
             "datasets.",
@@ -88,8 +88,7 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
     if support not in payload.supports:
         yield Finding(
             "distill.support",
-            f"`distill.support: {support}` does not fit {store.path}, whose records are "
-            f"{payload.kind}.",
+            f"`distill.support: {support}` does not fit {store}, whose records are {payload.kind}.",
             "",
             f"Use {' or '.join(payload.supports)}, or capture with another "
             "`distill.capture.method`.",
@@ -100,7 +99,7 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
         only = " or ".join(payload.divergences)
         yield Finding(
             "distill.divergence",
-            f"`distill.divergence: {args.divergence}` cannot be had from {store.path}, whose "
+            f"`distill.divergence: {args.divergence}` cannot be had from {store}, whose "
             f"records are {payload.kind}",
             f"and give an unbiased {only} only.",
             f"Use {only}, or capture with another `distill.capture.method`.",
@@ -116,7 +115,7 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
         again = f"capture again with it in `distill.capture.{payload.temperature_key}`"
         yield Finding(
             "distill.temperature",
-            f"{store.path} serves the temperatures {served},",
+            f"{store} serves the temperatures {served},",
             f"but `distill.temperature` is {args.temperature:g}.",
             f"{', or '.join(['Use one of them', again, *others])}.",
             StoreError,
@@ -132,7 +131,7 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
     if args.temperature in store.manifest.tail_estimated and support == "tail_bucket":
         yield Finding(
             "distill.temperature",
-            f"{store.path} came from a server, which gives the teacher at T=1; how much its tail "
+            f"{store} came from a server, which gives the teacher at T=1; how much its tail "
             f"holds at `distill.temperature: {args.temperature:g}` is estimated.",
             "With 64 entries a record and up to T=2 that does little harm;",
             "a teacher without `server` gives it exactly.",
@@ -146,7 +145,7 @@ def _labels(cfg: Any, store: TeacherStore) -> Iterator[Finding]:
     if bool(cfg.train_on_inputs) != made:
         yield Finding(
             "train_on_inputs",
-            f"`train_on_inputs: {bool(cfg.train_on_inputs)}` has no effect on {store.path},",
+            f"`train_on_inputs: {bool(cfg.train_on_inputs)}` has no effect on {store},",
             f"whose labels were fixed with {made}.",
             f"Set it to {made}, or capture again; other datasets of this run take "
             "`roles_to_train`.",
@@ -161,8 +160,7 @@ def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
         if mine.vocab_size != theirs.vocab_size:
             yield Finding(
                 "datasets",
-                f"{first.path} has {mine.vocab_size} token ids and {store.path} has "
-                f"{theirs.vocab_size};",
+                f"{first} has {mine.vocab_size} token ids and {store} has {theirs.vocab_size};",
                 "stores of one run must share the vocabulary.",
                 "Take one of them out.",
                 StoreError,
@@ -170,7 +168,7 @@ def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
         if own.supports != other.supports:
             yield Finding(
                 "datasets",
-                f"{first.path} holds {own.kind} records and {store.path} {other.kind} records;",
+                f"{first} holds {own.kind} records and {store} {other.kind} records;",
                 "draws and log-probabilities cannot be mixed.",
                 "Take one of them out, or capture it again.",
                 StoreError,

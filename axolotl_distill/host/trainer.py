@@ -9,6 +9,8 @@ from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.ahead import look_ahead
+from axolotl_distill.host.compat import local_processes
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.supervision import check_supervision
@@ -77,6 +79,12 @@ class DistillMixin(Base):
         super()._set_signature_columns_if_needed()
         ours = (POINTERS.name, LOSS_WEIGHTS.name)
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
+
+    def get_train_dataloader(self) -> Any:
+        loader = super().get_train_dataloader()
+        stores = getattr(self.data_collator, "stores", {})
+        look_ahead(loader, self.train_dataset, stores, max(1, local_processes()))
+        return loader
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         """The supervised tokens of the step, or the sum of their weights where a batch carries

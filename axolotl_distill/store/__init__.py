@@ -5,13 +5,10 @@ the format, which can be read without this package.
 """
 
 from axolotl_distill.store.manifest import Manifest, new_manifest
+from axolotl_distill.store.opening import open_store
 from axolotl_distill.store.payloads import Payload, RecordBatch, Records
-from axolotl_distill.store.reader import (
-    TeacherStore,
-    open_store,
-    pointer_record,
-    pointer_tag,
-)
+from axolotl_distill.store.reader import TeacherStore, pointer_record, pointer_tag
+from axolotl_distill.store.remote import CachePlace, RemoteStore
 from axolotl_distill.store.schema import Shard
 from axolotl_distill.store.tokenizer import (
     added_ids,
@@ -27,10 +24,12 @@ from axolotl_distill.unplugged import needs_plugin
 load = needs_plugin("axolotl_distill.store")
 
 __all__ = [
+    "CachePlace",
     "Manifest",
     "Payload",
     "RecordBatch",
     "Records",
+    "RemoteStore",
     "Shard",
     "StoreWriter",
     "TeacherStore",

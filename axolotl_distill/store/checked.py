@@ -41,16 +41,19 @@ CHANGED = 2
 _here: dict[str, dict[str, Stamp]] = {}
 
 
-def check_files(store: Path, manifest: Manifest, *, again: bool = False) -> None:
+def check_files(
+    store: Path, manifest: Manifest, *, again: bool = False, rows_alone: bool = False
+) -> None:
     """Raises StoreMissingError or StoreCorruptError unless every file that the manifest names is
     there and as it was written: size, hash, the header of its tensors, the footer of its rows.
 
-    again   read them all, whatever is remembered
+    again       read them all, whatever is remembered
+    rows_alone  those of the rows; the records lie elsewhere
 
     Costs one stat a file when all are remembered, else reads those that are not, several at once
     (progress is shown when it takes over a second).
     """
-    stamps = check_sizes(store, manifest)
+    stamps = check_sizes(store, manifest, rows_alone)
     memory = _Memory(store, manifest.uid)
     if not again and not _unknown(stamps, memory.read()):
         return
@@ -66,7 +69,7 @@ def check_files(store: Path, manifest: Manifest, *, again: bool = False) -> None
                 memory.write(found)
 
 
-def check_sizes(store: Path, manifest: Manifest) -> dict[str, Stamp]:
+def check_sizes(store: Path, manifest: Manifest, rows_alone: bool = False) -> dict[str, Stamp]:
     """By what every file of a store is known again. One stat a file.
 
     Raises StoreMissingError or StoreCorruptError for a file that is missing or cut."""
@@ -74,6 +77,7 @@ def check_sizes(store: Path, manifest: Manifest) -> dict[str, Stamp]:
         name: _stamp(f"{store}/{name}", about["bytes"], about["sha256"])
         for shard in manifest.shards
         for name, about in shard.files.items()
+        if name == shard.rows_file or not rows_alone
     }
 
 
@@ -128,7 +132,13 @@ def _check_file(store: Path, manifest: Manifest, shard: Shard, name: str) -> Non
         )
     if name == shard.rows_file:
         open_rows(path, manifest, shard).close()
-        return
+    else:
+        check_records(path, manifest, shard)
+
+
+def check_records(path: Path, manifest: Manifest, shard: Shard) -> None:
+    """Raises StoreCorruptError unless a file of records, whose hash is right, has the header that
+    it must, and some of its records are what a record must be."""
     arrays = map_tensors(path, manifest, shard)
     try:
         manifest.payloads.check(arrays, manifest.shape_of(shard), most=SAMPLE)

@@ -1,11 +1,12 @@
-"""Reading a store: O(shards) to open, O(batch) to read."""
+"""Reading a store: O(batch)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from axolotl_distill.errors import StoreCorruptError, StoreError
-from axolotl_distill.store.checked import check_files
 from axolotl_distill.store.manifest import AGAIN, Manifest
 from axolotl_distill.store.payloads import Arrays, Records
 from axolotl_distill.store.schema import RECORD_BITS
@@ -35,6 +36,10 @@ class TeacherStore:
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": {}}
 
+    def __str__(self) -> str:
+        """Where it lies, as a message may say."""
+        return str(self.path)
+
     @property
     def num_rows(self) -> int:
         return self.manifest.num_rows
@@ -48,6 +53,10 @@ class TeacherStore:
         """The rows, in order."""
         return [self.path / shard.rows_file for shard in self.manifest.shards]
 
+    def shard_of(self, record: int) -> int:
+        """The number of the shard that has a record."""
+        return int(np.searchsorted(self._stops, record, side="right"))
+
     def read(self, index: np.ndarray) -> Records:
         """Records int64 [M], in any order, as often as wanted.
 
@@ -57,7 +66,7 @@ class TeacherStore:
         index = np.asarray(index, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.num_records):
             raise StoreError(
-                f"records {index.min()} to {index.max()} asked of {self.path}, which holds "
+                f"records {index.min()} to {index.max()} asked of {self}, which holds "
                 f"{self.num_records}"
             )
         shard_of = np.searchsorted(self._stops, index, side="right")
@@ -69,37 +78,28 @@ class TeacherStore:
         return self.manifest.payloads.join(parts, index.size)
 
     def arrays(self, number: int) -> Arrays:
-        """The memory-mapped arrays of one shard. Raises what map_tensors does."""
+        """The memory-mapped arrays of one shard, which may outlive its file. Raises what `held`
+        does."""
+        with self.held(number) as arrays:
+            return arrays
+
+    @contextmanager
+    def held(self, number: int) -> Iterator[Arrays]:
+        """The memory-mapped arrays of one shard, whose file stays until the context ends. Raises
+        what map_tensors does."""
         if number not in self._maps:
             shard = self.manifest.shards[number]
             self._maps[number] = map_tensors(self.path / shard.records_file, self.manifest, shard)
-        return self._maps[number]
+        yield self._maps[number]
 
     def _read_shard(self, number: int, local: np.ndarray) -> Records:
         shard = self.manifest.shards[number]
-        arrays, shape = self.arrays(number), self.manifest.shape_of(shard)
         try:
-            return self.manifest.payloads.read(arrays, local, shape)
+            with self.held(number) as arrays:
+                return self.manifest.payloads.read(arrays, local, self.manifest.shape_of(shard))
         except ValueError as error:
+            if isinstance(error, StoreError):
+                raise
             raise StoreCorruptError(
-                f"{self.path / shard.records_file}: {error}; since it was last checked. {AGAIN}"
+                f"{self}/{shard.records_file}: {error}; since it was last checked. {AGAIN}"
             ) from error
-
-
-def open_store(
-    path: str | Path, *, allow_incomplete: bool = False, check_again: bool = False
-) -> TeacherStore:
-    """Open a store for reading. Holds every file against the manifest; see `check_files`, which
-    reads each file once and then remembers, unless `check_again`.
-
-    Raises StoreMissingError, StoreCorruptError, or StoreError for a capture that has not ended.
-    """
-    path = Path(path)
-    manifest = Manifest.load(path)
-    if not manifest.complete and not allow_incomplete:
-        raise StoreError(
-            f"{path} is not complete: its capture stopped after {manifest.num_rows} rows. Run the "
-            "same `axolotl distill capture` command again; it goes on where it stopped."
-        )
-    check_files(path, manifest, again=check_again)
-    return TeacherStore(path, manifest)

@@ -78,19 +78,18 @@ class SourceShard:
     def records(self, piece: Piece) -> RecordBatch:
         """Raises StoreCorruptError as the store does."""
         first, stop = (int(self.stops[row - 1]) if row else 0 for row in (piece.first, piece.stop))
-        manifest, arrays = self.store.manifest, self.store.arrays(self.number)
+        manifest, shape = self.store.manifest, self.store.manifest.shape_of(self.about)
         # One part at least, for its columns.
         starts = range(first, stop, AT_ONCE) or [first]
-        return join_batches(
-            [
-                manifest.payloads.take(
-                    arrays,
-                    np.arange(start, min(start + AT_ONCE, stop)),
-                    manifest.shape_of(self.about),
-                )
-                for start in starts
-            ]
-        )
+        with self.store.held(self.number) as arrays:
+            return join_batches(
+                [
+                    manifest.payloads.take(
+                        arrays, np.arange(start, min(start + AT_ONCE, stop)), shape
+                    )
+                    for start in starts
+                ]
+            )
 
     def _open(self) -> Any:
         store = self.store

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,16 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """What a payload may hold, by safetensors' names"""
 MAX_HEADER = 1 << 16
+Place = tuple[str, tuple[int, ...], int, int]
+"""dtype, shape, first byte, byte after the last"""
+Places = dict[str, dict[str, Place]]
+"""shard -> tensor -> where it lies in the shard's file"""
 
 
-def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> Arrays:
+def map_tensors(path: Path, manifest: Manifest, shard: Shard, seen: Places | None = None) -> Arrays:
     """Every tensor of a shard as a read-only memory map; reads only the header.
+
+    seen  what it says, by shard, where it was read before; what is read now is added
 
     Raises StoreMissingError, and StoreCorruptError for a file whose size, header, names, types,
     shapes or places are not what the manifest makes of them.
@@ -35,14 +42,14 @@ def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> Arrays:
         size, said = path.stat().st_size, shard.files[shard.records_file]["bytes"]
         if size != said:
             raise ValueError(f"it has {size} bytes, the manifest says {said}")
-        data = np.memmap(path, mode="r", dtype=np.uint8)
-        start = 8 + int(data[:8].view("<u8")[0]) if size >= 8 else size + 1
-        if start > min(size, 8 + MAX_HEADER):
-            raise ValueError("its header is longer than it can be")
-        places = _places(strict_json(bytes(data[8:start])), manifest, shard, size - start)
+        with path.open("rb") as file:
+            data = np.frombuffer(mmap(file.fileno(), 0, access=ACCESS_READ), np.uint8)
+        seen = {} if seen is None else seen
+        if shard.name not in seen:
+            seen[shard.name] = _header(data, manifest, shard)
         return {
-            name: np.asarray(data[start + begin : start + end]).view(DTYPES[dtype]).reshape(shape)
-            for name, (dtype, shape, begin, end) in places.items()
+            name: data[begin:end].view(DTYPES[dtype]).reshape(shape)
+            for name, (dtype, shape, begin, end) in seen[shard.name].items()
         }
     except FileNotFoundError as error:
         raise StoreMissingError(f"{path} is missing. {AGAIN}") from error
@@ -54,10 +61,20 @@ def map_tensors(path: Path, manifest: Manifest, shard: Shard) -> Arrays:
         ) from error
 
 
-def _places(
-    header: Any, manifest: Manifest, shard: Shard, size: int
-) -> dict[str, tuple[str, tuple[int, ...], int, int]]:
-    """name -> (dtype, shape, first byte, byte after the last). Raises ValueError."""
+def _header(data: np.ndarray, manifest: Manifest, shard: Shard) -> dict[str, Place]:
+    """Where each tensor lies in a file. Raises ValueError."""
+    start = 8 + int(data[:8].view("<u8")[0]) if data.size >= 8 else data.size + 1
+    if start > min(data.size, 8 + MAX_HEADER):
+        raise ValueError("its header is longer than it can be")
+    places = _places(strict_json(bytes(data[8:start])), manifest, shard, data.size - start)
+    return {
+        name: (dtype, shape, start + begin, start + end)
+        for name, (dtype, shape, begin, end) in places.items()
+    }
+
+
+def _places(header: Any, manifest: Manifest, shard: Shard, size: int) -> dict[str, Place]:
+    """Bytes counted from the end of the header. Raises ValueError."""
     if not isinstance(header, dict):
         raise ValueError("its header is no object")
     header.pop("__metadata__", None)

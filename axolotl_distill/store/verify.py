@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from axolotl_distill.errors import StoreCorruptError
+from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.store.manifest import AGAIN
-from axolotl_distill.store.reader import TeacherStore, open_store
+from axolotl_distill.store.opening import open_store
+from axolotl_distill.store.reader import TeacherStore
 from axolotl_distill.store.rows import check_rows
 
 
@@ -18,9 +19,12 @@ def verify_store(path: str | Path) -> TeacherStore:
     manifest = store.manifest
     for number, shard in enumerate(manifest.shards):
         try:
-            manifest.payloads.check(store.arrays(number), manifest.shape_of(shard))
+            with store.held(number) as arrays:
+                manifest.payloads.check(arrays, manifest.shape_of(shard))
         except ValueError as error:
-            file = store.path / shard.records_file
+            if isinstance(error, StoreError):
+                raise
+            file = f"{store}/{shard.records_file}"
             raise StoreCorruptError(f"{file}: {error}. {AGAIN}") from error
         check_rows(store.path / shard.rows_file, manifest, shard)
     return store

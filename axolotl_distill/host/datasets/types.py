@@ -11,11 +11,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.address import is_address
+from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.distill import STORE_MODULE, STORE_TYPE, is_store
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.compat import dataset_keys
 from axolotl_distill.host.datasets.thinking import DROP, parse_thinking
-from axolotl_distill.store import TeacherStore, open_store
+from axolotl_distill.store import CachePlace, TeacherStore, open_store
 
 CHAT_TYPE = "axolotl_distill.chat"
 TRAJECTORIES_TYPE = "axolotl_distill.trajectories"
@@ -133,10 +135,26 @@ def _carry_thinking(dataset: Any) -> None:
     dataset[CARRIER] = f"{CARRIED}{value}"
 
 
-def open_stores(datasets: list[Any] | None) -> list[TeacherStore]:
+def open_stores(datasets: list[Any] | None, cache: CachePlace | None = None) -> list[TeacherStore]:
     """The stores among `datasets`, opened in order, each path once."""
     paths = dict.fromkeys(str(dataset["path"]) for dataset in datasets or [] if is_store(dataset))
-    return [open_store(path) for path in paths]
+    return [open_store(path, cache=cache) for path in paths]
+
+
+def cache_place(cfg: Any) -> CachePlace:
+    """What `distill.cache` says of stores at an address."""
+    block = (cfg.distill or {}).get("cache") or {}
+    args = CacheArgs.model_validate(dict(block))
+    return CachePlace(None if args.folder is None else Path(args.folder), args.size)
+
+
+def bring_near(datasets: list[Any] | None, cache: CachePlace) -> None:
+    """Fetch the rows of stores that lie at an address, and name the folder that has them, their
+    mirror, in place: what reads rows, here and in Axolotl, reads local files. Records are fetched
+    when they are asked for. Raises what `open_store` does."""
+    for dataset in datasets or []:
+        if is_store(dataset) and is_address(dataset["path"]):
+            dataset["path"] = str(open_store(str(dataset["path"]), cache=cache).path)
 
 
 def follow_content(datasets: list[Any] | None) -> None:
@@ -209,4 +227,5 @@ def _digest(files: list[Path]) -> str:
 
 def all_stores(cfg: Any) -> list[TeacherStore]:
     """Every store a run reads: those of `datasets`, then those only in `test_datasets`."""
-    return open_stores([*(cfg.datasets or []), *(cfg.test_datasets or [])])
+    datasets = [*(cfg.datasets or []), *(cfg.test_datasets or [])]
+    return open_stores(datasets, cache_place(cfg))

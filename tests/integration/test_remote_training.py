@@ -1,0 +1,49 @@
+"""The real Axolotl on stores at s3://, held to the same run on the local store."""
+
+import pytest
+from support.axolotl_run import run_axolotl
+from support.s3_server import s3_server
+
+from axolotl_distill.store import open_store
+from axolotl_distill.store.rearrange import reshard
+from axolotl_distill.store.transfer import push
+
+pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
+PACKED = {"sample_packing": True, "attn_implementation": "sdpa", "micro_batch_size": 1}
+
+
+@pytest.mark.parametrize(
+    "name, extra, processes",
+    [
+        ("workers", {"dataloader_num_workers": 2}, 1),
+        ("packed", PACKED, 1),
+        ("ddp", {}, 2),
+    ],
+)
+def test_trains_as_on_the_local_store(tmp_path, config, store, name, extra, processes):
+    """A cache of two shards of many, shared by ranks and workers."""
+    near = tmp_path / "near"
+    made = reshard(open_store(store), near, 150)
+    sizes = [shard.files[shard.records_file]["bytes"] for shard in made.shards]
+    assert len(sizes) > 4
+    runs = {}
+    with s3_server() as server:
+        url = f"{server.make_bucket('stores')}/teacher"
+        push(open_store(near), url)
+        for place, path in (("near", str(near)), ("far", url)):
+            distill = dict(config["distill"])
+            if place == "far":
+                distill["cache"] = {"folder": str(tmp_path / "cache"), "size": 2 * max(sizes)}
+            dataset = {"path": path, "type": "axolotl_distill.store"}
+            runs[place] = run_axolotl(
+                tmp_path / place,
+                {**config, **extra, "max_steps": 6, "distill": distill, "datasets": [dataset]},
+                processes=processes,
+            )
+    assert runs["far"].ranks == processes
+    for column in ("loss", "grad_norm", "distill/kl", "distill/ce"):
+        assert runs["far"].column(column) == runs["near"].column(column), column
+    assert len(runs["far"].steps) == 6
+    assert "waited" in runs["far"].log and "waited" not in runs["near"].log
+    held = [file.stat().st_size for file in (tmp_path / "cache" / "objects").iterdir()]
+    assert 0 < sum(held) <= 2 * max(sizes)
