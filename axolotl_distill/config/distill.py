@@ -21,6 +21,7 @@ from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.hidden import HiddenArgs
+from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
 
@@ -76,6 +77,9 @@ class DistillArgs(Block):
     k: Annotated[int, ReadBy("teacher.server", unless=(None,))] = Field(
         64, ge=1, description="Likeliest tokens that a teacher behind a server is asked for."
     )
+    on_policy: OnPolicyArgs | None = Field(
+        None, description="The student writes, and the teacher grades what it wrote."
+    )
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="Of the cross-entropy.")
     support: Annotated[Support | None, NOT_TEXT] = Field(
         None,
@@ -105,6 +109,15 @@ class DistillArgs(Block):
     def _goes_together(self) -> "DistillArgs":
         if isinstance(self.teacher, TeacherArgs):
             self._answers_while_training(self.teacher)
+        elif self.on_policy is not None:
+            raise ValueError(
+                "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
+                "its block, or self. A store and text know nothing of it."
+            )
+        if self.hidden_states is not None and self.on_policy is not None:
+            raise ValueError(
+                "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
+            )
         if self.hidden_states is not None and (
             not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
         ):
@@ -137,6 +150,12 @@ class DistillArgs(Block):
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "
                 "draws. Remove it."
+            )
+        if self.on_policy is not None and self.on_policy.seq_kd and teacher.server is not None:
+            raise ValueError(
+                "`on_policy.seq_kd` has the teacher write, which one behind a `server` cannot be "
+                "asked for yet. Use a teacher without `server`, or let it write before with "
+                "`axolotl distill generate`."
             )
         if teacher.server is None:
             if self.support is not None:

@@ -42,6 +42,8 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "and this config trains no LoRA adapter.",
             "Set `adapter: lora` or qlora, or name a `model`: the base model itself will do.",
         )
+    if args.on_policy is not None:
+        yield from _on_policy_findings(cfg)
     if teacher.server is not None:
         return
     for key in ("fsdp_config", "fsdp", "deepspeed"):
@@ -61,6 +63,17 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
         )
 
 
+def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
+    for key in ("fsdp_config", "fsdp", "deepspeed", "torch_compile"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.on_policy`:",
+                "the student's `generate` was not shown to work with it.",
+                "Train with DDP or one process, without it.",
+            )
+
+
 def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabulary) -> None:
     """Raises ConfigError for a way of training that was shown for no live teacher, and
     TokenizerMismatchError for rows that the teacher cannot read."""
@@ -68,7 +81,7 @@ def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabu
     assert teacher is not None
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if teacher.server is None and how in ("FSDP", "DEEPSPEED"):
+    if (teacher.server is None or args.on_policy is not None) and how in ("FSDP", "DEEPSPEED"):
         raise ConfigError(SHARDED.format(how=how))
     if vocabulary.foreign:
         _check_texts(trainer.named_datasets(), vocabulary, teacher.model)

@@ -21,6 +21,8 @@ class DistillPlugin(BasePlugin):
     """What a live teacher shares with the student, once it was checked."""
     _hidden: Any = None
     """The layers of both that are paired, once they were found."""
+    _source: Any = None
+    """Of the signal; None where there is text alone."""
 
     def register(self, cfg: Any) -> None:
         """Refuse a wrong config, and name the dataset types as Axolotl can find them."""
@@ -104,6 +106,7 @@ class DistillPlugin(BasePlugin):
         hidden = self._hidden
         layers = () if hidden is None else hidden.teacher_layers
         source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
+        self._source = source
         objectives: list[Any] = [logits_objective(_args(cfg), source)]
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
@@ -131,6 +134,10 @@ class DistillPlugin(BasePlugin):
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
+        if _args(cfg).on_policy is not None:
+            from axolotl_distill.host.rollouts import on_policy
+
+            trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
         return [InForce(trainer, stores)]
 
     def _check(self, cfg: Any) -> None:

@@ -15,6 +15,7 @@ from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
+from axolotl_distill.rollout.step import OnPolicy
 from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS, WEIGHTS
 
 LOG = get_logger(__name__)
@@ -38,6 +39,8 @@ class DistillMixin(Base):
     _signature_columns: Any
     projection_rate: float | None = None
     """Of the projections of hidden states; None: the run's own"""
+    on_policy: OnPolicy | None = None
+    """Writes a step's text, where `distill.on_policy` asks for it"""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -80,6 +83,14 @@ class DistillMixin(Base):
         ours = (POINTERS.name, LOSS_WEIGHTS.name)
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        """The micro-batches of one optimizer step, and the weight of their tokens."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.on_policy is None or not batches:
+            return batches, items
+        batches = self.on_policy.replace(batches, self.state.global_step + 1)
+        return batches, self._get_num_items_in_batch(batches, device)
+
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()
         stores = getattr(self.data_collator, "stores", {})
@@ -121,6 +132,8 @@ class DistillMixin(Base):
             )
         self._distill_sums[model.training].add(outputs["metrics"])
         if model.training:
+            if self.on_policy is not None:
+                self.on_policy.saw(outputs["metrics"])
             step = self.state.global_step + 1
             self._guard.before_backward(step, inputs, loss, num_items_in_batch, self.model)
         return (loss, outputs) if return_outputs else loss
@@ -143,6 +156,10 @@ class DistillMixin(Base):
             means = self._distill_sums[True].means(self.accelerator)
             means.pop("loss", None)
             logs = {**logs, **{f"distill/{name}": value for name, value in means.items()}}
+            if self.on_policy is not None:
+                logs |= self.on_policy.logs(self.accelerator)
+                for sample in self.on_policy.samples:
+                    LOG.info(sample)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -27,13 +27,15 @@ class SelfTeacher(ModelTeacher):
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """See ModelTeacher."""
-        with torch.no_grad(), _evaluating(self.model), _adapters_off(self.model):
+        with torch.no_grad(), evaluating(self.model), _adapters_off(self.model):
             yield
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Not by `eval()` and `train()`: parts of the student may be in evaluation mode all along, and
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """While it lasts the model is in evaluation mode; then as it was.
+
+    Not by `eval()` and `train()`: parts of the student may be in evaluation mode all along, and
     a 4-bit layer on a CPU packs its weight anew when it first runs in that mode."""
     trained = [
         module

@@ -49,6 +49,10 @@ class SharedVocabulary:
             used |= set(ids.tolist())
         return used
 
+    def reads(self, token: int) -> bool:
+        """Whether an id means the same to both."""
+        return token < self.size and token not in self.foreign
+
     def check_ids(self, ids: np.ndarray, teacher: str) -> None:
         """Raises TokenizerMismatchError where `ids`, a text, have a token that the teacher cannot
         read."""
@@ -61,7 +65,7 @@ class SharedVocabulary:
 
     def unread(self, ids: np.ndarray) -> str:
         """The first of `ids` that the teacher cannot read, by name; empty where there are none."""
-        unread = [i for i in ids.tolist() if i in self.foreign or i >= self.size]
+        unread = [i for i in ids.tolist() if not self.reads(i)]
         return ", ".join(f"{self.foreign.get(i)!r} (id {i})" for i in unread[:3])
 
 

@@ -81,6 +81,33 @@ def test_the_qlora_example_on_a_cpu(student_dir, smollm2_dir):
     assert (ROOT / "outputs/smollm2-qlora-cpu/student/adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_the_on_policy_example_on_a_cpu(student_dir, smollm2_dir):
+    """A real student of 25 layers writes, and the model it was cut out of grades."""
+    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            *command,
+            "-m",
+            "axolotl.cli.train",
+            "example_configs/on-policy-cpu.yml",
+        ],
+        cwd=ROOT,
+        env={**environment(), "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count("distill/kl") + done.stdout.count("distill/kd") == 4
+    assert "rollout/length" in done.stdout
+    assert (ROOT / "outputs/on-policy-cpu/student/adapter_model.safetensors").exists()
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yml")), ids=lambda path: path.stem)
 def test_axolotl_takes_every_example(monkeypatch, path):
     """As on 8 GPUs: what `axolotl train` checks before it loads anything."""

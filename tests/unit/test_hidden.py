@@ -276,6 +276,7 @@ def test_layers_that_are_not_there(pairs):
             },
             "is behind a server",
         ),
+        ({"teacher": "m", "hidden_states": {}, "on_policy": {}}, "was not tried yet"),
         ({"teacher": "m", "hidden_states": {"pairs": []}}, "must hold pairs"),
         ({"teacher": "m", "hidden_states": {"pairs": [[1, 2, 3]]}}, "must hold pairs"),
         ({"teacher": "m", "hidden_states": {"pairs": [[1, 2], [1, 2]]}}, "a pair twice"),

@@ -1,0 +1,40 @@
+"""`distill.on_policy`: the student writes, and the teacher grades every token."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from axolotl_distill.config.block import Block
+
+
+class OnPolicyArgs(Block):
+    """How often a step learns from text that a model has just written, and how it writes.
+
+    The prompts are those of `datasets`: what stands before the last stretch of learnt tokens of a
+    row. The divergence and its beta are those of `distill`.
+    """
+
+    MEANT: ClassVar[dict[str, str]] = {
+        "lambda": "lmbda",
+        "beta": "distill.beta, with `distill.divergence: jsd` (0 forward KL, 1 reverse KL)",
+        "max_tokens": "max_new_tokens",
+        "max_completion_length": "max_new_tokens",
+    }
+
+    lmbda: float = Field(
+        0.5, ge=0.0, le=1.0, description="Share of the steps that learn from the student's text."
+    )
+    seq_kd: bool = Field(
+        False, description="The other steps learn from text of the teacher, not from the data."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Of a completion.")
+    temperature: float = Field(
+        1.0, gt=0.0, description="Of the sampling; that of the loss is `distill.temperature`."
+    )
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Of the sampling.")
+    top_k: int = Field(0, ge=0, description="Of the sampling; 0 = all tokens.")
+    batch_size: int = Field(64, ge=1, description="Completions under way at once, in each process.")
+    truncated: Literal["keep", "drop"] = Field(
+        "keep", description="Completions that end for want of room: learnt from, or left out."
+    )
+    samples: int = Field(1, ge=0, description="Completions to show whenever the loss is logged.")

@@ -1,0 +1,111 @@
+"""Prompts out of a step's micro-batches, and micro-batches out of prompts with completions."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from axolotl_distill.rollout.writer import Completion
+from axolotl_distill.signal.batch import IGNORE, TARGETS, WEIGHTS
+from axolotl_distill.signal.documents import documents
+
+Batch = dict[str, torch.Tensor]
+Collate = Callable[[list[Any]], Batch]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of a document up to its last stretch of learnt ones.
+
+    batch  which of the step's micro-batches it is in
+    """
+
+    batch: int
+    ids: list[int]
+
+
+def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
+    """One a document that has learnt tokens; the others have nothing to be answered."""
+    found = []
+    for number, batch in enumerate(batches):
+        ids = batch["input_ids"].cpu().numpy().reshape(-1)
+        learnt = batch[TARGETS.name].cpu().numpy().reshape(-1) != IGNORE
+        for document in documents(batch):
+            at = np.flatnonzero(learnt[document])
+            if at.size:
+                breaks = np.flatnonzero(np.diff(at) > 1)
+                first = at[breaks[-1] + 1] if breaks.size else at[0]
+                stop = document.start + int(first) + 1
+                found.append(Prompt(number, ids[document.start : stop].tolist()))
+    return found
+
+
+def feature(prompt: Sequence[int], completion: Completion, *, positions: bool) -> dict[str, Any]:
+    """A row as a dataset type makes it: the completion is learnt, with the stop token."""
+    ids = [*prompt, *completion.ids]
+    row = {
+        "input_ids": ids,
+        "labels": [IGNORE] * len(prompt) + completion.ids,
+        "attention_mask": [1] * len(ids),
+    }
+    return {**row, "position_ids": list(range(len(ids)))} if positions else row
+
+
+def repacked(
+    batches: Sequence[Batch],
+    written: Sequence[tuple[Prompt, Completion]],
+    collate: Collate,
+    *,
+    packed: bool,
+    sequence_len: int,
+) -> tuple[list[Batch], int]:
+    """(as many micro-batches as there were, how many completions found no room in them).
+
+    Packed: into the rows of all of them, the longest first, each into the emptiest. Else each goes
+    back into the micro-batch of its prompt. A micro-batch without one supervises nothing.
+    """
+    positions = "position_ids" in batches[0]
+    rows: list[list[list[dict[str, Any]]]] = [[] for _ in batches]
+    left_out = 0
+    if packed:
+        capacity = [max(sequence_len, batch["input_ids"].shape[1]) for batch in batches]
+        rows = [[[] for _ in range(batch["input_ids"].shape[0])] for batch in batches]
+        loads = {(i, j): 0 for i, of_batch in enumerate(rows) for j in range(len(of_batch))}
+        features = [feature(p.ids, completion, positions=True) for p, completion in written]
+        for row in sorted(features, key=lambda row: -len(row["input_ids"])):
+            size = len(row["input_ids"])
+            fitting = [bin for bin in loads if loads[bin] + size <= capacity[bin[0]]]
+            if not fitting:
+                left_out += 1
+                continue
+            number, place = min(fitting, key=lambda bin: loads[bin])
+            rows[number][place].append(row)
+            loads[number, place] += size
+    else:
+        for prompt, completion in written:
+            rows[prompt.batch].append([feature(prompt.ids, completion, positions=positions)])
+    made = []
+    for batch, of_batch in zip(batches, rows, strict=True):
+        filled = [row for row in of_batch if row]
+        if not filled:
+            made.append(silenced(batch))
+            continue
+        new = collate(filled if packed else [row[0] for row in filled])
+        device = batch["input_ids"].device
+        made.append({name: _moved(value, device) for name, value in new.items()})
+    return made, left_out
+
+
+def silenced(batch: Batch) -> Batch:
+    """The micro-batch with nothing learnt."""
+    nothing: Batch = {}
+    for name, fill in (("labels", IGNORE), (TARGETS.name, IGNORE), (WEIGHTS.name, WEIGHTS.fill)):
+        if name in batch:
+            nothing[name] = torch.full_like(batch[name], fill)
+    return {**batch, **nothing}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value

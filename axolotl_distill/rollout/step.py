@@ -1,0 +1,146 @@
+"""What a step learns from: the data, or what the student or the teacher makes of its prompts."""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from axolotl_distill.config.on_policy import OnPolicyArgs
+from axolotl_distill.objectives.metrics import MetricSums
+from axolotl_distill.rollout.repack import Batch, Collate, Prompt, prompts_of, repacked
+from axolotl_distill.rollout.writer import Completion, Writer
+from axolotl_distill.show import foreign
+
+SHOWN = 400
+"""Characters of a prompt's end, and of a completion"""
+OF_OWN_TEXT = ("kl", "kd", "entropy", "top1_agreement")
+
+
+@dataclass
+class OnPolicy:
+    """Replaces the micro-batches of a step.
+
+    What a step learns from follows from its number and `seed` alone, and so is the same on all
+    ranks; what is written, from these, the rank and the weights.
+
+    student, teacher  who write; the teacher with `seq_kd` only
+    collate           makes a micro-batch of rows, as the data's are made
+    packed            whether these rows are lists of documents
+    decode            ids to text, for what is shown
+    warn              told once of what is left out
+    device            where sums are added up
+    """
+
+    args: OnPolicyArgs
+    student: Writer
+    teacher: Writer | None
+    collate: Collate
+    packed: bool
+    sequence_len: int
+    seed: int
+    rank: int
+    decode: Callable[[list[int]], str]
+    warn: Callable[[str], None]
+    device: torch.device
+    samples: list[str] = field(default_factory=list)
+    """Some of what the student wrote last, on the first rank."""
+    own_text: bool = False
+    """Whether the step under way learns from the student's own text."""
+    _sums: MetricSums = field(default_factory=MetricSums)
+    _own: MetricSums = field(default_factory=MetricSums)
+    _times: MetricSums = field(default_factory=MetricSums)
+    _said: bool = False
+    _returned: float | None = None
+
+    def replace(self, batches: list[Batch], step: int) -> list[Batch]:
+        """The micro-batches of optimizer step `step`: these, or as many others."""
+        began = time.perf_counter()
+        update = None if self._returned is None else began - self._returned
+        self.own_text = random.Random(f"{self.seed} {step}").random() < self.args.lmbda
+        author = self.student if self.own_text else self.teacher
+        if author is not None:
+            batches = self._written(batches, step, author)
+        self._returned = time.perf_counter()
+        self._count(self._returned - began, update)
+        return batches
+
+    def _written(self, batches: list[Batch], step: int, author: Writer) -> list[Batch]:
+        prompts = prompts_of(batches)
+        asked = [prompt for prompt in prompts if len(prompt.ids) < author.context]
+        if len(asked) < len(prompts) and not self._said:
+            self._said = True
+            self.warn(
+                f"axolotl-distill: step {step} has {len(prompts) - len(asked)} prompts as long as "
+                f"`sequence_len: {author.context}`, which leave no room for an answer; these and "
+                "others like them are left out, and no more is said of them. Raise it, or take "
+                "such rows out."
+            )
+        completions = author.write([p.ids for p in asked], self._seed(step)) if asked else []
+        written = list(zip(asked, completions, strict=True))
+        if author is self.student:
+            self._keep_samples(written, step)
+        if self.args.truncated == "drop":
+            kept = [(prompt, completion) for prompt, completion in written if completion.finished]
+        else:
+            kept = written
+        made, left_out = repacked(
+            batches, kept, self.collate, packed=self.packed, sequence_len=self.sequence_len
+        )
+        if author is self.student:
+            self._measure(completions, left_out)
+        return made
+
+    def saw(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        """What the loss of a micro-batch of the step under way was made of."""
+        if self.own_text:
+            self._own.add({name: metrics[name] for name in OF_OWN_TEXT if name in metrics})
+
+    def logs(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all ranks since the last call. All ranks must call it."""
+        means: dict[str, float] = {}
+        for sums in (self._sums, self._own, self._times):
+            means |= sums.means(accelerator)
+        return {f"rollout/{name}": value for name, value in means.items()}
+
+    def _seed(self, step: int) -> int:
+        named = f"{self.seed} {step} {self.rank}".encode()
+        return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 1
+
+    def _measure(self, completions: list[Completion], left_out: int) -> None:
+        written = len(completions)
+        self._sums.add(
+            {
+                "length": self._pair(sum(len(c.ids) for c in completions), written),
+                "truncated": self._pair(sum(not c.finished for c in completions), written),
+                "left_out": self._pair(left_out, written),
+            }
+        )
+
+    def _count(self, seconds: float, update: float | None) -> None:
+        self._times.add(
+            {
+                "own_text": self._pair(self.own_text, 1),
+                "seconds": self._pair(seconds, 1),
+                "update_seconds": self._pair(update or 0.0, update is not None),
+            }
+        )
+
+    def _pair(self, total: float, count: float) -> tuple[Tensor, Tensor]:
+        one, other = torch.tensor([total, count], dtype=torch.float32, device=self.device)
+        return one, other
+
+    def _keep_samples(self, written: list[tuple[Prompt, Completion]], step: int) -> None:
+        if self.rank != 0:
+            return
+        self.samples = [
+            f"axolotl-distill: step {step}, "
+            f"{'finished' if completion.finished else 'cut off'} after {len(completion.ids)} "
+            f"tokens: …{foreign(self.decode(prompt.ids)[-SHOWN:])} ⟶ "
+            f"{foreign(self.decode(completion.ids)[:SHOWN])}"
+            for prompt, completion in written[: self.args.samples]
+        ]

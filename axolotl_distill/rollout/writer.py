@@ -1,0 +1,130 @@
+"""Completions by a model's own `generate`."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from axolotl_distill.config.on_policy import OnPolicyArgs
+from axolotl_distill.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids, the stop token included where there is one.
+
+    finished  whether it ended with a stop token; else it ran out of room
+    """
+
+    ids: list[int]
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes.
+
+    model      with `generate`; PEFT's wrapper or a causal LM
+    as_author  entered while it writes: no dropout, and a cache of keys and values, whatever the
+               model does while it trains
+    stop       ids that end a completion
+    pad        any id; what is written is told from padding by its length and never by this
+    context    tokens of prompt and completion together
+    reads      whether an id means the same to student and teacher; a completion is cut off at one
+               that does not
+    """
+
+    model: Any
+    as_author: Callable[[], AbstractContextManager[object]]
+    args: OnPolicyArgs
+    stop: tuple[int, ...]
+    pad: int
+    context: int
+    reads: Callable[[int], bool]
+
+    def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
+        """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
+        and the weights; the generators of torch are left as they were.
+
+        Every prompt is shorter than `context`.
+        """
+        order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+        found: dict[int, Completion] = {}
+        device = self.model.device
+        forked = [] if device.type == "cpu" else [device]
+        kind = "cuda" if device.type == "cpu" else device.type
+        with torch.random.fork_rng(devices=forked, device_type=kind), self.as_author():
+            torch.manual_seed(seed)
+            for at in range(0, len(order), self.args.batch_size):
+                some = order[at : at + self.args.batch_size]
+                written = self._batch([prompts[index] for index in some])
+                found |= zip(some, written, strict=True)
+        return [found[index] for index in range(len(prompts))]
+
+    @torch.no_grad()
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
+        longest = max(map(len, prompts))
+        room = [self.context - len(prompt) for prompt in prompts]
+        ids = torch.full((len(prompts), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        device = self.model.device
+        written = self.model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=self._settings(min(self.args.max_new_tokens, max(room))),
+        )
+        new = written[:, longest:].tolist()
+        return [self._completion(row[:most]) for row, most in zip(new, room, strict=True)]
+
+    def _settings(self, most: int) -> GenerationConfig:
+        # What is left None here is taken from the model's own generation_config, whose penalties
+        # and warpers would make the text another than the student's own.
+        return GenerationConfig(
+            do_sample=True,
+            temperature=self.args.temperature,
+            top_p=self.args.top_p,
+            top_k=self.args.top_k,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            typical_p=1.0,
+            epsilon_cutoff=0.0,
+            eta_cutoff=0.0,
+            min_p=0.0,
+            num_beams=1,
+            num_return_sequences=1,
+            max_new_tokens=most,
+            eos_token_id=list(self.stop),
+            pad_token_id=self.pad,
+            use_cache=True,
+        )
+
+    def _completion(self, ids: list[int]) -> Completion:
+        for at, token in enumerate(ids):
+            if not self.reads(token):
+                return Completion(ids[:at], False)
+            if token in self.stop:
+                return Completion(ids[: at + 1], True)
+        return Completion(ids, False)
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a completion: those of the model's generation_config, and the tokenizer's.
+
+    Raises ConfigError where there are none.
+    """
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    found = [i for i in (*named, tokenizer.eos_token_id) if i is not None]
+    if not found:
+        raise ConfigError(
+            "`distill.on_policy`: neither the student's generation_config nor its tokenizer names "
+            "an end-of-text token, so that no completion would ever end. Set `special_tokens: "
+            "{eos_token: …}`."
+        )
+    return tuple(dict.fromkeys(found))

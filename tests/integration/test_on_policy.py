@@ -1,0 +1,69 @@
+"""The real Axolotl, where the student writes what it learns from."""
+
+import json
+
+import pytest
+from support.axolotl_run import Plan, run_fleet
+from support.strategies import LORA
+
+pytestmark = pytest.mark.axolotl
+
+
+@pytest.fixture(scope="module")
+def on_policy_config(tmp_path_factory, tiny_model, tiny_llama_dir):
+    """LoRA with dropout, packed, accumulated, checkpointed; half of the steps on its own text."""
+    folder = tmp_path_factory.mktemp("on-policy")
+    teacher = tiny_model(seed=1)
+    teacher.save_pretrained(folder / "teacher")
+    teacher.tokenizer.save_pretrained(folder / "teacher")
+    with (folder / "chats.jsonl").open("w") as file:
+        for number in range(24):
+            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
+            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
+            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    return {
+        **LORA,
+        "lora_dropout": 0.3,
+        "base_model": str(tiny_llama_dir),
+        "distill": {
+            "teacher": str(folder / "teacher"),
+            "divergence": "reverse_kl",
+            "alpha": 1.0,
+            "on_policy": {"lmbda": 0.5, "max_new_tokens": 12},
+        },
+        "datasets": [{"path": str(folder / "chats.jsonl"), "type": "chat_template"}],
+        "chat_template": "tokenizer_default",
+        "learning_rate": 1e-2,
+        "sample_packing": True,
+        "attn_implementation": "sdpa",
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "gradient_checkpointing": True,
+        "plugins": ["axolotl_distill", "support.run_spy.RunSpy"],
+        "num_epochs": 8,
+        "max_steps": 6,
+    }
+
+
+def test_half_of_the_steps_learn_from_its_own_text(tmp_path, on_policy_config):
+    run = run_fleet(tmp_path, {"one": Plan(on_policy_config)})["one"]
+    assert run.code == 0
+    drawn = [step["rollout/own_text"] for step in run.steps]
+    assert len(drawn) == 6 and set(drawn) == {0.0, 1.0}
+    for step, own in zip(run.steps, drawn, strict=True):
+        assert ("rollout/kl" in step) is ("rollout/length" in step) is (own == 1.0)
+        if own:
+            assert step["rollout/kl"] == step["distill/kl"] and 1 <= step["rollout/length"] <= 12
+    assert "tokens: …" in run.log
+
+
+@pytest.mark.slow
+def test_two_processes_write_each_its_own_and_learn_as_one(tmp_path, on_policy_config):
+    config = {**on_policy_config, "gradient_accumulation_steps": 1}
+    run = run_fleet(tmp_path, {"two": Plan(config, 2)})["two"]
+    assert run.code == 0
+    one, two = run.inside
+    assert one["processes"] == 2 and one["wrapper"] == "DistributedDataParallel"
+    # One loss and one gradient, of unlike texts.
+    assert [s["grad_norm"] for s in one["steps"]] == [s["grad_norm"] for s in two["steps"]]
+    assert one["tokens"] != two["tokens"] and len(one["tokens"]) == len(two["tokens"])
