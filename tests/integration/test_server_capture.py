@@ -232,7 +232,7 @@ def test_logits_are_not_taken_for_logprobs(tmp_path, model, rows):
 
 
 def test_too_many_logprobs_names_the_flag(tmp_path, model, rows):
-    with pytest.raises(CaptureError, match=r"--max-logprobs 12.*distill\.capture\.k"):
+    with pytest.raises(CaptureError, match=r"--max-logprobs 12.*lower `k`"):
         from_server(tmp_path / "store", rows, model, max_logprobs=5)
 
 
