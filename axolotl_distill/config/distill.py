@@ -21,6 +21,7 @@ from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
+from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
@@ -87,6 +88,10 @@ class DistillArgs(Block):
         "of draws.",
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    hidden_states: HiddenArgs | None = Field(
+        None,
+        description="A second term of the loss, on what layers hand on. Off by default.",
+    )
     cache: CacheArgs | None = None
     capture: CaptureArgs | None = None
     cross_tokenizer: Annotated[CrossTokenizerArgs | None, NOT_TEXT] = Field(
@@ -112,6 +117,19 @@ class DistillArgs(Block):
             raise ValueError(
                 "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
                 "its block, or self. A store and text know nothing of it."
+            )
+        if self.hidden_states is not None and self.on_policy is not None:
+            raise ValueError(
+                "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
+            )
+        if self.hidden_states is not None and (
+            not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
+        ):
+            is_word = isinstance(self.teacher, str)
+            who = f"is {self.teacher}" if is_word else "is behind a server"
+            raise ValueError(
+                "`hidden_states` needs a teacher whose layers can be read while the student "
+                f"trains, and `teacher` {who}. Name a model there, or remove the block."
             )
         if self.teacher == "text":
             self.alpha = 0.0
