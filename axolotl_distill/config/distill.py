@@ -20,6 +20,7 @@ from pydantic import (
 from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
@@ -86,6 +87,10 @@ class DistillArgs(Block):
         "of draws.",
     )
     backend: Literal["auto", "reference", "torch", "triton"] = "auto"
+    hidden_states: HiddenArgs | None = Field(
+        None,
+        description="A second term of the loss, on what layers hand on. Off by default.",
+    )
     cache: CacheArgs | None = None
     capture: CaptureArgs | None = None
 
@@ -108,6 +113,19 @@ class DistillArgs(Block):
             raise ValueError(
                 "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
                 "its block, or self. A store and text know nothing of it."
+            )
+        if self.hidden_states is not None and self.on_policy is not None:
+            raise ValueError(
+                "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
+            )
+        if self.hidden_states is not None and (
+            not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
+        ):
+            is_word = isinstance(self.teacher, str)
+            who = f"is {self.teacher}" if is_word else "is behind a server"
+            raise ValueError(
+                "`hidden_states` needs a teacher whose layers can be read while the student "
+                f"trains, and `teacher` {who}. Name a model there, or remove the block."
             )
         if self.teacher == "text":
             self.alpha = 0.0

@@ -19,6 +19,8 @@ class DistillPlugin(BasePlugin):
     """The config whose stores were checked."""
     _vocabulary: Any = None
     """What a live teacher shares with the student, once it was checked."""
+    _hidden: Any = None
+    """The layers of both that are paired, once they were found."""
     _source: Any = None
     """Of the signal; None where there is text alone."""
 
@@ -94,15 +96,22 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.compat import quiet_other_ranks
         from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.objectives.forward import attach_distill_forward
+        from axolotl_distill.objectives.hidden import HiddenObjective
         from axolotl_distill.objectives.logits import logits_objective
         from axolotl_distill.signal.source import signal_source
 
         for package in ("heads", "objectives", "signal", "teachers"):
             quiet_other_ranks(f"axolotl_distill.{package}")
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary)
+        hidden = self._hidden
+        layers = () if hidden is None else hidden.teacher_layers
+        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
         self._source = source
-        attach_distill_forward(causal_lm, [logits_objective(_args(cfg), source)], source)
+        objectives: list[Any] = [logits_objective(_args(cfg), source)]
+        if hidden is not None:
+            made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
+            objectives.append(made.to(next(causal_lm.parameters()).device))
+        attach_distill_forward(causal_lm, objectives, source)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         if not _is_on(cfg):
@@ -121,6 +130,8 @@ class DistillPlugin(BasePlugin):
 
         stores = all_stores(cfg)
         check_trainer(trainer, stores)
+        if self._hidden is not None:
+            trainer.projection_rate = self._hidden.args.learning_rate
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
         if _args(cfg).on_policy is not None:
@@ -132,6 +143,7 @@ class DistillPlugin(BasePlugin):
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.findings import enforce
+        from axolotl_distill.host.hidden import hidden_findings, hidden_plan
         from axolotl_distill.host.live_checks import live_findings, live_teacher, live_vocabulary
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.store_checks import stores_findings
@@ -139,7 +151,9 @@ class DistillPlugin(BasePlugin):
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
         enforce(live_findings(cfg, _args(cfg)))
+        enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
+        self._hidden = hidden_plan(cfg, _args(cfg))
         teacher = live_teacher(_args(cfg))
         if teacher is not None:
             self._vocabulary = live_vocabulary(cfg, teacher)

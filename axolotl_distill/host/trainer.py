@@ -12,6 +12,7 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import look_ahead
 from axolotl_distill.host.compat import local_processes
 from axolotl_distill.host.guard import StepGuard
+from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.step import OnPolicy
@@ -36,6 +37,8 @@ class DistillMixin(Base):
     """
 
     _signature_columns: Any
+    projection_rate: float | None = None
+    """Of the projections of hidden states; None: the run's own"""
     on_policy: OnPolicy | None = None
     """Writes a step's text, where `distill.on_policy` asks for it"""
 
@@ -51,6 +54,21 @@ class DistillMixin(Base):
             f"{self.accelerator.distributed_type}; the loss is averaged over the supervised "
             "tokens of each optimizer step"
         )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new:
+            give_own_rate(optimizer, self.model, self.projection_rate)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict=state_dict)
+        save_projections(self.model, str(output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_projections(self.model, resume_from_checkpoint)
 
     def named_datasets(self) -> dict[str, Any]:
         """The datasets by what a user calls them."""

@@ -26,10 +26,12 @@ class Objective(nn.Module, ABC):
     """A part of the loss. Parameters of its own are trained with the student's; they stay out of
     what is saved.
 
-    wants  what it asks of the teacher; None where the targets are all that it needs
+    wants           what it asks of the teacher; None where the targets are all that it needs
+    student_layers  of the student, whose outputs it needs
     """
 
     wants: Want | None = None
+    student_layers: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(

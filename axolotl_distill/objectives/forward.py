@@ -57,7 +57,9 @@ def attach_distill_forward(
     wanted = any(objective.wants for objective in objectives)
     assert source is not None or not wanted, "an objective wants a signal, and there is no source"
     asked = source if wanted else None
-    student = Student(causal_lm)
+    layered = [objective for objective in objectives if objective.student_layers]
+    assert len(layered) <= 1, "what layers hand on is kept for one objective"
+    student = Student(causal_lm, layered[0].student_layers if layered else ())
     names = [column.name for column in COLUMNS]
     parts = nn.ModuleList(objectives)
     causal_lm.add_module(OBJECTIVES, parts)

@@ -1,15 +1,17 @@
 """The student at the positions that predict: hidden states before its head, or its logits."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from axolotl_distill.heads.head import PROBE_TOKENS, FusedHead, plan_head
 from axolotl_distill.heads.router import REQUEST, router_loss, router_request, router_weight
+from axolotl_distill.heads.stack import LayerStates
 
 LOG = logging.getLogger(__name__)
 DROPPED = ("labels", "logits_to_keep", "skip_logits", REQUEST)
@@ -22,11 +24,13 @@ class StudentOutput:
     states       [M, D], the last hidden states in the type that the head takes; without a head,
                  the logits [M, V]
     head         what makes logits of them; None where it can't be told apart from the model
+    layers       [M, P, D], what the wanted layers hand on; None where none is wanted
     router_loss  the weighted loss of a mixture's routers, a scalar over the whole batch, or None
     """
 
     states: Tensor
     head: FusedHead | None
+    layers: Tensor | None
     router_loss: Tensor | None
 
 
@@ -36,8 +40,8 @@ class Student:
     Which it is is found out with the first batch, and said where it is the slower one.
     """
 
-    def __init__(self, causal_lm: PreTrainedModel):
-        self.causal_lm = causal_lm
+    def __init__(self, causal_lm: PreTrainedModel, layers: Sequence[int] = ()):
+        self.causal_lm, self.layers = causal_lm, layers
         self.forward = causal_lm.forward
         self._planned = False
         self._head: FusedHead | None = None
@@ -51,12 +55,13 @@ class Student:
         kwargs["use_cache"] = False
         if not self._planned:
             self._plan(args[0] if args else kwargs.get("input_ids"))
+        run = self.forward if self._head is None else self.causal_lm.base_model
+        with LayerStates(self.causal_lm, self.layers) as kept:
+            outputs = run(*args, **kwargs, **self._request)
         if self._head is None:
-            outputs = self.forward(*args, **kwargs, **self._request)
             states = outputs.logits.flatten(0, 1)[rows]
             loss = getattr(outputs, "aux_loss", None)
         else:
-            outputs = self.causal_lm.base_model(*args, **kwargs, **self._request)
             states = self._head.cast(outputs[0].flatten(0, 1)[rows])
             mask = kwargs.get("attention_mask")
             wanted = self._request.get(REQUEST)
@@ -65,12 +70,15 @@ class Student:
             loss = router_weight(self.causal_lm) * loss.to(states.device)
         else:
             loss = None
-        return StudentOutput(states, self._head, loss)
+        return StudentOutput(states, self._head, kept.at(rows), loss)
 
     def _plan(self, input_ids: Tensor | None) -> None:
         tokens = None if input_ids is None else input_ids[:1, :PROBE_TOKENS]
-        self._request = router_request(self.causal_lm, self.forward, tokens)
-        self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
+        # Dropout draws while it is tried, and a run that is resumed tries again.
+        device = None if tokens is None else tokens.device
+        with torch.random.fork_rng([device] if device and device.type == "cuda" else []):
+            self._request = router_request(self.causal_lm, self.forward, tokens)
+            self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
         self._planned = True
         if self._head is None:
             LOG.warning(

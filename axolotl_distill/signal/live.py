@@ -74,7 +74,7 @@ class LiveSignal:
                 text = ids[document.start : stop]
                 self.vocabulary.check_ids(text, self.name)
                 texts[document.start], positions[document.start] = text.tolist(), found
-        parts: list[tuple[np.ndarray, Distribution]] = []
+        parts: list[tuple[np.ndarray, Signal]] = []
         try:
             for group in self._groups(texts, ids.size):
                 graded = self.teacher.grade(
@@ -83,13 +83,13 @@ class LiveSignal:
                     self.want,
                 )
                 for start, part, signal in graded:
-                    parts.append((start + positions[start][part], signal.distribution))
+                    parts.append((start + positions[start][part], signal))
         except ServerError as error:
             raise type(error)(
                 "The teacher does not answer, and the training ends here; it goes on from its last "
                 f"checkpoint with `resume_from_checkpoint`. {error}"
             ) from error
-        return Signal(self._put_back(parts, rows, ids.size))
+        return self._put_back(parts, rows, ids.size)
 
     def _groups(self, texts: Mapping[int, Sequence[int]], budget: int) -> Iterator[list[int]]:
         """The documents of each call, longest first."""
@@ -107,29 +107,35 @@ class LiveSignal:
             yield group
 
     def _put_back(
-        self, parts: Sequence[tuple[np.ndarray, Distribution]], rows: Tensor, size: int
-    ) -> Distribution:
-        """One distribution of M rows, on their device. A row of which nothing was said, which is
+        self, parts: Sequence[tuple[np.ndarray, Signal]], rows: Tensor, size: int
+    ) -> Signal:
+        """One signal of M rows, on their device. A row of which nothing was said, which is
         one that predicts nothing, has another's."""
         device = rows.device
         if not parts:
             ids = torch.full((rows.numel(), 1), -1, device=device)
             nothing = torch.full(ids.shape, -torch.inf, device=device)
-            return SparseTeacher(ids, nothing, nothing[:, 0])
+            return Signal(SparseTeacher(ids, nothing, nothing[:, 0]))
         place = torch.zeros(size, dtype=torch.int64)
         place[torch.from_numpy(np.concatenate([at for at, _ in parts]))] = torch.arange(
             sum(at.size for at, _ in parts)
         )
         at = place.to(device)[rows]
-        first = parts[0][1]
+        distribution = self._joined([signal.distribution for _, signal in parts], at)
+        found = [signal.layers.to(device) for _, signal in parts if signal.layers is not None]
+        return Signal(distribution, torch.cat(found)[at] if found else None)
+
+    def _joined(self, parts: Sequence[Distribution], at: Tensor) -> Distribution:
+        """What was said of rows int64 [M], as numbers in all the parts, on their device."""
+        device, first = at.device, parts[0]
         if isinstance(first, DenseTeacher):
-            hidden = torch.cat([_to(said, "hidden", device) for _, said in parts])[at]
+            hidden = torch.cat([_to(said, "hidden", device) for said in parts])[at]
             return replace(self._here(first, device), hidden=hidden)
         if isinstance(first, DenseLogits):
-            return DenseLogits(torch.cat([_to(said, "logits", device) for _, said in parts])[at])
+            return DenseLogits(torch.cat([_to(said, "logits", device) for said in parts])[at])
         return self._with_tail(
-            torch.cat([_to(said, "ids", device) for _, said in parts])[at],
-            torch.cat([_to(said, "logprobs", device) for _, said in parts])[at],
+            torch.cat([_to(said, "ids", device) for said in parts])[at],
+            torch.cat([_to(said, "logprobs", device) for said in parts])[at],
         )
 
     def _here(self, teacher: DenseTeacher, device: torch.device) -> DenseTeacher:
@@ -163,9 +169,15 @@ class LiveSignal:
 
 
 def live_signal(
-    args: DistillArgs, teacher: TeacherArgs, vocabulary: SharedVocabulary, student: PreTrainedModel
+    args: DistillArgs,
+    teacher: TeacherArgs,
+    vocabulary: SharedVocabulary,
+    student: PreTrainedModel,
+    layers: tuple[int, ...] = (),
 ) -> LiveSignal:
     """The source that asks `teacher`: loaded here, reached, or the student itself.
+
+    layers  of a teacher that is here, whose outputs are wanted
 
     Raises CaptureError where a model cannot be loaded.
     """
@@ -181,7 +193,7 @@ def live_signal(
         local = SelfTeacher(student)
     else:
         local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
-    want = Want(unprojected=True)
+    want = Want(unprojected=True, layers=layers)
     temperature = args.temperature
     return LiveSignal(local, local.name, vocabulary, want, "tail_bucket", temperature, batched=True)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from distill_kernels.teacher import Teacher as Distribution
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -14,11 +15,13 @@ class Want:
                  all.
     realised     with `likeliest`: the token that does come after the position is given too
     unprojected  in place of logits it may give its last hidden states and its output head
+    layers       whose outputs are given, too
     """
 
     likeliest: int | None = None
     realised: bool = False
     unprojected: bool = False
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Signal:
     distribution  of the token after each position: DenseLogits or DenseTeacher at T = 1;
                   SparseTeacher, whose numbers are at T = 1 from a teacher that was asked, and at
                   the run's temperature from a source. A row whose ids are all -1 says nothing.
+    layers        [N, P, D], what the wanted layers hand on at each position, in their type; None
+                  where none was wanted, or nothing was said of any position
     """
 
     distribution: Distribution
+    layers: Tensor | None = None

@@ -79,18 +79,20 @@ def signal_source(
     stores: Sequence[TeacherStore],
     student: PreTrainedModel,
     vocabulary: SharedVocabulary | None,
+    layers: tuple[int, ...] = (),
 ) -> SignalSource | None:
     """The source for a `distill:` block; None where there is text alone.
 
     stores      of the run, which `stores_findings` found to be alike
     student     who may be the teacher, too
     vocabulary  that a teacher who answers while the student trains shares with it
+    layers      of such a teacher, whose outputs are wanted
 
     Raises what loading such a teacher does.
     """
     if isinstance(args.teacher, TeacherArgs):
         assert vocabulary is not None
-        return live_signal(args, args.teacher, vocabulary, student)
+        return live_signal(args, args.teacher, vocabulary, student, layers)
     if not stores:
         return None
     first = stores[0]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.heads.head import PROBE_TOKENS, FusedHead, plan_head
+from axolotl_distill.heads.stack import LayerStates
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.teachers.load import CANNOT_LOAD, explain, input_device, load_causal_lm
 
@@ -61,26 +62,30 @@ class ModelTeacher:
         if want.unprojected:
             with self.as_teacher():
                 head = self._readable_head(inputs["input_ids"])
+            with self.as_teacher(), LayerStates(self.model, want.layers) as states:
                 if head is not None:
                     hidden_BSD = head.cast(self.model.base_model(**inputs, use_cache=False)[0])
             if head is not None:
-                for number, hidden_SD in zip(rows, hidden_BSD, strict=True):
-                    yield self._unprojected(head, number, hidden_SD, positions[number])
+                for row, (number, hidden_SD) in enumerate(zip(rows, hidden_BSD, strict=True)):
+                    layers = states.of_row(row, torch.from_numpy(positions[number]))
+                    yield self._unprojected(head, number, hidden_SD, positions[number], layers)
                 return
         if not self._keeps:
-            with self.as_teacher():
+            with self.as_teacher(), LayerStates(self.model, want.layers) as states:
                 logits_BSV = self.model(**inputs, use_cache=False).logits
-            for logits_SV, number in zip(logits_BSV, rows, strict=True):
-                yield from self._parts(number, logits_SV, torch.from_numpy(positions[number]))
+            for row, (number, logits_SV) in enumerate(zip(rows, logits_BSV, strict=True)):
+                at = torch.from_numpy(positions[number])
+                yield from self._parts(number, logits_SV, at, states.of_row(row, at))
             return
         kept = torch.from_numpy(np.unique(np.concatenate([positions[number] for number in rows])))
         place = torch.full((inputs["input_ids"].shape[1],), -1, dtype=torch.int64)
         place[kept] = torch.arange(kept.numel())
-        with self.as_teacher():
+        with self.as_teacher(), LayerStates(self.model, want.layers) as states:
             # A tensor would be moved to the first device; the last hidden states may be elsewhere.
             logits_BKV = self.model(**inputs, use_cache=False, logits_to_keep=kept.tolist()).logits
-        for logits_KV, number in zip(logits_BKV, rows, strict=True):
-            yield from self._parts(number, logits_KV, place[torch.from_numpy(positions[number])])
+        for row, (number, logits_KV) in enumerate(zip(rows, logits_BKV, strict=True)):
+            at = torch.from_numpy(positions[number])
+            yield from self._parts(number, logits_KV, place[at], states.of_row(row, at))
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         input_ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
@@ -113,7 +118,12 @@ class ModelTeacher:
         return self._head
 
     def _unprojected(
-        self, head: FusedHead, number: int, hidden_SD: Tensor, positions: np.ndarray
+        self,
+        head: FusedHead,
+        number: int,
+        hidden_SD: Tensor,
+        positions: np.ndarray,
+        layers: Tensor | None,
     ) -> tuple[int, slice, Signal]:
         size = self.vocab_size
         bias = None if head.base.bias is None else head.base.bias.detach()[:size]
@@ -123,14 +133,17 @@ class ModelTeacher:
             bias,
             head.transform,
         )
-        return number, slice(0, len(positions)), Signal(distribution)
+        return number, slice(0, len(positions)), Signal(distribution, layers)
 
-    def _parts(self, number: int, logits_SV: Tensor, wanted: Tensor) -> Graded:
+    def _parts(
+        self, number: int, logits_SV: Tensor, wanted: Tensor, layers: Tensor | None
+    ) -> Graded:
         size = max(1, LOGIT_BYTES // (4 * self.vocab_size))
         for start in range(0, wanted.numel(), size):
             part = slice(start, min(start + size, wanted.numel()))
             rows = wanted[part].to(logits_SV.device)
-            yield number, part, Signal(DenseLogits(logits_SV[rows, : self.vocab_size].float()))
+            logits = DenseLogits(logits_SV[rows, : self.vocab_size].float())
+            yield number, part, Signal(logits, None if layers is None else layers[part])
 
 
 class HFTeacher(ModelTeacher):

@@ -215,6 +215,17 @@ def test_learning_from_itself():
     assert trained and all("lora_" in name for name in trained)
 
 
+def test_finding_out_about_the_head_draws_nothing():
+    """A run that is resumed finds out again, and its dropout must go on as it would have."""
+    model = adapted().train()
+    attach(model.get_base_model(), live(tiny("llama")))
+    found = []
+    for _ in range(2):
+        torch.manual_seed(9)
+        found.append(model(**BATCHES["right"]).loss.item())
+    assert found[0] == found[1]
+
+
 class Served:
     """`another` behind the wire format of an engine; SmolLM2's words are not needed."""
 
