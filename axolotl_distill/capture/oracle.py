@@ -58,7 +58,7 @@ class Oracle:
         standard `error`), of the record (`span`), and of a next-token map (`map`). Half of the
         samples choose the token, the other half are counted."""
         row = self.row(prompt)
-        theirs, own = list(row[TEACHER_IDS]), list(row["input_ids"])[1:]
+        theirs, (_, *own) = list(row[TEACHER_IDS]), row["input_ids"]
         continued = self._sample(theirs, own, samples)
         half = len(continued) // 2
         if half < 2:

@@ -97,7 +97,8 @@ def _worst(rows: dict[str, Row], masses: dict[str, np.ndarray], pair: Pair) -> l
     """The tokens before which most of the teacher's probability is in the tail, on average."""
     before: dict[int, list[float]] = {}
     for name, mass in masses.items():
-        for token, share in zip(rows[name]["input_ids"][1:], mass.tolist(), strict=True):
+        _, *tokens = rows[name]["input_ids"]
+        for token, share in zip(tokens, mass.tolist(), strict=True):
             before.setdefault(token, []).append(share)
     worst = sorted(before, key=lambda token: float(np.mean(before[token])))[:WORST]
     return [
