@@ -106,8 +106,8 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
         shared, compared = local_vocabulary(teacher, tokenizer)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(
-            f"{error} To learn from a teacher with another one is what `distill.cross_tokenizer` "
-            "is for, which this release does not have yet."
+            f"{error} That is for a teacher that is captured into a store (`axolotl distill "
+            "capture`); one that answers beside the training reads text as its student does."
         ) from error
     if not compared:
         LOG.warning(
