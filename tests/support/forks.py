@@ -12,11 +12,11 @@ class Forks:
     """Started when the first run is asked for, and ended with this process."""
 
     def __init__(self, env: Mapping[str, str]):
-        # Not in a folder of a test, which may be removed before it ends.
+        # Python looks for modules where it starts: in none of a test, which may be removed.
         self.parent = subprocess.Popen(
             [sys.executable, "-m", "support.fleet"],
             env=env,
-            cwd=Path(__file__).parent,
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
