@@ -70,7 +70,7 @@ def tiny_model(smollm2_dir: Path):
         values = {
             "vocab_size": len(tokenizer),
             "hidden_size": 64,
-            "intermediate_size": 96,
+            "intermediate_size": 128,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,

@@ -108,6 +108,9 @@ class Pair:
         teacher itself would not have begun here, had it cut the text, counts as a new beginning.
         """
         found = np.zeros(len(tokens), bool)
+        if self.same:
+            # Also between parts of characters, where no text could be cut to find out.
+            return found
         known = self._pairs(cut, last)
         joining = np.flatnonzero(self._joins(cut)[self._first_bytes[tokens]])
         new = [token for token in tokens[joining].tolist() if token not in known]

@@ -84,8 +84,10 @@ def capture(
 
     Can be stopped at any moment; the same command goes on where it stopped.
     """
-    from axolotl_distill.capture.ranks import Ranks, refuse_launch
     from axolotl_distill.config.reading import capture_args, check_config_file
+
+    capture_args(check_config_file(_file(config)), teacher, output)
+    from axolotl_distill.capture.ranks import Ranks, refuse_launch
 
     ranks = None
     if executor == "accelerate":
@@ -95,7 +97,6 @@ def capture(
             sys.exit(0)
     else:
         refuse_launch()
-    capture_args(check_config_file(_file(config)), teacher, output)
     from axolotl_distill.commands.capture import run
 
     return run(

@@ -88,6 +88,7 @@ def test_records_are_the_teachers(tmp_path, config, tiny_llama_dir):
     assert np.mean(shifted_agree) < 0.1
 
 
+@pytest.mark.slow  # tests/crash has quicker kills
 def test_killed_and_run_again(tmp_path, config):
     """kill -9 at random moments: the store ends as that of one uninterrupted run."""
     path = config(lambda values: values["distill"]["capture"].update(shard_records=60))
