@@ -94,8 +94,9 @@ def test_weights_are_rounded_as_bitsandbytes_rounds_them(tiny_llama_dir, tokeniz
         module.weight.data = rounded.to(weight.dtype)
     expected = logits_of(plain)
     error = (logits - expected[:, : len(tokenizer)]).abs().max()
-    # 8bit rounds what is multiplied as well, row by row; 4bit does not.
-    allowed = 1e-3 if bits == "4bit" else 0.5 * (expected - exact).abs().max() + 0.05 * exact.std()
+    # 8bit rounds what is multiplied as well, row by row; 4bit where the CPU multiplies in bf16.
+    as_it_is = bits == "4bit" and not functional.has_avx512bf16()
+    allowed = 1e-3 if as_it_is else 0.5 * (expected - exact).abs().max() + 0.05 * exact.std()
     assert error < allowed, (error, allowed)
     assert (expected - exact).abs().max() > 1e-2
 
