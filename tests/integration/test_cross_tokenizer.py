@@ -22,7 +22,8 @@ CHATS = [
     ("Say hello in French.", "Bonjour ! Ça va ? — naïve façade 🙂"),
     ("What is 350 + 1024?", "350 + 1024 = 1374."),
     ("Write a function.", "def add(a, b):\n    return a + b\n\n\nprint(add(12, 7))"),
-    ("日本?", "日本語の文章です。"),
+    # Without 語, three tokens to this teacher: less likely than e^-32, the least of an entry.
+    ("日本?", "日本の文章です。"),
 ]
 
 
