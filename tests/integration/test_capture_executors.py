@@ -175,14 +175,10 @@ def test_a_teacher_that_no_worker_can_load(tmp_path, cluster):
 
 @pytest.mark.slow
 @pytest.mark.axolotl
-@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
-def test_the_command(tmp_path, tiny_llama_dir, launcher):
-    """`accelerate launch -m axolotl_distill.cli capture …`, and the same by torchrun."""
-    launch = {
-        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2",
-                       "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"],
-        "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-    }[launcher]  # fmt: skip
+def test_the_command(tmp_path, tiny_llama_dir):
+    """By torchrun, which `accelerate launch` is where there are GPUs; on a CPU it starts one
+    process, however many it was asked for."""
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     found = {}
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
