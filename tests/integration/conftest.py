@@ -35,3 +35,19 @@ def config(tiny_llama_dir, store):
         "distill": {"alpha": 0.7, "temperature": 2.0},
         "datasets": [{"path": str(store), "type": "axolotl_distill.store"}],
     }
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A local Ray cluster of two workers."""
+    ray = pytest.importorskip("ray")
+    # Ray's workers are nice by default, and starve beside other tests.
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        _system_config={"worker_niceness": 0},
+    )
+    yield
+    ray.shutdown()

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_distill.store import open_store, verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
+pytestmark = pytest.mark.axolotl
+
 
 @pytest.fixture
 def config(tmp_path, tiny_llama_dir):

@@ -126,20 +126,6 @@ def test_a_process_cannot_load(tmp_path, capfd):
     assert "cannot be loaded" in capfd.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray = pytest.importorskip("ray")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _system_config={"worker_niceness": 0},
-    )
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.slow
 def test_workers_of_ray(tmp_path, model, whole, cluster):
     """One of them is killed on the way: its batch is graded by the one that takes its place."""

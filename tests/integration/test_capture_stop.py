@@ -13,6 +13,8 @@ from support.cli import CHATS, distill_here
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.folder import JOURNAL, TOKENISED
 
+pytestmark = pytest.mark.axolotl
+
 
 @pytest.fixture
 def config(tmp_path, tiny_llama_dir):

@@ -20,6 +20,8 @@ from support.axolotl_run import environment
 from axolotl_distill.store import open_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
+pytestmark = pytest.mark.axolotl
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "example_configs"
 

@@ -18,20 +18,7 @@ from axolotl_distill.cli import distill
 from axolotl_distill.filter import ray_executor
 from axolotl_distill.filter.step import STEPS
 
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray = pytest.importorskip("ray")
-    # Ray's workers are nice by default, and starve beside other tests.
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _system_config={"worker_niceness": 0},
-    )
-    yield
-    ray.shutdown()
+pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def key_of(row):

@@ -22,6 +22,8 @@ from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.server import ServerTeacher
 
+pytestmark = pytest.mark.axolotl
+
 K = 12
 COMMON = {"output": "-", "temperatures": [1.0, 2.0]}
 LOCAL = {"k": K, **COMMON}

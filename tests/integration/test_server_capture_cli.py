@@ -21,6 +21,8 @@ from axolotl_distill.errors import ConfigError
 from axolotl_distill.store import verify_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
+pytestmark = pytest.mark.axolotl
+
 ROWS = 16
 SERVER = {"base_url": "http://127.0.0.1:1/v1", "engine": "vllm"}
 
