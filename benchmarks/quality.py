@@ -35,14 +35,14 @@ FOLDER = ROOT / "outputs/quality"
 STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
 FIXED = ("sft", "full")
 AT_1 = (
-    "sampled:8", "tail_bucket:16", "sampled:16", "renormalized:64", "independent:16",
-    "axolotl_kd:64",
+    "sampled:6", "sampled:12", "sampled:8", "tail_bucket:16", "axolotl_kd:64", "renormalized:64",
+    "sampled:16", "independent:16",
     "sampled:4", "independent:8", "tail_bucket:64", "topk_and_draws:8+8", "systematic:8",
     "systematic:16", "independent:50", "flat_draws:16", "teacher_renormalized:64",
     "renormalized:16",
 )  # fmt: skip
 AT_2 = (
-    "sampled:16", "tail_bucket:16", "sampled:20", "axolotl_kd:64", "independent:16", "sampled:8",
+    "sampled:20", "tail_bucket:16", "axolotl_kd:64", "sampled:16", "independent:16", "sampled:8",
     "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
     "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
