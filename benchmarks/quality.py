@@ -46,8 +46,10 @@ AT_2 = (
     "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
     "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
-LONG = ("sampled:8", "sampled:16", "independent:16", "tail_bucket:16", "renormalized:64")
+LONG = ("sampled:12", "sampled:6", "axolotl_kd:64", "tail_bucket:16", "renormalized:64")
+LONG_AT_2 = ("sampled:20", "axolotl_kd:64", "tail_bucket:16")
 DRAWN = ("sampled:8", "independent:8")
+SETTING = ("text", "student", "steps", "epochs", "windows")
 QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
@@ -57,12 +59,13 @@ def grid(seeds: int) -> Iterator[Run]:
         for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
             for kind in (*FIXED, *kinds):
                 yield Run(name, student, kind, temperature, seed)
-    for seed in range(seeds):
-        for kind in (*FIXED, *LONG):
-            yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48)
-        for fresh in (False, True):
-            for kind in DRAWN if fresh else (*FIXED, *DRAWN):
-                yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
+    for seed, longer in product(range(seeds), ({"windows": 3}, {"steps": 48})):
+        for temperature, kinds in ((1.0, LONG), (2.0, LONG_AT_2)):
+            for kind in (*FIXED, *kinds):
+                yield Run("docstrings", "cut5", kind, temperature, seed, **longer)
+    for seed, fresh in product(range(seeds), (False, True)):
+        for kind in DRAWN if fresh else (*FIXED, *DRAWN):
+            yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
 
 
 def quick() -> Iterator[Run]:
@@ -127,7 +130,7 @@ def shares(found: list[dict]) -> list[dict]:
     """Per setting and kind: means over seeds, and the share of full's gain with its spread."""
     by: dict[tuple, dict[tuple, dict]] = defaultdict(dict)
     for row in found:
-        setting = tuple(row[key] for key in ("text", "student", "steps", "epochs"))
+        setting = tuple(row[key] for key in SETTING)
         by[setting][row["kind"], row["temperature"], row["fresh"], row["seed"]] = row
     out = []
     for setting, runs in sorted(by.items()):
@@ -147,7 +150,7 @@ def shares(found: list[dict]) -> list[dict]:
                     gains.append((sft["kl"] - row["kl"]) / (sft["kl"] - full["kl"]))
             out.append(
                 {
-                    **dict(zip(("text", "student", "steps", "epochs"), setting, strict=True)),
+                    **dict(zip(SETTING, setting, strict=True)),
                     "kind": kind,
                     "temperature": temperature,
                     "fresh": fresh,
@@ -168,7 +171,8 @@ def show(summary: list[dict]) -> None:
             f"{row['share']:6.3f}  ({row['share_least']:.3f} to {row['share_most']:.3f})"
         )  # fmt: skip
         print(
-            f"{row['text']:<11}{row['student']:<6}{row['steps']:>3} steps T={row['temperature']:g} "
+            f"{row['text']:<11}{row['student']:<6}{row['steps']:>3} steps of {row['windows']} "
+            f"T={row['temperature']:g} "
             f"{row['kind']:<24}{row['bytes_a_token']:10.1f} B  KL {row['kl']:.4f}  {share}"
             f"  {row['seeds']} seeds"
         )

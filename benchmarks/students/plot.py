@@ -43,7 +43,7 @@ def draw(summary: list[dict], path: Path) -> None:
                 alpha=0.8,
             )
         axis.set_xscale("log")
-        axis.set_ylim(0.2, 1.05)
+        axis.set_ylim(min(0.2, *(row["share_least"] - 0.05 for row in shown)), 1.05)
         axis.axhline(1.0, color="grey", linewidth=0.8)
         axis.set_title(f"T = {temperature:g}")
         axis.set_xlabel("bytes a token")

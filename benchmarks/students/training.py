@@ -27,6 +27,7 @@ class Run:
     kind         of record, see records.py
     steps, epochs  the steps are spread over so many passes over the same tokens; a record is made
                  anew in every pass when `fresh`
+    windows      of text in a step, each of some 310 answer tokens
     """
 
     text: str
@@ -38,6 +39,7 @@ class Run:
     epochs: int = 1
     fresh: bool = False
     alpha: float = 0.9
+    windows: int = 1
 
     @property
     def name(self) -> str:
@@ -103,16 +105,20 @@ def train(run: Run, lesson: Lesson, student: Path) -> tuple[torch.nn.Module, flo
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     shuffle = torch.Generator().manual_seed(run.seed)
     a_pass = run.steps // run.epochs
-    chosen = torch.randperm(len(lesson.inputs), generator=shuffle)[:a_pass].tolist()
+    shuffled = torch.randperm(len(lesson.inputs), generator=shuffle)[: a_pass * run.windows]
+    if len(shuffled) < a_pass * run.windows:
+        raise ValueError(f"{run.name} needs {a_pass * run.windows} windows of {len(shuffled)}")
+    chosen = shuffled.view(a_pass, run.windows).tolist()
     sizes = []
     for step in range(run.steps):
         at, again = step % a_pass, step // a_pass if run.fresh else 0
-        window = chosen[at]
         draw = (run.seed * 1009 + at) * 101 + again
-        made = record(run.kind, lesson.logits(window), run.temperature, draw)
+        logits = torch.cat([lesson.logits(window) for window in chosen[at]])
+        made = record(run.kind, logits, run.temperature, draw)
         sizes.append(made.bytes_a_token)
-        hidden = lesson.student_hidden(model, window)
-        loss = made.loss(hidden, model.lm_head.weight, lesson.labels(window), run.alpha)
+        hidden = torch.cat([lesson.student_hidden(model, window) for window in chosen[at]])
+        labels = torch.cat([lesson.labels(window) for window in chosen[at]])
+        loss = made.loss(hidden, model.lm_head.weight, labels, run.alpha)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
