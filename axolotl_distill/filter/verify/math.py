@@ -55,6 +55,8 @@ def _in_prose(text: str, reference: str) -> bool:
         if named is not None or len(wanted) == 1:
             return named == choice.letter(wanted)
     marked = prose.marked(text)
+    if marked == "":
+        return False
     if marked is not None:
         answer = expression(without_stop(marked))
         if (verdict := _read(answer, wanted)) is not None:
@@ -63,6 +65,8 @@ def _in_prose(text: str, reference: str) -> bool:
             return _verify(wanted, _alone(answer))
     if len(text) < 200 and _read(expression(without_stop(text)), wanted):
         return True
+    if prose.is_doubted(text):
+        return False
     if words(wanted) is not None:
         return False
     expected = quantity.quantity(wanted, comma=False)
