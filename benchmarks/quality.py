@@ -37,17 +37,18 @@ STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
 FIXED = ("sft", "full")
 AT_1 = (
     "sampled:6", "sampled:12", "sampled:8", "tail_bucket:16", "axolotl_kd:64", "renormalized:64",
-    "sampled:16", "independent:16",
-    "sampled:4", "independent:8", "tail_bucket:64", "topk_and_draws:8+8", "systematic:8",
-    "systematic:16", "independent:50", "flat_draws:16", "teacher_renormalized:64",
-    "renormalized:16",
+    "nucleus:0.9", "sampled:16", "independent:16", "sampled:4", "independent:8", "tail_bucket:64",
+    "topk_and_draws:8+8", "systematic:8", "systematic:16", "independent:50", "flat_draws:16",
+    "teacher_renormalized:64", "renormalized:16",
 )  # fmt: skip
 AT_2 = (
     "sampled:20", "tail_bucket:16", "axolotl_kd:64", "sampled:16", "independent:16", "sampled:8",
     "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
     "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
-FEWER_AT_1 = ("sampled:12", "sampled:6", "axolotl_kd:64", "tail_bucket:16", "renormalized:64")
+FEWER_AT_1 = (
+    "sampled:12", "sampled:6", "axolotl_kd:64", "tail_bucket:16", "renormalized:64", "nucleus:0.9",
+)  # fmt: skip
 FEWER_AT_2 = ("sampled:20", "axolotl_kd:64", "tail_bucket:16")
 DRAWN = ("sampled:8", "independent:8")
 SETTING = ("text", "student", "steps", "epochs", "windows")
