@@ -23,7 +23,7 @@ def chosen_layers(said: str, number: int) -> list[int]:
     2N, …), or "drop" and a list. Raises CheckpointError."""
     words = said.split(maxsplit=1)
     if len(words) == 2 and words[0] == "every":
-        if not words[1].isdigit() or int(words[1]) < 1:
+        if not words[1].isdecimal() or int(words[1]) < 1:
             raise CheckpointError(f"`--layers {said}`: N of `every N` is a number from 1.")
         return list(range(0, number, int(words[1])))
     if len(words) == 2 and words[0] == "drop":
@@ -52,12 +52,12 @@ def _listed(text: str, said: str, number: int) -> list[int]:
                 f"from 0 to {number - 1}."
             )
         first, last = int(match[1]), int(match[2] or match[1])
-        found += range(first, last + 1) if first <= last else [first, last]
         if max(first, last) >= number:
             raise CheckpointError(
                 f"`--layers {said}`: the teacher has no layer {max(first, last)}; its {number} "
                 f"layers count from 0 to {number - 1}."
             )
+        found += range(first, last + 1) if first <= last else [first, last]
     if found != sorted(set(found)):
         raise CheckpointError(
             f"`--layers {said}`: layers are named once each, in their order, for a student runs "

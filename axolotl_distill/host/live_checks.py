@@ -17,6 +17,9 @@ from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local
 from axolotl_distill.terms import check_terms
 
 LOG = get_logger(__name__)
+# Values of `peft_init_lora_weights`; pissa, olora, corda and others take from the weights what
+# they give to the adapter.
+LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
     "The teacher runs in every process beside the student, and no run in which {how} shards the "
     "student was held to one process. Train with DDP, put the teacher behind a `server`, or "
@@ -42,6 +45,8 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "and this config trains no LoRA adapter.",
             "Set `adapter: lora` or qlora, or name a `model`: the base model itself will do.",
         )
+    if teacher.self:
+        yield from _moved_base(cfg)
     if args.on_policy is not None:
         yield from _on_policy_findings(cfg)
     if teacher.server is not None:
@@ -61,6 +66,28 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "each of them would spread a teacher over all devices.",
             "Remove it, map the modules to devices, or put the teacher behind a `server`.",
         )
+
+
+def _moved_base(cfg: Any) -> Iterator[Finding]:
+    """What makes the model below the adapter another than the one that is named."""
+    quantised = ((cfg.get("peft") or {}).get("loftq_config") or {}).get("loftq_bits")
+    moving = {
+        "peft_init_lora_weights": cfg.get("peft_init_lora_weights"),
+        "peft.loftq_config": quantised,
+        "relora": cfg.get("relora"),
+        "unfrozen_parameters": cfg.get("unfrozen_parameters"),
+    }
+    if moving["peft_init_lora_weights"] in LEAVE_THE_BASE:
+        del moving["peft_init_lora_weights"]
+    for key, value in moving.items():
+        if value:
+            yield Finding(
+                key,
+                f"`{key}` changes the weights below the adapter,",
+                "and with its adapter off the student is not the model that it was "
+                "(`distill.teacher.self`).",
+                "Remove the key, or name a `model` as the teacher: the base model itself will do.",
+            )
 
 
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:

@@ -91,7 +91,8 @@ class DistillPlugin(BasePlugin):
         }
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
-        if not _is_on(cfg):
+        if not _is_on(cfg) or self._checked is None:
+            # Without datasets nothing is trained: `axolotl inference`, `merge-lora`.
             return
         from axolotl_distill.host.compat import quiet_other_ranks
         from axolotl_distill.host.datasets.types import all_stores

@@ -112,6 +112,34 @@ def test_what_may_work_is_not_refused_by_its_key(cfg, extra):
     check_config(DictDefault({**cfg, **extra}), args())
 
 
+@pytest.mark.parametrize(
+    "moving",
+    [
+        {"peft_init_lora_weights": "pissa_niter_4"},
+        {"peft": {"loftq_config": {"loftq_bits": 4}}},
+        {"relora": True},
+        {"unfrozen_parameters": ["lm_head"]},
+    ],
+)
+def test_a_student_whose_base_moves_is_no_teacher_of_itself(cfg, moving):
+    block = {"teacher": "self"}
+    check_config(
+        DictDefault({**cfg, **LORA, "peft_init_lora_weights": False}), parse_distill(block)
+    )
+    with pytest.raises(ConfigError, match=rf"`{next(iter(moving))}.*name a `model`"):
+        check_config(DictDefault({**cfg, **LORA, **moving}), parse_distill(block))
+
+
+@pytest.mark.parametrize("teacher", ["nowhere/teacher", "self", "store"])
+def test_a_model_that_is_loaded_but_not_trained_is_left_alone(cfg, teacher, tiny_model, tmp_path):
+    """As `axolotl inference` and `merge-lora` load it: teacher and store may be gone."""
+    cfg.distill, cfg.adapter = {"teacher": teacher}, "lora"
+    cfg.datasets[0]["path"] = str(tmp_path / "gone")
+    model = tiny_model()
+    DistillPlugin().post_model_load(cfg, model)
+    assert "forward" not in vars(model)
+
+
 def test_keys_without_effect_are_named(cfg, caplog):
     cfg.chunked_cross_entropy = True
     with caplog.at_level("WARNING"):

@@ -139,6 +139,8 @@ def test_how_layers_are_said(said, layers):
         ("", "'' is no layer"),
         ("every 0", "a number from 1"),
         ("every x", "a number from 1"),
+        ("every ²", "a number from 1"),
+        ("0-99999999999999", "no layer 99999999999999"),
         ("2,1", "in their order"),
         ("5-3", "in their order"),
         ("1,1", "once each"),
