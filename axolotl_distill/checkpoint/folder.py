@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging
 
@@ -61,10 +62,12 @@ def open_checkpoint(path: str) -> Checkpoint:
         )
     try:
         written = json.loads((folder / CONFIG).read_bytes())
+        if not isinstance(written, dict):
+            raise ValueError("it holds no mapping")
         if "auto_map" in written:
             raise ValueError("it brings code of its own (`auto_map`), which is not run here")
         config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(
             f"{folder / CONFIG} is not the config of a model that transformers knows: {error}"
         ) from error

@@ -61,7 +61,10 @@ class Ahead:
             yield batch
             for shard in known:
                 in_sight[shard] -= 1
-                held -= self._size(shard) if in_sight[shard] == 0 else 0
+                if in_sight[shard] == 0:
+                    held -= self._size(shard)
+                    # A run that is resumed passes by what it has learnt from.
+                    self._stores[shard[0]].passed(shard[1])
 
     def __len__(self) -> int:
         return len(self._batches)

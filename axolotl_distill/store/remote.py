@@ -91,6 +91,12 @@ class RemoteStore(TeacherStore):
             self._ahead = _Ahead(self)
         self._ahead.add(number)
 
+    def passed(self, number: int) -> None:
+        """No record of this shard is known to be asked for any more: where its fetching has not
+        begun, it does not begin."""
+        if self._ahead is not None:
+            self._ahead.drop(number)
+
     def fetch(self, number: int) -> None:
         """Have a shard in the cache. Raises what FileCache.held does."""
         self.cache.fetch(self._wanted(number))
@@ -131,6 +137,10 @@ class _Ahead:
         with self._told:
             self._todo[number] = None
             self._told.notify()
+
+    def drop(self, number: int) -> None:
+        with self._told:
+            self._todo.pop(number, None)
 
     def _work(self) -> None:
         while True:

@@ -101,7 +101,8 @@ def test_03_a_head_partitioned_by_zero3(tmp_path):
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     run = subprocess.run(
-        [*torchrun, "--nproc_per_node", "2", str(ROOT / "tests/support/zero3_process.py")],
+        # As a module: a script's own folder, first on the path, has a `tokenizers` too.
+        [*torchrun, "--nproc_per_node", "2", "--module", "support.zero3_process"],
         env=environment,
         cwd=tmp_path,
         capture_output=True,

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from accelerate import skip_first_batches
 from datasets import Dataset
 from support import synthetic
 from torch.utils.data import DataLoader
@@ -12,7 +13,7 @@ from axolotl_distill.config.cache import byte_count
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import Ahead, _flat, look_ahead
-from axolotl_distill.store import CachePlace, open_store, pointer_tag
+from axolotl_distill.store import CachePlace, open_store, pointer_tag, remote
 
 
 @pytest.fixture
@@ -32,6 +33,10 @@ def rows(far):
     made = [{"teacher_pos": [-1, first, first + 1]} for first in firsts]
     made.insert(3, {"teacher_pos": [-1, -1]})
     return Dataset.from_list(made), [int(number) for number in order]
+
+
+def shards(far):
+    return far.manifest.shards
 
 
 def stores(far):
@@ -72,6 +77,20 @@ def test_shards_are_there_when_they_are_asked_for(far, rows):
     far.read(np.arange(far.num_records))
     assert far.cache.stalls.count == 0
     assert len([first, *batches]) == len(loader) == (len(dataset) + 1) // 2
+
+
+def test_what_a_resumed_run_passes_by_is_not_fetched(far, rows, monkeypatch):
+    dataset, order = rows
+    monkeypatch.setattr(remote, "AHEAD_THREADS", 0)
+    far.cache.size = 10 * max(about.files[about.records_file]["bytes"] for about in shards(far))
+    loader = DataLoader(dataset, batch_size=1, collate_fn=list)
+    look_ahead(loader, dataset, stores(far), processes=1)
+    # The fourth row has no record.
+    rest = iter(skip_first_batches(loader, 7))
+    next(rest)
+    assert next(iter(far._ahead._todo)) == order[6]
+    list(rest)
+    assert not far._ahead._todo
 
 
 def test_a_loader_of_local_stores_is_left_alone(tmp_path, rows):

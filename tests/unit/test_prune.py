@@ -11,6 +11,7 @@ from support.model_types import VOCAB, tiny
 from torch.nn import ModuleList
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from axolotl_distill.checkpoint.folder import open_checkpoint
 from axolotl_distill.checkpoint.layers import chosen_layers, evenly
 from axolotl_distill.checkpoint.tensors import stored_tensors, tensors_of, write_tensors
 from axolotl_distill.errors import CheckpointError
@@ -208,6 +209,15 @@ def test_what_is_refused(tmp_path):
     assert "code of its own" in changed(auto_map={"AutoConfig": "x.Y"})
     (folder / "config.json").write_text('{"model_type": "unheard-of"}')
     assert "not the config of a model" in refused(tmp_path, folder, out, "--keep", 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "[1]", "{", '"llama"', '{"model_type": "llama", "num_hidden_layers": "four"}']
+)
+def test_what_is_no_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is not the config of a model"):
+        open_checkpoint(str(tmp_path))
 
 
 def test_files_that_are_not_whole_are_refused(tmp_path):
