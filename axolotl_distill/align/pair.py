@@ -12,8 +12,12 @@ from axolotl_distill.align.pieces import Pieces
 
 NONE = -1
 KEPT_CUTS = 1 << 16
-# Of a token at whose end the student may not cut, this share of its occurrences at most goes on.
-MOST_OPEN = 0.02
+# Of a token at whose end the student may not cut, this share of its occurrences at most goes on. A
+# teacher that begins a word mostly ends it: had it more to write, it has a longer token for it.
+# The guess of the vocabularies is worth so many occurrences.
+MOST_OPEN, MOST_OPEN_WORD, GUESSED = 0.1, 0.5, 2.0
+# A vocabulary begins with letters and signs, none of which is as frequent as Zipf's first.
+FIRST_RANK = 3.0
 
 
 class Going(NamedTuple):
@@ -83,6 +87,24 @@ class Pair:
             and sum(self.teacher.lengths[parts]) == self.student.lengths[number]
         }
 
+    @cached_property
+    def expected_open(self) -> np.ndarray:
+        """float64 [teacher's ids]: which share of a token's occurrences the student would go on
+        with, by the vocabularies alone: of `3`, what `35`, `36`, … are together of it. Ids are
+        taken to be in the order of merges, and a token's frequency as one over its place there
+        (Zipf). Mostly too much."""
+        found = np.zeros(len(self.teacher))
+        for number, parts in self._in_parts.items():
+            found[parts[0]] += (parts[0] + FIRST_RANK) / (number + FIRST_RANK)
+        return np.minimum(found, 1.0)
+
+    @cached_property
+    def most_open(self) -> np.ndarray:
+        """float64 [teacher's ids]: MOST_OPEN_WORD of tokens with a letter, else MOST_OPEN."""
+        texts = [raw.decode(errors="ignore") for raw in self.teacher.bytes_of]
+        words = np.array([any(char.isalpha() for char in text) for text in texts])
+        return np.where(words, MOST_OPEN_WORD, MOST_OPEN)
+
     def doubtful(self, occurrences: np.ndarray, open_ends: np.ndarray) -> np.ndarray:
         """bool [student's ids]: those of which a next-token distribution of the teacher's does not
         say how likely they are, unless they come: `3` with a student that has `35`.
@@ -91,11 +113,12 @@ class Pair:
                                  often the student did not cut at its end
 
         A token that may go on and seldom does (` to`, for ` today` is a token of both and ` tod`
-        is not) is none of them; seldom is MOST_OPEN of its occurrences.
+        is not) is none of them; seldom is `most_open` of its occurrences, where what the
+        vocabularies let expect counts as much as GUESSED of them.
         """
-        often = (open_ends + 0.5) / (occurrences + 1.0) > MOST_OPEN
+        share = (open_ends + GUESSED * self.expected_open) / (occurrences + GUESSED)
         whole = self.teacher.lengths == self.student.lengths[np.maximum(self.firsts, 0)]
-        loose = self.goes_on & often & whole & (self.firsts != NONE)
+        loose = self.goes_on & (share > self.most_open) & whole & (self.firsts != NONE)
         found = self.in_parts.copy()
         found[self.firsts[loose]] = True
         return found

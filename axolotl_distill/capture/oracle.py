@@ -91,32 +91,52 @@ class Oracle:
     def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[tuple[str, int]]:
         """(text, the student's first token of it) of what the teacher writes on; NONE where it ends
         at once. Left out is that behind which the student does not cut at the prompt's end, and
-        what ends amid a character. In random order."""
-        waiting: dict[tuple[int, ...], int] = {(): samples}
+        what ends amid a character. In random order.
+
+        The prompt's last token is drawn too, among those that begin with it and leave the student's
+        cut behind it: a teacher that has ` the` writes a lone space before little else than
+        numerals, but a student may cut there before signs, too.
+        """
+        *head, last = prompt
+        given = self.pair.teacher.bytes_of[last]
+        text = self._spell(head[1:])
         found: Counter[tuple[str, int]] = Counter()
-        text = self._spell(prompt[1:])
-        while waiting:
-            written, counts = list(waiting), list(waiting.values())
-            following: dict[tuple[int, ...], int] = defaultdict(int)
-            for start in range(0, len(written), AT_ONCE):
-                batch = written[start : start + AT_ONCE]
-                probs = self._probs([[*prompt, *tokens] for tokens in batch])
-                for tokens, count, row in zip(batch, counts[start:], probs, strict=False):
-                    drawn = self.rng.multinomial(count, row / row.sum())
-                    for token in np.flatnonzero(drawn):
-                        following[(*tokens, int(token))] += int(drawn[token])
-            waiting = {}
+        spelt = self.pair.teacher.bytes_of
+        begins = np.array([self._may_follow(text, given, raw, own) for raw in spelt])
+        first = self._drawn(self._probs([head])[0] * begins, samples)
+        following: dict[tuple[int, ...], int] = {(token,): count for token, count in first}
+        while following:
+            waiting: dict[tuple[int, ...], int] = {}
             for tokens, count in following.items():
                 ended = tokens[-1] in self.pair.teacher.special
                 raw = self._spell(list(tokens))
                 ids = None if not _whole(text + raw) else self._cut(text + raw)
-                if ended or len(tokens) == DEEPEST or (ids and len(ids) >= len(own) + DECIDED):
-                    if ids and ids[: len(own)] == own:
-                        found[raw.decode(), (*ids, NONE)[len(own)]] += count
-                else:
+                long = len(tokens) > DEEPEST or (ids and len(ids) >= len(own) + DECIDED)
+                if not ended and not long:
                     waiting[tokens] = count
+                elif ids and ids[: len(own)] == own:
+                    found[raw[len(given) :].decode(), (*ids, NONE)[len(own)]] += count
+            following = defaultdict(int)
+            # Rows of one length: all have as many tokens.
+            written = list(waiting)
+            for start in range(0, len(written), AT_ONCE):
+                batch = written[start : start + AT_ONCE]
+                rows = self._probs([[*head, *tokens] for tokens in batch])
+                for tokens, row in zip(batch, rows, strict=True):
+                    for token, count in self._drawn(row, waiting[tokens]):
+                        following[(*tokens, token)] += count
         order = list(found.elements())
         return [order[place] for place in self.rng.permutation(len(order))]
+
+    def _may_follow(self, text: bytes, given: bytes, raw: bytes, own: list[int]) -> bool:
+        if not raw.startswith(given):
+            return False
+        return not _whole(text + raw) or self._cut(text + raw)[: len(own)] == own
+
+    def _drawn(self, weights: np.ndarray, count: int) -> list[tuple[int, int]]:
+        """(token, how often it came), of those that did."""
+        drawn = self.rng.multinomial(count, weights / weights.sum())
+        return [(int(token), int(drawn[token])) for token in np.flatnonzero(drawn)]
 
     def _probs(self, rows: list[list[int]]) -> np.ndarray:
         """float64 [rows, teacher's ids], of what follows each; the rows are of one length."""

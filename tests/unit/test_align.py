@@ -1,18 +1,21 @@
 """Spans of real tokenizers, and rows that are one conversation to both."""
 
+import json
 import time
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tokenizers import ALL
+from support.cli import distill_here
+from support.tokenizers import ALL, deepseek
 from transformers import AutoTokenizer
 
 from axolotl_distill.align import Pair, Pieces, align, pair_rows
 from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.capture.graded import GradedSource
-from axolotl_distill.capture.oracle import plain_row, survey_of
+from axolotl_distill.capture.oracle import Oracle, plain_row, survey_of
+from axolotl_distill.commands.align import CODE, ENGLISH
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.config.teacher import TeacherArgs
@@ -147,7 +150,43 @@ def test_a_numeral_that_may_go_on_is_doubtful(pieces):
     doubtful = pair.doubtful(occurrences, open_ends)
     ids = pair.student.by_bytes
     assert doubtful[ids[b"3"]] and doubtful[ids[b"35"]] and not doubtful[ids[b" to"]]
-    assert pair.doubtful(np.zeros_like(occurrences), open_ends)[ids[b" to"]], "nothing was seen"
+    nothing = np.zeros_like(occurrences)
+    unseen = pair.doubtful(nothing, nothing)
+    # Of a text that has neither: the vocabularies say what to expect of a numeral and of a word.
+    assert unseen[ids[b"3"]] and not unseen[ids[b" to"]]
+    assert pair.expected_open[three] > 0.3
+    open_ends[to] = 60
+    assert pair.doubtful(occurrences, open_ends)[ids[b" to"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("student", "least"),
+    [
+        ("sentencepiece", {"English": 0.96, "code": 0.86}),
+        ("deepseek", {"English": 0.9, "code": 0.8}),
+    ],
+)
+def test_most_of_a_real_teacher_s_probability_is_carried(pieces, smollm2_dir, student, least):
+    pair = Pair(pieces["smollm2"], pieces[student])
+    rows = {name: plain_row(text, pair) for name, text in (("English", ENGLISH), ("code", CODE))}
+    survey = survey_of(list(rows.values()), pair)
+    oracle = Oracle(TeacherArgs(model=str(smollm2_dir)), pair, survey)
+    for name, row in rows.items():
+        assert oracle.masses(row).mean() > least[name], name
+
+
+@pytest.mark.slow
+def test_span_is_held_to_an_oracle(smollm2_dir, tmp_path):
+    """The whole of `axolotl distill align`: digits by threes on the student's side only."""
+    deepseek().save_pretrained(tmp_path / "student")
+    done = distill_here("align", smollm2_dir, tmp_path / "student", "--samples", 300, "--json")
+    report = json.loads(done.stdout)
+    assert report["recommended"] == "span" and report["within"] >= 0.85
+    assert report["span_error"] < 0.05 < 0.1 < report["map_error"]
+    found = {one["prompt"]: one for one in report["oracle"]}
+    # `1` alone is what a map takes for the first digit of `10`, `192`, …
+    assert found["350 + "]["map"] > 2 * found["350 + "]["span"]
 
 
 def test_a_text_that_does_not_come_back(pieces):
