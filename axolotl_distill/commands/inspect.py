@@ -41,6 +41,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
         "its weights": printable(manifest.teacher.get("weights", "not known")),
+        **({} if manifest.tempered == 1.0 else {"tempered: T = 1 is its": manifest.tempered}),
         **_cross(manifest),
         "a record holds": [
             f"{payload.kind} {payload.model_dump(exclude={'kind'})}"

@@ -152,7 +152,7 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
     return {
         "vocab_size": vocabulary.size,
         "payloads": [payload.model_dump()],
-        "temperatures": records.temperatures if has_tail else [],
+        "temperatures": records.own_temperatures if has_tail else [],
         "tail_estimated": estimated_at(records) if has_tail else [],
         "sequence_len": int(cfg.sequence_len),
         "tokenizer": describe_tokenizer(tokenizer, vocabulary.size, readable),

@@ -23,7 +23,7 @@ LOGIT_BYTES = 256 << 20
 def record_args(args: DistillArgs, folder: str) -> CaptureArgs:
     """What a record of this run's is: what `axolotl distill capture` would make for its loss, so
     that both can be mixed. Draws at T for forward_kl; for any other divergence, and from a server,
-    the `k` likeliest tokens with the tail at 1 and T."""
+    the `k` likeliest tokens with the tail at 1 (of a tempered server, its own) and T."""
     assert isinstance(args.teacher, TeacherArgs)
     drawn = args.divergence == "forward_kl" and args.teacher.server is None
     return CaptureArgs.model_construct(
@@ -31,7 +31,7 @@ def record_args(args: DistillArgs, folder: str) -> CaptureArgs:
         output=folder,
         method="sampled" if drawn else "topk",
         k=args.k,
-        temperatures=sorted({1.0, args.temperature}),
+        temperatures=sorted({args.teacher.tempered, args.temperature}),
         sampling_temperature=args.temperature,
     )
 
@@ -46,7 +46,7 @@ def records_of(said: Distribution, args: CaptureArgs, vocab_size: int, seed: int
         # The token that came, if it is none of the likeliest, is the last.
         ids, logprobs = (values[:, : args.k].cpu().numpy() for values in (said.ids, said.logprobs))
         return records_from_top(
-            TopLogprobs(ids, logprobs), temperatures=args.temperatures, vocab_size=vocab_size
+            TopLogprobs(ids, logprobs), temperatures=args.own_temperatures, vocab_size=vocab_size
         )
     parts = []
     size = max(1, LOGIT_BYTES // (4 * vocab_size))

@@ -42,7 +42,7 @@ class LiveSignal:
     vocabulary   that it shares with the student
     want         what it is asked for
     support      see SignalSource
-    temperature  of the loss
+    temperature  of the loss; in units of its own, of a server that serves a tempered model
     batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
                  tokens, padding included, than the student's own batch
     heard        is told what the teacher says of some positions of a text: its tokens up to the
@@ -190,9 +190,8 @@ def live_signal(
         server = ServerTeacher(teacher, vocab_size=vocabulary.size)
         want = Want(likeliest=min(args.k, vocabulary.size), realised=True)
         support = args.support or "tail_bucket"
-        return LiveSignal(
-            server, teacher.model, vocabulary, want, support, args.temperature, batched=False
-        )
+        own = args.temperature / teacher.tempered
+        return LiveSignal(server, teacher.model, vocabulary, want, support, own, batched=False)
     local: ModelTeacher
     if teacher.self:
         local = SelfTeacher(student)

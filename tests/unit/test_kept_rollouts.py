@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from axolotl.utils.collators import DataCollatorForSeq2Seq
-from support.live import ALL, another, attach, live, padded, texts
+from support.live import another, attach, live, padded, texts
 from support.model_types import VOCAB, tiny
 
 from axolotl_distill.capture.records import make_records
