@@ -1,6 +1,6 @@
 """Which record of a teacher makes the best student, byte for byte.
 
-    python benchmarks/quality.py [--quick] [--only TEXT] [--kinds …] [--seeds N] [--hours H]
+    python benchmarks/quality.py [--quick] [--only PATTERN] [--kinds …] [--seeds N] [--hours H]
 
 SmolLM2-135M-Instruct teaches copies of itself that lost 5 and 10 of its 30 layers. All students of
 a seed see the same tokens in the same order; only the record of the teacher differs. What counts is
@@ -14,6 +14,7 @@ benchmarks/results/quality.json and quality.png.
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import time
@@ -36,41 +37,44 @@ STUDENTS = {"cut5": DROPPED_LAYERS, "cut10": tuple(range(1, 30, 3))}
 FIXED = ("sft", "full")
 AT_1 = (
     "sampled:6", "sampled:12", "sampled:8", "tail_bucket:16", "axolotl_kd:64", "renormalized:64",
-    "sampled:16", "independent:16",
-    "sampled:4", "independent:8", "tail_bucket:64", "topk_and_draws:8+8", "systematic:8",
-    "systematic:16", "independent:50", "flat_draws:16", "teacher_renormalized:64",
-    "renormalized:16",
+    "nucleus:0.9", "sampled:16", "independent:16", "sampled:4", "independent:8", "tail_bucket:64",
+    "topk_and_draws:8+8", "systematic:8", "systematic:16", "independent:50", "flat_draws:16",
+    "teacher_renormalized:64", "renormalized:16",
 )  # fmt: skip
 AT_2 = (
     "sampled:20", "tail_bucket:16", "axolotl_kd:64", "sampled:16", "independent:16", "sampled:8",
     "renormalized:64", "tail_bucket:64", "sampled:32", "independent:50", "topk_and_draws:8+8",
     "flat_draws:16", "teacher_renormalized:64",
 )  # fmt: skip
-LONG = ("sampled:12", "sampled:6", "axolotl_kd:64", "tail_bucket:16", "renormalized:64")
-LONG_AT_2 = ("sampled:20", "axolotl_kd:64", "tail_bucket:16")
+FEWER_AT_1 = (
+    "sampled:12", "sampled:6", "axolotl_kd:64", "tail_bucket:16", "renormalized:64", "nucleus:0.9",
+)  # fmt: skip
+FEWER_AT_2 = ("sampled:20", "axolotl_kd:64", "tail_bucket:16")
 DRAWN = ("sampled:8", "independent:8")
 SETTING = ("text", "student", "steps", "epochs", "windows")
 QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
 def grid(seeds: int) -> Iterator[Run]:
-    """All runs, those first that say most."""
+    """All runs, those first that say most: steps of some 950 tokens, and for one student short
+    steps, more of them, and several passes over the same text."""
     for name, student in product(("docstrings", "teacher"), STUDENTS):
         for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
             for kind in (*FIXED, *kinds):
                 yield Run(name, student, kind, temperature, seed)
-    for seed, longer in product(range(seeds), ({"windows": 3}, {"steps": 48})):
-        for temperature, kinds in ((1.0, LONG), (2.0, LONG_AT_2)):
+    for seed, other in product(range(seeds), ({"windows": 1}, {"windows": 1, "steps": 48})):
+        for temperature, kinds in ((1.0, FEWER_AT_1), (2.0, FEWER_AT_2)):
             for kind in (*FIXED, *kinds):
-                yield Run("docstrings", "cut5", kind, temperature, seed, **longer)
+                yield Run("docstrings", "cut5", kind, temperature, seed, **other)
     for seed, fresh in product(range(seeds), (False, True)):
         for kind in DRAWN if fresh else (*FIXED, *DRAWN):
-            yield Run("docstrings", "cut5", kind, 1.0, seed, steps=48, epochs=3, fresh=fresh)
+            passes = {"windows": 1, "steps": 48, "epochs": 3, "fresh": fresh}
+            yield Run("docstrings", "cut5", kind, 1.0, seed, **passes)
 
 
 def quick() -> Iterator[Run]:
     for kind in (*FIXED, *QUICK):
-        yield Run("docstrings", "cut5", kind, 1.0, seed=0, steps=4)
+        yield Run("docstrings", "cut5", kind, 1.0, seed=0, steps=4, windows=1)
 
 
 class Lessons:
@@ -182,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="4 steps of five kinds; minutes")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="runs whose name contains this")
+    parser.add_argument("--only", default="", help="runs whose name has this pattern (re)")
     parser.add_argument("--kinds", default="", help="only these records, as in sft,full,sampled:8")
     parser.add_argument("--hours", type=float, default=float("inf"))
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of models, texts and runs")
@@ -192,10 +196,11 @@ def main() -> None:
     for name, dropped in STUDENTS.items():
         cut_layers(TEACHER, options.folder / name, dropped)
     log = options.folder / ("quick.jsonl" if options.quick else "runs.jsonl")
+    kinds = options.kinds.split(",") if options.kinds else ()
     runs = [
         run
         for run in (quick() if options.quick else grid(options.seeds))
-        if options.only in run.name and (not options.kinds or run.kind in options.kinds.split(","))
+        if re.search(options.only, run.name) and (not kinds or run.kind in kinds)
     ]
     if not options.report:
         fill(runs, Lessons(options.folder), log, options.hours)

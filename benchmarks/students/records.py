@@ -85,13 +85,15 @@ def _axolotl_kd(logits: Tensor, temperature: float, size: str, rng: torch.Genera
     return Record(loss, 8.0 * int(size))
 
 
-def _stored(support: Support) -> Callable[..., Record]:
+def _stored(key: str, support: Support) -> Callable[..., Record]:
+    """Through capture's own code, by the key that gives a record's size."""
+
     def make(logits: Tensor, temperature: float, size: str, rng: torch.Generator) -> Record:
-        number = int(size)
-        if support == "sampled":
-            method = {"draws": number, "sampling_temperature": temperature}
-        else:
-            method = {"k": number, "temperatures": [temperature]}
+        given = float(size) if key == "p" else int(size)
+        at = {"sampling_temperature": temperature}
+        if support != "sampled":
+            at = {"temperatures": [temperature]}
+        method = {key: given, **at}
         args = CaptureArgs.model_validate({"teacher": "-", "output": "-", **method})
         batch = make_records(logits, args, seed=int(torch.randint(1 << 31, (1,), generator=rng)))
         lengths = torch.from_numpy(batch.lengths)
@@ -196,10 +198,11 @@ KINDS: dict[str, Callable[..., Record]] = {
     "sft": _nothing,
     "full": _full,
     "axolotl_kd": _axolotl_kd,
-    "tail_bucket": _stored("tail_bucket"),
-    "renormalized": _stored("renormalize"),
+    "tail_bucket": _stored("k", "tail_bucket"),
+    "nucleus": _stored("p", "tail_bucket"),
+    "renormalized": _stored("k", "renormalize"),
     "teacher_renormalized": _teacher_renormalised,
-    "sampled": _stored("sampled"),
+    "sampled": _stored("draws", "sampled"),
     "independent": _independent,
     "systematic": _systematic,
     "topk_and_draws": _topk_and_draws,

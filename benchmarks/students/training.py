@@ -39,7 +39,7 @@ class Run:
     epochs: int = 1
     fresh: bool = False
     alpha: float = 0.9
-    windows: int = 1
+    windows: int = 3
 
     @property
     def name(self) -> str:
