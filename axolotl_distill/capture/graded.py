@@ -68,7 +68,7 @@ class GradedSource:
         if isinstance(said, SparseTeacher):
             return records_from_top(
                 TopLogprobs(said.ids.numpy(), said.logprobs.numpy()),
-                temperatures=self.args.temperatures,
+                temperatures=self.args.own_temperatures,
                 vocab_size=self.teacher.vocab_size,
                 p=self.args.p if self.args.method == "nucleus" else math.inf,
             )

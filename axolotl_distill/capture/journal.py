@@ -62,7 +62,7 @@ class RecordJournal:
         found = {}
         whole = min(UID_CHARACTERS, self._file.size)
         self._file.file.seek(whole)
-        for row, records in _frames(self._file.file):
+        for row, records in frames(self._file.file):
             if row >= first:
                 found[row] = records
             whole = self._file.file.tell()
@@ -72,7 +72,7 @@ class RecordJournal:
     def append(self, row: int, records: RecordBatch) -> None:
         """Returns when the records would survive a kill of this process."""
         uid = b"" if self._file.size else self.uid
-        self._file.append(uid + _frame(row, records), sync=False)
+        self._file.append(uid + frame_of(row, records), sync=False)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self.sync()
 
@@ -87,7 +87,7 @@ class RecordJournal:
             self._file.cut(0)
             return
         with atomically(self._file.path) as file:
-            file.write(b"".join([self.uid, *(_frame(*item) for item in waiting.items())]))
+            file.write(b"".join([self.uid, *(frame_of(*item) for item in waiting.items())]))
         self._file.close()
         self._file = Journal(self._file.path, is_whole=None)
 
@@ -119,20 +119,20 @@ def stored_rows(store: Path) -> int:
     try:
         with (store / JOURNAL).open("rb") as file:
             file.seek(UID_CHARACTERS)
-            waiting = len({row for row, _ in _frames(file) if row >= first})
+            waiting = len({row for row, _ in frames(file) if row >= first})
     except FileNotFoundError:
         waiting = 0
     return manifest.num_rows + waiting
 
 
-def _frame(row: int, records: RecordBatch) -> bytes:
+def frame_of(row: int, records: RecordBatch) -> bytes:
     lengths = np.asarray(records.lengths, np.int64)
     arrays = {**records.columns, "row": np.array([row], np.int64), "lengths": lengths}
     frame = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
     return FRAME.pack(len(frame), zlib.crc32(frame)) + frame
 
 
-def _frames(file: BinaryIO) -> Iterator[tuple[int, RecordBatch]]:
+def frames(file: BinaryIO) -> Iterator[tuple[int, RecordBatch]]:
     """From where `file` is to the first frame that is not whole."""
     size = os.fstat(file.fileno()).st_size
     while len(head := file.read(FRAME.size)) == FRAME.size:

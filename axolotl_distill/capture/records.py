@@ -35,7 +35,7 @@ def make_records(logits_RV: Tensor, args: CaptureArgs, seed: int) -> RecordBatch
     entries_RK = encoding.encode_logprobs(
         top.indices.cpu().numpy(), logprobs_RK.cpu().numpy(), vocab_size
     )
-    tail = tails(logits_RV, top.indices, kept_RK, args.temperatures)
+    tail = tails(logits_RV, top.indices, kept_RK, args.own_temperatures)
     return RecordBatch(
         {"entries": entries_RK[kept_RK.cpu().numpy()], "tail": tail},
         lengths=kept_RK.sum(-1).cpu().numpy(),

@@ -41,9 +41,10 @@ def vocabulary_of(args: CaptureArgs, rows: Any, tokenizer: Any) -> Vocabulary:
         with ServerTeacher(args.teacher, vocab_size=len(tokenizer)) as teacher:
             shared = teacher.check(tokenizer, longest=max(len(ids) for ids in rows["input_ids"]))
         note = (
+            f"{teacher.note} "
             f"Which weights a server has it does not tell: that `{args.teacher.model}` stays the "
             "same model until the store is complete is for you to see to."
-        )
+        ).lstrip()
     else:
         from axolotl_distill.teachers.tokenizer import local_vocabulary
 
@@ -74,10 +75,11 @@ def vocabulary_of_import(
 
 
 def estimated_at(args: CaptureArgs) -> list[float]:
-    """The temperatures at which this teacher's tail is not known: a server gives T = 1 alone."""
+    """The temperatures, as the store has them, at which this teacher's tail is not known: a server
+    gives its own alone."""
     if args.teacher.server is None:
         return []
-    return [temperature for temperature in args.temperatures if temperature != 1.0]
+    return [temperature for temperature in args.own_temperatures if temperature != 1.0]
 
 
 @contextmanager

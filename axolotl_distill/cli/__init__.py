@@ -129,7 +129,10 @@ def import_(config: str, source: str, layout: str | None, output: str) -> dict[s
 @click.option("--tokenizer", help="Tokenizer for the text; default: the one the store names.")
 @framed(KEPT_ALL)
 def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
-    """Show what is in STORE: numbers, mass held at each temperature, a few records."""
+    """Show what is in STORE: numbers, mass held at each temperature, a few records.
+
+    A folder of kept rollouts (`distill.on_policy.keep`) is counted.
+    """
     from axolotl_distill.commands.inspect import run
 
     as_json = click.get_current_context().params["as_json"]
@@ -141,7 +144,10 @@ def inspect(store: str, records: int, tokenizer: str | None) -> dict[str, Any]:
 @click.option("--config", type=PATH, help="Also check that this config can train on it.")
 @framed(KEPT_ALL)
 def verify(store: str, config: str | None) -> dict[str, Any]:
-    """Check STORE against its hashes and, with --config, tokenizer, student and loss."""
+    """Check STORE against its hashes and, with --config, tokenizer, student and loss.
+
+    Of a folder of kept rollouts every row and record is read, and its store.
+    """
     if config is not None:
         from axolotl_distill.config.reading import check_config_file
 
@@ -195,6 +201,22 @@ def reshard(store: str, shard_records: int, output: str) -> dict[str, Any]:
     from axolotl_distill.commands.store import resharded
 
     return resharded(_file(store), shard_records, _file(output))
+
+
+@store_group.command("rollouts")
+@click.argument("folder", type=PATH)
+@click.option("--output", required=True, help="Folder of the store.")
+@click.option("--only", type=PATH, help="A filtered dataset: only the rows whose ids it has.")
+@framed(KEPT_ROWS)
+def rollouts(folder: str, output: str, only: str | None) -> dict[str, Any]:
+    """Make a store of FOLDER, which `distill.on_policy.keep` fills: its rows with their records.
+
+    A training that ends makes one itself, FOLDER/store; this is for one that was stopped, and for
+    rollouts that were filtered.
+    """
+    from axolotl_distill.commands.rollouts import gathered
+
+    return gathered(_file(folder), _file(output), None if only is None else _file(only))
 
 
 @store_group.command("push")

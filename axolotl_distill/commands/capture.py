@@ -103,7 +103,7 @@ def _captured(
         manifest = new_manifest(
             vocab_size=vocabulary.size,
             payloads=[payload],
-            temperatures=args.temperatures if "tail" in payload.columns else [],
+            temperatures=args.own_temperatures if "tail" in payload.columns else [],
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
             tokenizer=vocabulary.tokenizer,

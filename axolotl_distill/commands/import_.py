@@ -12,6 +12,7 @@ from axolotl_distill.commands.kept import keeps_what_is_written, store_line, sto
 from axolotl_distill.commands.say import say, warn
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.chat import chat_context, load_tokenizer
 from axolotl_distill.host.tokenise import load_config
 from axolotl_distill.store import new_manifest
@@ -37,6 +38,11 @@ def _import(
     cfg: Any, distill: DistillArgs, path: str, layout: str | None, output: str
 ) -> dict[str, Any]:
     given = distill.capture
+    if given is not None and given.teacher.tempered != 1.0:
+        raise ConfigError(
+            "`distill.capture.teacher.tempered` is not read by an import: what was collected is "
+            "taken to be at T = 1. Capture from the server instead, or remove the key."
+        )
     temperatures = given.temperatures if given else DEFAULTS["temperatures"]
     source = open_rows(path)
     name, found = find_layout(layout, source[0], path)

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from axolotl_distill.commands.say import say
+from axolotl_distill.rollout.kept import is_rollouts
 from axolotl_distill.show import printable
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import Manifest, TeacherStore, open_store
@@ -16,6 +17,10 @@ SHOWN_ENTRIES = 8
 
 def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
     """Numbers of a store, which are returned too, then a few of its records as text."""
+    if is_rollouts(path):
+        from axolotl_distill.commands.rollouts import shown
+
+        return shown(path)
     store = open_store(path, allow_incomplete=True)
     numbers = statistics(store)
     for name, value in numbers.items():
@@ -36,6 +41,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
         "its weights": printable(manifest.teacher.get("weights", "not known")),
+        **({} if manifest.tempered == 1.0 else {"tempered: T = 1 is its": manifest.tempered}),
         **_cross(manifest),
         "a record holds": [
             f"{payload.kind} {payload.model_dump(exclude={'kind'})}"

@@ -23,6 +23,11 @@ class Recipe(Block):
     @field_validator("teacher")
     @classmethod
     def _writes(cls, teacher: TeacherArgs | None) -> TeacherArgs | None:
+        if teacher is not None and teacher.tempered != 1.0:
+            raise ValueError(
+                "`tempered` is for a teacher that grades: one that writes would write at that "
+                "temperature. Serve the original model, and set `generate.temperature`."
+            )
         return None if teacher is None else refuse_self(teacher)
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from typing import Any
 
 from axolotl_distill.commands.say import say, warn
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.rollout.kept import is_rollouts
 from axolotl_distill.store import verify_store
 
 
@@ -13,6 +14,14 @@ def run(path: str, *, config: str | None) -> dict[str, Any]:
     Returns what --json prints. Raises StoreError for a store that is not whole, and with a config
     one error for all that is wrong with it, whose `report` is what --json prints.
     """
+    if is_rollouts(path):
+        from axolotl_distill.commands.rollouts import shown
+
+        if config is not None:
+            raise ConfigError(
+                f"{path} holds rollouts; `--config` is for a store. Name {path}/store."
+            )
+        return {"rollouts": path, **shown(path)}
     store = verify_store(path)
     files = sum(len(shard.files) for shard in store.manifest.shards)
     say(f"{path}: {files} files as the manifest says, {store.num_records:,} records")

@@ -61,7 +61,7 @@ class CaptureArgs(Block):
     temperatures: Annotated[list[float], ReadBy("method", "topk", "nucleus")] = Field(
         [1.0, 2.0, 4.0],
         description="topk, nucleus: temperatures at which the tail's mass is stored; T=1 is always "
-        "among them.",
+        "among them. Of a server that serves a tempered model: its own, and no other by default.",
     )
     batch_tokens: Annotated[int | None, ReadBy("teacher.server", None)] = Field(
         None,
@@ -101,10 +101,10 @@ class CaptureArgs(Block):
 
     @field_validator("temperatures")
     @classmethod
-    def _with_one(cls, values: list[float]) -> list[float]:
+    def _in_order(cls, values: list[float]) -> list[float]:
         if any(value <= 0 for value in values):
             raise ValueError(f"temperatures must be positive, got {values}")
-        return sorted({1.0, *values})
+        return sorted({*values})
 
     @model_validator(mode="before")
     @classmethod
@@ -113,6 +113,21 @@ class CaptureArgs(Block):
             return values
         meant = {method for key, method in METHOD_OF.items() if key in values}
         return {**values, "method": meant.pop()} if len(meant) == 1 else values
+
+    @model_validator(mode="after")
+    def _with_what_is_said(self) -> "CaptureArgs":
+        own = self.teacher.tempered
+        if own != 1.0:
+            self.settle(temperatures=[own])
+        if own not in self.temperatures:
+            self.temperatures = sorted({own, *self.temperatures})
+        return self
+
+    @property
+    def own_temperatures(self) -> list[float]:
+        """`temperatures` as a store has them: 1 is at what the teacher says, which a server that
+        serves a tempered model says at another."""
+        return [temperature / self.teacher.tempered for temperature in self.temperatures]
 
     @model_validator(mode="after")
     def _server_has_no_draws(self) -> "CaptureArgs":

@@ -215,12 +215,14 @@ class DistillArgs(Block):
                 "`teacher.server.engine` must be vllm or sglang: the OpenAI API has no "
                 "log-probabilities of a given text."
             )
-        elif self.temperature != 1.0 and self.support != "renormalize":
+        elif self.temperature != teacher.tempered and self.support != "renormalize":
             raise ValueError(
                 f"`temperature: {self.temperature:g}` cannot be had from a server, which gives its "
-                "log-probabilities at T=1: what its tail holds at another temperature is not "
-                "known. Use 1, a teacher without `server`, or `support: renormalize`, which leaves "
-                "the tail out."
+                f"log-probabilities at T={teacher.tempered:g}: what its tail holds at another "
+                f"temperature is not known. Use {teacher.tempered:g}; serve what `axolotl distill "
+                f"temper MODEL OUT --temperature {self.temperature:g}` writes, and say so with "
+                f"`teacher.tempered: {self.temperature:g}`; or use a teacher without `server`, or "
+                "`support: renormalize`, which leaves the tail out."
             )
 
     def _settle(self, capture: CaptureArgs) -> None:

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from axolotl_distill.config.block import Block
+from axolotl_distill.address import is_address
+from axolotl_distill.config.block import Block, PathText, expanded
 
 
 class OnPolicyArgs(Block):
@@ -37,4 +38,21 @@ class OnPolicyArgs(Block):
     truncated: Literal["keep", "drop"] = Field(
         "keep", description="Completions that end for want of room: learnt from, or left out."
     )
+    keep: PathText | None = Field(
+        None,
+        description="Folder that takes what the student writes, as trajectories, and what the "
+        "teacher says of it, as a teacher store.",
+    )
     samples: int = Field(1, ge=0, description="Completions to show whenever the loss is logged.")
+
+    @field_validator("keep")
+    @classmethod
+    def _is_a_folder(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if is_address(value):
+            raise ValueError(
+                "rollouts are kept in a local folder: name one, and copy its store to an address "
+                "with `axolotl distill store push FOLDER/store ADDRESS`"
+            )
+        return expanded(value)

@@ -27,6 +27,7 @@ class ModelArgs(Block):
         "torch_dtype": "dtype",
         "lora": "adapter",
         "peft": "adapter",
+        "temperature": "tempered, for a server of what `axolotl distill temper` wrote",
     }
 
     model: PathText = Field(description="Local folder or hub name; with a server: as it is served.")
@@ -77,7 +78,7 @@ class TeacherArgs(ModelArgs):
     """The model that is learned from. A bare string is its name.
 
     {model, adapter, revision, dtype, device, device_map, quantization, trust_remote_code, terms}
-    {model, server: {…}, terms}
+    {model, server: {…}, tempered, terms}
     {self: true, context}       the student itself
     """
 
@@ -86,6 +87,12 @@ class TeacherArgs(ModelArgs):
     )
     adapter: Annotated[PathText | None, *LOCAL] = Field(
         None, description="A PEFT adapter on top of `model`: local folder or hub name."
+    )
+    tempered: Annotated[float, ReadBy("server", unless=(None,)), NOT_SELF] = Field(
+        1.0,
+        gt=0.0,
+        description="What the server serves was written by `axolotl distill temper` with this "
+        "--temperature: what it says for T = 1 is the teacher's at this one.",
     )
     self: bool = Field(False, description="The student: its adapter off, or with `context`.")
     context: Annotated[str | None, ReadBy("self", True)] = Field(

@@ -146,7 +146,8 @@ class TeacherCollator:
         for tag, store in self.stores.items():
             at = supervised[tags == tag]
             records, manifest = store.read(pointer_record(pointers[at])), store.manifest
-            columns = manifest.payloads.collate(records, manifest.temperatures, self.temperature)
+            own = self.temperature / manifest.tempered
+            columns = manifest.payloads.collate(records, manifest.temperatures, own)
             found.append((at, columns))
         batch = {}
         # In one order on all ranks.

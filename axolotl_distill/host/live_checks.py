@@ -129,7 +129,9 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
             from axolotl_distill.teachers.server import ServerTeacher
 
             with ServerTeacher(teacher, vocab_size=len(tokenizer)) as server:
-                return server.check(tokenizer, longest=cfg.sequence_len)
+                found = server.check(tokenizer, longest=cfg.sequence_len)
+                LOG.info(f"axolotl-distill: {server.note}")
+                return found
         shared, compared = local_vocabulary(teacher, tokenizer)
     except TokenizerMismatchError as error:
         raise TokenizerMismatchError(

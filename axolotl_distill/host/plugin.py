@@ -135,10 +135,14 @@ class DistillPlugin(BasePlugin):
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
-        if _args(cfg).on_policy is not None:
-            from axolotl_distill.host.rollouts import on_policy
+        given = _args(cfg).on_policy
+        if given is not None:
+            from axolotl_distill.host.rollouts import KeepRollouts, on_policy
 
             trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
+            if given.keep is not None:
+                kept = KeepRollouts(cfg, _args(cfg), trainer, self._source)
+                return [InForce(trainer, stores), kept]
         return [InForce(trainer, stores)]
 
     def _check(self, cfg: Any) -> None:

@@ -105,12 +105,12 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
             f"Use {only}, or capture with another `distill.capture.method`.",
             StoreError,
         )
-    served = payload.serves(support, store.manifest.temperatures)
+    served = payload.serves(support, store.manifest.served)
     if served is not None and args.temperature not in served:
         others = [
             f"set `distill.support: {other}`"
             for other in payload.supports
-            if payload.serves(other, store.manifest.temperatures) is None
+            if payload.serves(other, store.manifest.served) is None
         ]
         again = f"capture again with it in `distill.capture.{payload.temperature_key}`"
         yield Finding(
@@ -137,10 +137,12 @@ def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:
             "Remove the key, unless that is what you want.",
             error=None,
         )
-    if args.temperature in store.manifest.tail_estimated and support == "tail_bucket":
+    manifest = store.manifest
+    if args.temperature / manifest.tempered in manifest.tail_estimated and support == "tail_bucket":
         yield Finding(
             "distill.temperature",
-            f"{store} came from a server, which gives the teacher at T=1; how much its tail "
+            f"{store} came from a server, which gives the teacher at "
+            f"T={manifest.tempered:g}; how much its tail "
             f"holds at `distill.temperature: {args.temperature:g}` is estimated.",
             "With 64 entries a record and up to T=2 that does little harm;",
             "a teacher without `server` gives it exactly.",
@@ -171,6 +173,15 @@ def _unlike(stores: Sequence[TeacherStore]) -> Iterator[Finding]:
                 "datasets",
                 f"{first} has {mine.vocab_size} token ids and {store} has {theirs.vocab_size};",
                 "stores of one run must share the vocabulary.",
+                "Take one of them out.",
+                StoreError,
+            )
+        if mine.tempered != theirs.tempered:
+            yield Finding(
+                "datasets",
+                f"{first} has the teacher at T = {mine.tempered:g} and {store} at T = "
+                f"{theirs.tempered:g}, for one of them was tempered;",
+                "stores of one run must agree in that.",
                 "Take one of them out.",
                 StoreError,
             )

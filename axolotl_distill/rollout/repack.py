@@ -60,30 +60,30 @@ def repacked(
     *,
     packed: bool,
     sequence_len: int,
-) -> tuple[list[Batch], int]:
-    """(as many micro-batches as there were, how many completions found no room in them).
+) -> tuple[list[Batch], list[tuple[Prompt, Completion]]]:
+    """(as many micro-batches as there were, the completions that found room in them).
 
     Packed: into the rows of all of them, the longest first, each into the emptiest. Else each goes
     back into the micro-batch of its prompt. A micro-batch without one supervises nothing.
     """
     positions = "position_ids" in batches[0]
     rows: list[list[list[dict[str, Any]]]] = [[] for _ in batches]
-    left_out = 0
+    placed = []
     if packed:
         capacity = [max(sequence_len, batch["input_ids"].shape[1]) for batch in batches]
         rows = [[[] for _ in range(batch["input_ids"].shape[0])] for batch in batches]
         loads = {(i, j): 0 for i, of_batch in enumerate(rows) for j in range(len(of_batch))}
-        features = [feature(p.ids, completion, positions=True) for p, completion in written]
-        for row in sorted(features, key=lambda row: -len(row["input_ids"])):
-            size = len(row["input_ids"])
+        for prompt, completion in sorted(written, key=lambda pair: -_size(*pair)):
+            size = _size(prompt, completion)
             fitting = [bin for bin in loads if loads[bin] + size <= capacity[bin[0]]]
             if not fitting:
-                left_out += 1
                 continue
             number, place = min(fitting, key=lambda bin: loads[bin])
-            rows[number][place].append(row)
+            rows[number][place].append(feature(prompt.ids, completion, positions=True))
             loads[number, place] += size
+            placed.append((prompt, completion))
     else:
+        placed = list(written)
         for prompt, completion in written:
             rows[prompt.batch].append([feature(prompt.ids, completion, positions=positions)])
     made = []
@@ -95,7 +95,11 @@ def repacked(
         new = collate(filled if packed else [row[0] for row in filled])
         device = batch["input_ids"].device
         made.append({name: _moved(value, device) for name, value in new.items()})
-    return made, left_out
+    return made, placed
+
+
+def _size(prompt: Prompt, completion: Completion) -> int:
+    return len(prompt.ids) + len(completion.ids)
 
 
 def silenced(batch: Batch) -> Batch:

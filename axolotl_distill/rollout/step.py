@@ -12,6 +12,7 @@ from torch import Tensor
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.objectives.metrics import MetricSums
+from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.repack import Batch, Collate, Prompt, prompts_of, repacked
 from axolotl_distill.rollout.writer import Completion, Writer
 from axolotl_distill.show import foreign
@@ -47,6 +48,8 @@ class OnPolicy:
     decode: Callable[[list[int]], str]
     warn: Callable[[str], None]
     device: torch.device
+    keeper: Keeper | None = None
+    """Keeps what the student writes, while it trains."""
     samples: list[str] = field(default_factory=list)
     """Some of what the student wrote last, on the first rank."""
     own_text: bool = False
@@ -88,11 +91,13 @@ class OnPolicy:
             kept = [(prompt, completion) for prompt, completion in written if completion.finished]
         else:
             kept = written
-        made, left_out = repacked(
+        made, placed = repacked(
             batches, kept, self.collate, packed=self.packed, sequence_len=self.sequence_len
         )
         if author is self.student:
-            self._measure(completions, left_out)
+            self._measure(completions, len(kept) - len(placed))
+            if self.keeper is not None:
+                self.keeper.expect(step, placed)
         return made
 
     def saw(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:

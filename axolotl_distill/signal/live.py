@@ -5,7 +5,7 @@ or padded the batch and whatever attention the teacher computes; what it says is
 positions that predict.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,9 +42,11 @@ class LiveSignal:
     vocabulary   that it shares with the student
     want         what it is asked for
     support      see SignalSource
-    temperature  of the loss
+    temperature  of the loss; in units of its own, of a server that serves a tempered model
     batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
                  tokens, padding included, than the student's own batch
+    heard        is told what the teacher says of some positions of a text: its tokens up to the
+                 last that is learnt, which of the positions that predict, and the distribution
     """
 
     teacher: Teacher
@@ -54,6 +56,7 @@ class LiveSignal:
     support: Support
     temperature: float
     batched: bool
+    heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
 
     @torch.compiler.disable
     def signal(
@@ -84,6 +87,8 @@ class LiveSignal:
                 )
                 for start, part, signal in graded:
                     parts.append((start + positions[start][part], signal))
+                    if self.heard is not None:
+                        self.heard(texts[start], part, signal.distribution)
         except ServerError as error:
             raise type(error)(
                 "The teacher does not answer, and the training ends here; it goes on from its last "
@@ -185,9 +190,8 @@ def live_signal(
         server = ServerTeacher(teacher, vocab_size=vocabulary.size)
         want = Want(likeliest=min(args.k, vocabulary.size), realised=True)
         support = args.support or "tail_bucket"
-        return LiveSignal(
-            server, teacher.model, vocabulary, want, support, args.temperature, batched=False
-        )
+        own = args.temperature / teacher.tempered
+        return LiveSignal(server, teacher.model, vocabulary, want, support, own, batched=False)
     local: ModelTeacher
     if teacher.self:
         local = SelfTeacher(student)

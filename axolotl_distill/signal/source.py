@@ -46,7 +46,7 @@ class StoredSignal:
 
     vocab_size   of their store: how an entry's bits are split
     support      "sampled" for draws
-    temperature  of the loss, at which the tail was looked up
+    temperature  of the loss, at which the tail was looked up, as their store has it
     """
 
     vocab_size: int
@@ -96,7 +96,8 @@ def signal_source(
     if not stores:
         return None
     first = stores[0]
-    return StoredSignal(first.manifest.vocab_size, resolve_support(first, args), args.temperature)
+    own = args.temperature / first.manifest.tempered
+    return StoredSignal(first.manifest.vocab_size, resolve_support(first, args), own)
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> Support:

@@ -56,10 +56,8 @@ The licence of the text and the teacher's terms apply to this data.
 
 def _temperatures(manifest: Manifest) -> str:
     return ", ".join(
-        f"{temperature:g} (tail estimated)"
-        if temperature in manifest.tail_estimated
-        else f"{temperature:g}"
-        for temperature in manifest.temperatures
+        f"{served:g} (tail estimated)" if temperature in manifest.tail_estimated else f"{served:g}"
+        for temperature, served in zip(manifest.temperatures, manifest.served, strict=True)
     )
 
 

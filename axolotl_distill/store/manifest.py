@@ -61,6 +61,17 @@ class Manifest(Contents):
         return self.bytes_of_records / max(1, self.num_records)
 
     @property
+    def tempered(self) -> float:
+        """The teacher's temperature at what its records say for T = 1; another one than 1 of a
+        server that serves a tempered model."""
+        return self.teacher.get("temperature", 1.0)
+
+    @property
+    def served(self) -> list[float]:
+        """`temperatures` as the loss means them."""
+        return [temperature * self.tempered for temperature in self.temperatures]
+
+    @property
     def pointer_base(self) -> int:
         """Added to a record's index it makes a pointer that names this store and no other."""
         tag = int(self.uid[:8], 16) & ((1 << TAG_BITS) - 1)

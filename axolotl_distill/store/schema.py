@@ -41,6 +41,7 @@ class Tokenizer(TypedDict, total=False):
 class Teacher(TypedDict, total=False):
     name: Required[Line]
     weights: str
+    temperature: Temperature
     cross_tokenizer: str
     tokenizer: str
     tokenizer_fingerprint: str

@@ -21,7 +21,9 @@ class Engine(Protocol):
         """Where to POST: below base_url, or a whole URL made from scheme://host:port."""
         ...
 
-    def body(self, model: str, input_ids: list[int], k: int) -> dict[str, Any]: ...
+    def body(
+        self, model: str, input_ids: list[int], k: int, temperature: float = 1.0
+    ) -> dict[str, Any]: ...
 
     def rows(self, answer: Answer, k: int, realised: bool = False) -> list[Pairs | None]:
         """One a token of the prompt: the k likeliest and, if `realised`, the prompt's own token.
@@ -42,12 +44,14 @@ class VLLM:
     def path(self, root: str) -> str:
         return "/completions"
 
-    def body(self, model: str, input_ids: list[int], k: int) -> dict[str, Any]:
+    def body(
+        self, model: str, input_ids: list[int], k: int, temperature: float = 1.0
+    ) -> dict[str, Any]:
         return {
             "model": model,
             "prompt": input_ids,
             "max_tokens": 1,
-            "temperature": 1.0,
+            "temperature": temperature,
             "prompt_logprobs": k,
         }
 
@@ -68,13 +72,15 @@ class SGLang:
     def path(self, root: str) -> str:
         return f"{root}/generate"
 
-    def body(self, model: str, input_ids: list[int], k: int) -> dict[str, Any]:
+    def body(
+        self, model: str, input_ids: list[int], k: int, temperature: float = 1.0
+    ) -> dict[str, Any]:
         return {
             "input_ids": input_ids,
             "return_logprob": True,
             "logprob_start_len": 0,
             "top_logprobs_num": k,
-            "sampling_params": {"max_new_tokens": 1, "temperature": 1.0},
+            "sampling_params": {"max_new_tokens": 1, "temperature": temperature},
         }
 
     def rows(self, answer: Answer, k: int, realised: bool = False) -> list[Pairs | None]:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
@@ -24,14 +25,15 @@ BLOCKS, BLOCK = 2048, 4096
 MAX_BASES = 8
 
 
-def identity(teacher: TeacherArgs) -> dict[str, str]:
+def identity(teacher: TeacherArgs) -> dict[str, Any]:
     """What tells this teacher from every other: its name, its weights, and what is done to them.
 
     Which weights a server has it does not tell. Raises what `weights_of` does.
     """
-    about = {"name": teacher.model}
+    about: dict[str, Any] = {"name": teacher.model}
     if teacher.server is not None:
-        return {**about, "server": teacher.server.engine, "weights": UNKNOWN}
+        tempered = {} if teacher.tempered == 1.0 else {"temperature": teacher.tempered}
+        return {**about, "server": teacher.server.engine, **tempered, "weights": UNKNOWN}
     weights = weights_of(teacher.model, teacher.revision)
     if teacher.adapter is not None:
         # Whatever base the adapter was made for: here it stands on `model`.

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, Self
 
 import numpy as np
@@ -17,6 +18,14 @@ from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store.tokenizer import added_tokens
 from axolotl_distill.teachers.client import Answer, RequestRefusedError, ServerClient
 from axolotl_distill.teachers.engines import ENGINES
+from axolotl_distill.teachers.temperature import (
+    HONOURED,
+    LIKELIEST,
+    PROSE,
+    contradicts,
+    reading,
+    seems_tempered,
+)
 from axolotl_distill.teachers.tokenizer import (
     SharedVocabulary,
     check_reading,
@@ -43,6 +52,9 @@ class ServerTeacher:
         self._client = ServerClient(teacher.server)
         self._engine = ENGINES[teacher.server.engine]
         self._runner = asyncio.Runner()
+        self._tempered = teacher.tempered
+        self.note = ""
+        """What `check` found of its temperature."""
 
     def check(self, tokenizer: Any, longest: int) -> SharedVocabulary:
         """Refuse a server that could not give the records, before it is asked for the first.
@@ -67,7 +79,48 @@ class ServerTeacher:
                 f"context of {longest + 1} or more (`--max-model-len` of vLLM, `--context-length` "
                 "of SGLang), or lower `sequence_len`."
             )
-        return share(tokenizer, self._runner.run(self._foreign(tokenizer)))
+        shared = share(tokenizer, self._runner.run(self._foreign(tokenizer)))
+        self._runner.run(self._check_temperature(tokenizer, shared, context or longest + 1))
+        return shared
+
+    async def _check_temperature(
+        self, tokenizer: Any, shared: SharedVocabulary, context: int
+    ) -> None:
+        """Whether the model is tempered as is said, as far as plain prose tells, and whether the
+        temperature of a request counts. Raises CaptureError where it contradicts."""
+        ids = tokenizer(PROSE, add_special_tokens=False)["input_ids"][: context - 1]
+        ids = list(takewhile(shared.reads, ids))
+        positions = range(len(ids) - 1)
+        if not positions:
+            return
+        want = Want(likeliest=min(LIKELIEST, self.vocab_size))
+        try:
+            plain = await self._top_logprobs(ids, positions, want)
+            other = await self._top_logprobs(ids, positions, want, temperature=0.5)
+        except CaptureError:
+            return  # it gives fewer; what is asked for in earnest will be told apart
+        moved = float(np.abs(plain.logprobs[:, 0] - other.logprobs[:, 0]).max())
+        follows = "follow" if moved > HONOURED else "do not follow"
+        found, said = reading(plain, ids[1:]), self._tempered
+        self.note = (
+            f"The log-probabilities that {self._client.server.base_url} gives of a text {follows} "
+            f"the temperature of a request; it is asked at 1, which is the teacher's {said:g}."
+        )
+        if found.is_telling:
+            self.note += f" Plain prose is likeliest with them times {found.scale:.2f}."
+        if contradicts(said, found):
+            raise CaptureError(
+                f"`teacher.tempered: {said:g}` says that `{self.name}` was written by `axolotl "
+                f"distill temper --temperature {said:g}`. On plain prose it reads as a model that "
+                f"was not: its text is likeliest with log-probabilities times {found.scale:.2f}, "
+                f"and of a tempered one that would be about {said:g}. Serve the tempered "
+                "checkpoint, or remove the key."
+            )
+        if seems_tempered(said, found):
+            self.note += (
+                f" That is much for one that was tempered with {said:g}: is it another one, and "
+                "`teacher.tempered` to be set?"
+            )
 
     def grade(
         self, rows: Mapping[int, Sequence[int]], positions: Mapping[int, np.ndarray], want: Want
@@ -113,7 +166,11 @@ class ServerTeacher:
         return Signal(SparseTeacher(torch.from_numpy(top.ids), torch.from_numpy(top.logprobs)))
 
     async def _top_logprobs(
-        self, input_ids: Sequence[int], positions: Sequence[int], want: Want
+        self,
+        input_ids: Sequence[int],
+        positions: Sequence[int],
+        want: Want,
+        temperature: float = 1.0,
     ) -> TopLogprobs:
         """An answer without one of the positions is asked for again."""
         k, found = want.likeliest or 0, list[TopLogprobs]()
@@ -127,7 +184,7 @@ class ServerTeacher:
             found.append(top_logprobs(wanted, k=size, vocab_size=self.vocab_size))
 
         path = self._engine.path(self._client.root)
-        body = self._engine.body(self.name, list(input_ids), k)
+        body = self._engine.body(self.name, list(input_ids), k, temperature)
         try:
             await self._client.post(path, body, check=check)
         except RequestRefusedError as error:

@@ -225,8 +225,8 @@ def test_what_finds_no_room_is_counted():
     seen = []
     repacked(batches, written, lambda rows: seen.append(rows) or {}, packed=True, sequence_len=60)
     assert [len(rows[0]) for rows in seen] == [1, 1]
-    made, left_out = repacked(batches, written, lambda rows: {}, packed=True, sequence_len=60)
-    assert left_out == 2 and len(made) == 2
+    made, placed = repacked(batches, written, lambda rows: {}, packed=True, sequence_len=60)
+    assert len(placed) == 2 and len(made) == 2
 
 
 def test_cut_off_completions_may_be_left_out(tokenizer):

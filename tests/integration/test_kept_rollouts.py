@@ -1,0 +1,93 @@
+"""`on_policy.keep` in the real Axolotl: kept, gone on with, filtered, and trained on again."""
+
+import json
+
+import pytest
+import yaml
+from support.axolotl_run import run_axolotl
+from support.cli import distill_here
+from support.strategies import LORA
+
+from axolotl_distill.rollout.kept import graded_rows
+
+pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
+
+
+@pytest.fixture
+def config(tmp_path, tiny_model, tiny_llama_dir):
+    teacher = tiny_model(seed=1)
+    teacher.save_pretrained(tmp_path / "teacher")
+    teacher.tokenizer.save_pretrained(tmp_path / "teacher")
+    with (tmp_path / "chats.jsonl").open("w") as file:
+        for number in range(24):
+            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
+            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
+            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    return {
+        **LORA,
+        "base_model": str(tiny_llama_dir),
+        "distill": {
+            "teacher": str(tmp_path / "teacher"),
+            "divergence": "reverse_kl",
+            "alpha": 1.0,
+            "on_policy": {
+                "lmbda": 0.7, "max_new_tokens": 12, "keep": str(tmp_path / "rollouts"),
+            },
+        },
+        "datasets": [{"path": str(tmp_path / "chats.jsonl"), "type": "chat_template"}],
+        "chat_template": "tokenizer_default",
+        "learning_rate": 1e-2,
+        "num_epochs": 8,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,
+    }  # fmt: skip
+
+
+def rows_of(folder):
+    rows = graded_rows(folder / "part-00000.jsonl")
+    return [(row.trajectory, row.ids.tolist()) for row in rows]
+
+
+def test_from_a_step_s_text_to_a_training_on_it(tmp_path, config):
+    kept = tmp_path / "rollouts"
+    first = run_axolotl(tmp_path / "first", config)
+    whole = rows_of(kept)
+    own = [number for number, step in enumerate(first.steps, 1) if step["rollout/own_text"]]
+    assert sorted({row["meta"]["step"] for row, _ in whole}) == own
+    # Of the prompts all are messages again, and the questions of the data.
+    for row, _ in whole:
+        assert [message["role"] for message in row["messages"]][-1] == "user"
+        assert row["messages"][-1]["content"].startswith("What is ") and "prompt" not in row["meta"]
+
+    resume = {"resume_from_checkpoint": str(first.output / "checkpoint-3")}
+    run_axolotl(tmp_path / "again", {**config, **resume})
+    assert rows_of(kept) == whole
+
+    shown = json.loads(distill_here("verify", kept, "--json").stdout)
+    assert shown["rows"] == len(whole) and "rows" in shown["store"]
+
+    recipe = {
+        "filter": {
+            "input": str(kept), "output": str(tmp_path / "chosen"), "max_drop": 1.0,
+            "steps": ["deduplicate"],
+        },
+    }  # fmt: skip
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
+    distill_here("filter", tmp_path / "recipe.yml")
+    made = distill_here(
+        *("store", "rollouts", kept, "--only", tmp_path / "chosen"),
+        *("--output", tmp_path / "store", "--json"),
+    )
+    assert 0 < json.loads(made.stdout)["rows"] <= len(whole)
+
+    offline = {
+        **config,
+        "distill": {"divergence": "reverse_kl", "alpha": 0.5},
+        "datasets": [
+            {"path": str(tmp_path / "store"), "type": "axolotl_distill.store"},
+            {"path": str(tmp_path / "chats.jsonl"), "type": "axolotl_distill.chat"},
+        ],
+    }
+    run = run_axolotl(tmp_path / "offline", offline)
+    assert run.column("distill/kl")[-1] < run.column("distill/kl")[0]
