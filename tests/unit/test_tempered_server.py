@@ -135,7 +135,7 @@ def test_other_temperatures_of_a_tempered_server_are_estimates(tmp_path, tiny_mo
     [
         ({"teacher": block("http://h/v1")}, "Use 2"),
         ({"teacher": block("http://h/v1", tempered=1.0), "temperature": 2.0}, "--temperature 2"),
-        ({"teacher": {"model": "m", "tempered": 2.0}}, "`tempered: 2.0` is not read"),
+        ({"teacher": {"model": "m", "tempered": 2.0}}, "`tempered: 2` is not read"),
         ({"teacher": block("http://h/v1", tempered=0.0)}, "greater than 0"),
     ],
 )
