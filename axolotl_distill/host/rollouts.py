@@ -47,7 +47,8 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
     def writer(model: Any, as_author: Any) -> Writer:
         stop = stop_tokens(model, tokenizer)
         pad = stop[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        return Writer(model, as_author, given, stop, pad, context, source.vocabulary.reads)
+        shows = accelerator.is_main_process
+        return Writer(model, as_author, given, stop, pad, context, source.vocabulary.reads, shows)
 
     teacher = None
     if given.seq_kd:
@@ -69,6 +70,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         decode=tokenizer.decode,
         warn=LOG.warning,
         device=accelerator.device,
+        teacher_seconds=lambda: source.seconds,
     )
 
 

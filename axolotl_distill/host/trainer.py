@@ -158,8 +158,8 @@ class DistillMixin(Base):
             logs = {**logs, **{f"distill/{name}": value for name, value in means.items()}}
             if self.on_policy is not None:
                 logs |= self.on_policy.logs(self.accelerator)
-                for sample in self.on_policy.samples:
-                    LOG.info(sample)
+                if table := self.on_policy.table():
+                    LOG.info(table)
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

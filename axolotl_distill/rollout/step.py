@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -20,6 +21,16 @@ from axolotl_distill.show import foreign
 SHOWN = 400
 """Characters of a prompt's end, and of a completion"""
 OF_OWN_TEXT = ("kl", "kd", "entropy", "top1_agreement")
+
+
+class Sample(NamedTuple):
+    """A completion to be shown: the end of its prompt, and its beginning."""
+
+    step: int
+    tokens: int
+    end: str
+    prompt: str
+    completion: str
 
 
 @dataclass
@@ -50,7 +61,9 @@ class OnPolicy:
     device: torch.device
     keeper: Keeper | None = None
     """Keeps what the student writes, while it trains."""
-    samples: list[str] = field(default_factory=list)
+    teacher_seconds: Callable[[], float] = lambda: 0.0
+    """How long the teacher took so far, of the updates."""
+    samples: list[Sample] = field(default_factory=list)
     """Some of what the student wrote last, on the first rank."""
     own_text: bool = False
     """Whether the step under way learns from the student's own text."""
@@ -59,17 +72,20 @@ class OnPolicy:
     _times: MetricSums = field(default_factory=MetricSums)
     _said: bool = False
     _returned: float | None = None
+    _graded: float = 0.0
 
     def replace(self, batches: list[Batch], step: int) -> list[Batch]:
         """The micro-batches of optimizer step `step`: these, or as many others."""
         began = time.perf_counter()
         update = None if self._returned is None else began - self._returned
+        graded = self.teacher_seconds() - self._graded
+        self._graded += graded
         self.own_text = random.Random(f"{self.seed} {step}").random() < self.args.lmbda
         author = self.student if self.own_text else self.teacher
         if author is not None:
             batches = self._written(batches, step, author)
         self._returned = time.perf_counter()
-        self._count(self._returned - began, update)
+        self._count(self._returned - began, graded, update)
         return batches
 
     def _written(self, batches: list[Batch], step: int, author: Writer) -> list[Batch]:
@@ -126,12 +142,19 @@ class OnPolicy:
             }
         )
 
-    def _count(self, seconds: float, update: float | None) -> None:
+    def _count(self, seconds: float, graded: float, update: float | None) -> None:
+        """The teacher answers within the update before this rollout; the first has none."""
+        known = update is not None
+        graded = min(graded, update or 0.0)
+        parts = {"": seconds, "teacher_": graded, "update_": (update or 0.0) - graded}
+        whole = seconds + update if update is not None else 0.0
         self._times.add(
             {
                 "own_text": self._pair(self.own_text, 1),
                 "seconds": self._pair(seconds, 1),
-                "update_seconds": self._pair(update or 0.0, update is not None),
+                "teacher_seconds": self._pair(graded, known),
+                "update_seconds": self._pair(parts["update_"], known),
+                **{f"{name}share": self._pair(part, whole) for name, part in parts.items()},
             }
         )
 
@@ -143,9 +166,24 @@ class OnPolicy:
         if self.rank != 0:
             return
         self.samples = [
-            f"axolotl-distill: step {step}, "
-            f"{'finished' if completion.finished else 'cut off'} after {len(completion.ids)} "
-            f"tokens: …{foreign(self.decode(prompt.ids)[-SHOWN:])} ⟶ "
-            f"{foreign(self.decode(completion.ids)[:SHOWN])}"
+            Sample(
+                step,
+                len(completion.ids),
+                "finished" if completion.finished else "cut off",
+                f"…{foreign(self.decode(prompt.ids)[-SHOWN:])}",
+                foreign(self.decode(completion.ids)[:SHOWN]),
+            )
             for prompt, completion in written[: self.args.samples]
         ]
+
+    def table(self) -> str:
+        """The samples, one a line; empty where there is none."""
+        rows = [Sample._fields, *([str(value) for value in sample] for sample in self.samples)]
+        if not self.samples:
+            return ""
+        width = [max(len(row[at]) for row in rows) for at in range(len(Sample._fields))]
+        lines = [
+            " | ".join(value.ljust(size) for value, size in zip(row, width, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join(["axolotl-distill: what the student wrote", *lines])

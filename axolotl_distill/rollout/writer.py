@@ -1,15 +1,20 @@
 """Completions by a model's own `generate`."""
 
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.errors import ConfigError
+
+SOON = 3.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Writer:
     context    tokens of prompt and completion together
     reads      whether an id means the same to student and teacher; a completion is cut off at one
                that does not
+    shows      whether a bar moves while it writes, where that takes more than SOON seconds
     """
 
     model: Any
@@ -44,6 +50,7 @@ class Writer:
     pad: int
     context: int
     reads: Callable[[int], bool]
+    shows: bool = False
 
     def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
@@ -56,16 +63,23 @@ class Writer:
         device = self.model.device
         forked = [] if device.type == "cpu" else [device]
         kind = "cuda" if device.type == "cpu" else device.type
-        with torch.random.fork_rng(devices=forked, device_type=kind), self.as_author():
+        batches = range(0, len(order), self.args.batch_size)
+        with (
+            torch.random.fork_rng(devices=forked, device_type=kind),
+            self.as_author(),
+            self._bar(len(batches)) as bar,
+        ):
             torch.manual_seed(seed)
-            for at in range(0, len(order), self.args.batch_size):
+            for number, at in enumerate(batches, 1):
                 some = order[at : at + self.args.batch_size]
-                written = self._batch([prompts[index] for index in some])
+                written = self._batch([prompts[index] for index in some], bar)
                 found |= zip(some, written, strict=True)
+                # Most batches end before the last token that they may have.
+                bar.update(number * self.args.max_new_tokens - bar.n)
         return [found[index] for index in range(len(prompts))]
 
     @torch.no_grad()
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[Completion]:
+    def _batch(self, prompts: Sequence[Sequence[int]], bar: Any) -> list[Completion]:
         longest = max(map(len, prompts))
         room = [self.context - len(prompt) for prompt in prompts]
         ids = torch.full((len(prompts), longest), self.pad)
@@ -78,9 +92,21 @@ class Writer:
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._settings(min(self.args.max_new_tokens, max(room))),
+            stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
         )
         new = written[:, longest:].tolist()
         return [self._completion(row[:most]) for row, most in zip(new, room, strict=True)]
+
+    def _bar(self, batches: int) -> Any:
+        return tqdm(
+            total=batches * self.args.max_new_tokens,
+            desc="rollout",
+            unit=" tokens",
+            leave=False,
+            disable=not self.shows,
+            delay=SOON,
+            mininterval=0.5 if sys.stderr.isatty() else 10.0,
+        )
 
     def _settings(self, most: int) -> GenerationConfig:
         # What is left None here is taken from the model's own generation_config, whose penalties
@@ -128,3 +154,15 @@ def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
             "{eos_token: …}`."
         )
     return tuple(dict.fromkeys(found))
+
+
+class _Moves(StoppingCriteria):
+    """Stops nothing: moves a bar by one with every token of a batch. A streamer would wait for the
+    device."""
+
+    def __init__(self, bar: Any):
+        self.bar = bar
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        self.bar.update(1)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

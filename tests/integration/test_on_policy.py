@@ -53,7 +53,10 @@ def test_half_of_the_steps_learn_from_its_own_text(tmp_path, on_policy_config):
         assert ("rollout/kl" in step) is ("rollout/length" in step) is (own == 1.0)
         if own:
             assert step["rollout/kl"] == step["distill/kl"] and 1 <= step["rollout/length"] <= 12
-    assert "tokens: …" in run.log
+    assert "step | tokens | end " in run.log and "| prompt " in run.log
+    for step in run.steps[1:]:
+        shares = [step[f"rollout/{part}share"] for part in ("", "teacher_", "update_")]
+        assert sum(shares) == pytest.approx(1.0, abs=0.01) and min(shares[1:]) > 0
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, on_policy_config):
