@@ -99,10 +99,15 @@ class SourceShard:
 def merge(stores: Sequence[TeacherStore], output: Path) -> Manifest:
     """All rows of `stores`, one store after another, shard by shard as they are.
 
-    Raises StoreError where they were not captured alike, naming what differs, and what StoreWriter
-    does.
+    Raises StoreError where they were not captured alike, naming what differs, where one is named
+    twice, and what StoreWriter does.
     """
     _refuse_sources(stores, output)
+    places = [store.path.resolve() for store in stores]
+    if twice := next((place for place in places if places.count(place) > 1), None):
+        raise StoreError(
+            f"{twice} is named twice, and all of its rows would be there twice. Name it once."
+        )
     header = _merged_header([store.manifest for store in stores])
     whole = [[Piece(shard, 0, shard.about.rows)] for store in stores for shard in _shards(store)]
     return _write(output, header, whole)

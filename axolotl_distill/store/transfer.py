@@ -86,6 +86,8 @@ def pull(url: str, output: Path) -> TeacherStore:
         raise StoreMissingError(
             f"{remote} is not a teacher store: it has no {FILE}, which is written last. ({error})"
         ) from error
+    if output.exists() and not output.is_dir():
+        raise StoreError(f"{output} is a file, and a store is a folder. Name a folder ({KEY}).")
     if output.exists() and any(output.iterdir()):
         if (output / FILE).is_file() and (output / FILE).read_bytes() == data:
             manifest = Manifest.load(output)

@@ -106,6 +106,14 @@ def test_stores_that_differ_are_not_merged(tmp_path, change, named):
     assert not (tmp_path / "both").exists()
 
 
+def test_a_store_that_is_named_twice(tmp_path):
+    one = open_store(synthetic.write_store(tmp_path / "one"))
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    with pytest.raises(StoreError, match="one is named twice"):
+        merge([one, open_store(tmp_path / "link")], tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
 def test_one_name_for_two_tokens(tmp_path):
     from axolotl_distill.store import StoreWriter
 
