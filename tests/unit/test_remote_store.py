@@ -311,7 +311,7 @@ def test_another_store_is_not_overwritten(tmp_path, local, own_url):
     (tmp_path / "full" / "thesis.tex").write_text("years")
     with pytest.raises(StoreError, match="holds something else"):
         pull(own_url, tmp_path / "full")
-    with pytest.raises(StoreError, match="thesis.tex is a file"):
+    with pytest.raises(StoreError, match=r"thesis\.tex is a file"):
         pull(own_url, tmp_path / "full" / "thesis.tex")
 
 
