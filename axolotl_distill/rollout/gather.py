@@ -48,8 +48,8 @@ def gather(
         for number, row in enumerate(_rows(folder, only)):
             if number < writer.next_source_row:
                 continue
-            labels = np.full(len(row.ids), IGNORE)
-            labels[row.prompt_tokens :] = row.ids[row.prompt_tokens :]
+            is_prompt = np.arange(len(row.ids)) < row.prompt_tokens
+            labels = np.where(is_prompt, IGNORE, row.ids)
             writer.append(
                 source_row=number,
                 row_id=row.trajectory["id"],
