@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -238,7 +239,14 @@ def test_a_server_that_dies_and_one_that_comes_back(tmp_path, local, monkeypatch
         assert not list((tmp_path / "cache" / "objects").iterdir())
         # It comes back while somebody waits.
         monkeypatch.setattr(remote, "TRIES", 200)
-        waiting = threading.Thread(target=lambda: far.fetch(1))
+
+        def fetched():
+            # Back, it is empty until all is pushed again, and says so.
+            while not far.cache.used():
+                with suppress(StoreMissingError):
+                    far.fetch(1)
+
+        waiting = threading.Thread(target=fetched)
         waiting.start()
         time.sleep(0.3)
         assert waiting.is_alive()
