@@ -103,7 +103,9 @@ class Run:
 
     def steps(self, count, micro_batches=2):
         for _ in range(count):
-            for batch in self.on_policy.replace(BATCHES, self.next)[:micro_batches]:
+            made = self.on_policy.replace(BATCHES, self.next)
+            # Not in the order in which they were written.
+            for batch in made[::-1][:micro_batches]:
                 self.student(**batch, num_items_in_batch=torch.tensor(9)).loss.backward()
             self.next += 1
 
@@ -174,6 +176,11 @@ def test_prompts_are_messages_where_the_template_makes_their_tokens(tokenizer):
         assert reads.messages(ids) == messages
         assert reads.messages([*ids, 9]) is None
     assert reads.messages(tokenizer("A poem:")["input_ids"]) is None
+    # The same text in other tokens is not what the template would make.
+    at = ids.index(tokenizer("user")["input_ids"][0])
+    apart = [token for letter in "user" for token in tokenizer(letter)["input_ids"]]
+    other = [*ids[:at], *apart, *ids[at + 1 :]]
+    assert tokenizer.decode(other) == text and reads.messages(other) is None
 
 
 def test_thinking_is_told_from_the_answer(tokenizer):
