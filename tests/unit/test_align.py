@@ -185,8 +185,8 @@ def test_span_is_held_to_an_oracle(smollm2_dir, tmp_path):
     assert report["recommended"] == "span" and report["within"] >= 0.85
     assert report["span_error"] < 0.05 < 0.1 < report["map_error"]
     found = {one["prompt"]: one for one in report["oracle"]}
-    # `1` alone is what a map takes for the first digit of `10`, `192`, …
-    assert found["350 + "]["map"] > 2 * found["350 + "]["span"]
+    # `202` is one token of the student's; a map knows only the teacher's `2`.
+    assert found["In the year "]["map"] < 0.01 < 0.3 < found["In the year "]["span"]
 
 
 def test_a_text_that_does_not_come_back(pieces):
