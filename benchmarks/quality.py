@@ -56,17 +56,20 @@ QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
 def grid(seeds: int) -> Iterator[Run]:
-    """All runs, those first that say most: steps of some 950 tokens, and for one student long and
-    short steps, more of them, and several passes over the same text."""
+    """All runs, those first that say most: steps of some 950 tokens, longer and shorter ones, more
+    of them, and several passes over the same text."""
     for name, student in product(("docstrings", "teacher"), STUDENTS):
         for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
             for kind in (*FIXED, *kinds):
                 yield Run(name, student, kind, temperature, seed)
-    others = ({"windows": 9}, {"windows": 1}, {"windows": 1, "steps": 48})
-    for seed, other in product(range(seeds), others):
+    others = (
+        ("cut5", {"windows": 9}), ("cut10", {"windows": 9}),
+        ("cut5", {"windows": 1}), ("cut5", {"windows": 1, "steps": 48}),
+    )  # fmt: skip
+    for seed, (student, other) in product(range(seeds), others):
         for temperature, kinds in ((1.0, FEWER_AT_1), (2.0, FEWER_AT_2)):
             for kind in (*FIXED, *kinds):
-                yield Run("docstrings", "cut5", kind, temperature, seed, **other)
+                yield Run("docstrings", student, kind, temperature, seed, **other)
     for seed, fresh in product(range(seeds), (False, True)):
         for kind in DRAWN if fresh else (*FIXED, *DRAWN):
             passes = {"windows": 1, "steps": 48, "epochs": 3, "fresh": fresh}
