@@ -3,6 +3,9 @@ at an address, on an S3 server on this machine."""
 
 import gc
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import psutil
 import pytest
@@ -30,20 +33,22 @@ def bucket():
 
 
 @pytest.fixture(scope="module")
-def acts(bucket, tmp_path_factory):
-    """By name: what writes a store below a folder."""
-    place = tmp_path_factory.mktemp("acts")
+def acts(bucket):
+    """By name: what writes a store below a folder. What they read is where others may look."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
     source = open_store(write_store(place / "source", "topk", rows=300, every=300))
     split(source, place / "parts", 3)
     parts = [open_store(part) for part in sorted((place / "parts").iterdir())]
     push(source, f"{bucket}/source")
-    return {
+    yield {
         "merge": lambda folder: merge(parts, folder / "store"),
         "split": lambda folder: split(source, folder / "store", 3),
         "reshard": lambda folder: reshard(source, folder / "store", 700),
         "pull": lambda folder: pull(f"{bucket}/source", folder / "store"),
         "capture": lambda folder: MadeUpAway(bucket).captured(folder),
     }
+    shutil.rmtree(place)
 
 
 def result(act, folder, bucket):

@@ -113,7 +113,7 @@ class Pushes(Reshards):
         return rows_of(pulled)
 
 
-@few_and_many
+@many
 def test_push(tmp_path, source, bucket, kills):
     """What arrived stays; the manifest is there when all else is."""
     job = Pushes(source, bucket)

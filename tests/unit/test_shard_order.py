@@ -1,5 +1,7 @@
 """Rows in random order, few shards at a time."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from accelerate import skip_first_batches
@@ -189,3 +191,38 @@ def test_other_orders_are_refused(key):
     cfg = {"datasets": [{"path": "s3://b/store", "type": "axolotl_distill.store"}], key: True}
     args = parse_distill({"cache": {"shuffle": "shards"}}, cfg["datasets"])
     assert any(f"`{key}` cannot be combined" in str(found) for found in config_findings(cfg, args))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_axolotl_packs_the_rows_of_a_window(far, rows, processes):
+    """Its bins are of few shards, and of every epoch its own, on several ranks too."""
+    from axolotl.utils.samplers.multipack import MultipackBatchSampler
+
+    order = shard_order(rows, stores(far), WINDOW, seed=0)
+    lengths = np.array([len(row) for row in rows["teacher_pos"]])
+    packing = MultipackBatchSampler(
+        order,
+        batch_size=1,
+        batch_max_len=80,
+        lengths=lengths,
+        bin_size=200,
+        group_size=order.window_rows,
+        num_processes=1,
+    )
+    order.packed_by(packing)
+    loader = DataLoader(rows, batch_sampler=packing, collate_fn=list)
+    made = prepare_data_loader(
+        loader, num_processes=processes, process_index=0, put_on_device=False
+    )
+    look_ahead(made, rows, stores(far), processes)
+    seen, epochs = shard_numbers(far, rows), []
+    for epoch in range(2):
+        made.set_epoch(epoch)
+        bins = list(made.batch_sampler)
+        epochs.append(bins)
+        shards = [{int(seen[row]) for one in batch for row in one} - {-1} for batch in bins]
+        # A group of rows may lie in two windows.
+        assert max(map(len, shards)) <= 2 * WINDOW
+        near = [len(one | other) for one, other in pairwise(shards)]
+        assert max(near) <= 3 * WINDOW < len(far.manifest.shards) / 3
+    assert epochs[0] != epochs[1]
