@@ -21,6 +21,7 @@ from axolotl.utils.collators import (
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.datasets import SFTDataset
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import is_flash_attention_requested
 
 from axolotl_distill.errors import ConfigError
@@ -36,6 +37,12 @@ def has_accelerator() -> bool:
 def world_size() -> int:
     """Processes of this launch, before torch.distributed is initialised."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shards_the_student() -> bool:
+    """Whether FSDP or ZeRO-3 is to give each process a part of every weight. Known once the student
+    was loaded, though not wrapped yet."""
+    return is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def local_processes() -> int:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
-from axolotl_distill.host.compat import world_size
+from axolotl_distill.host.compat import shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local_vocabulary
 from axolotl_distill.terms import check_terms
@@ -21,9 +21,9 @@ LOG = get_logger(__name__)
 # they give to the adapter.
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
-    "The teacher runs in every process beside the student, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, put the teacher behind a `server`, or "
-    "capture it into a store first."
+    "{what} runs the student outside its training step, and no run in which {how} shards the "
+    "student was held to one process. Train with DDP, or name a `model` as the teacher and leave "
+    "`on_policy` out."
 )
 
 
@@ -47,18 +47,18 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
         )
     if teacher.self:
         yield from _moved_base(cfg)
+        yield from _sharded_self(cfg)
     if args.on_policy is not None:
         yield from _on_policy_findings(cfg)
+        if args.on_policy.seq_kd and teacher.sharded:
+            yield Finding(
+                "distill.teacher.sharded",
+                "`distill.teacher.sharded: true` cannot be combined with `on_policy.seq_kd`:",
+                "the processes would have to write equally many tokens.",
+                "Remove one of them.",
+            )
     if teacher.server is not None:
         return
-    for key in ("fsdp_config", "fsdp", "deepspeed"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with a live teacher that is no server.",
-                SHARDED.format(how="it"),
-                "",
-            )
     if isinstance(teacher.device_map, str) and world_size() > 1:
         yield Finding(
             "distill.teacher.device_map",
@@ -66,6 +66,38 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "each of them would spread a teacher over all devices.",
             "Remove it, map the modules to devices, or put the teacher behind a `server`.",
         )
+
+
+def with_the_student(args: DistillArgs) -> DistillArgs:
+    """`args` with `teacher.sharded` settled: as its block says, else as the student is. One process
+    has nothing to share; a teacher that is quantised or mapped to devices stays whole."""
+    teacher = live_teacher(args)
+    if teacher is None or teacher.self or teacher.server is not None:
+        return args
+    sharded = teacher.sharded
+    if sharded is None:
+        whole = teacher.quantization is not None or teacher.device_map is not None
+        sharded = shards_the_student() and not whole
+    sharded = sharded and world_size() > 1
+    if sharded:
+        LOG.info(f"axolotl-distill: the teacher's layers are shared by {world_size()} processes")
+    elif shards_the_student():
+        LOG.warning(
+            f"axolotl-distill: every process holds the whole teacher `{teacher.model}` beside its "
+            "part of the student."
+        )
+    return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
+
+
+def _sharded_self(cfg: Any) -> Iterator[Finding]:
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.teacher: self`.",
+                SHARDED.format(what="It", how="it"),
+                "",
+            )
 
 
 def _moved_base(cfg: Any) -> Iterator[Finding]:
@@ -108,8 +140,9 @@ def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabu
     assert teacher is not None
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if (teacher.server is None or args.on_policy is not None) and how in ("FSDP", "DEEPSPEED"):
-        raise ConfigError(SHARDED.format(how=how))
+    for what, asked in (("self", teacher.self), ("on_policy", args.on_policy is not None)):
+        if asked and how in ("FSDP", "DEEPSPEED"):
+            raise ConfigError(SHARDED.format(what=f"`{what}`", how=how))
     if vocabulary.foreign:
         _check_texts(trainer.named_datasets(), vocabulary, teacher.model)
 

@@ -96,6 +96,7 @@ class DistillPlugin(BasePlugin):
             return
         from axolotl_distill.host.compat import quiet_other_ranks
         from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.live_checks import with_the_student
         from axolotl_distill.objectives.forward import attach_distill_forward
         from axolotl_distill.objectives.hidden import HiddenObjective
         from axolotl_distill.objectives.logits import logits_objective
@@ -106,9 +107,10 @@ class DistillPlugin(BasePlugin):
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = self._hidden
         layers = () if hidden is None else hidden.teacher_layers
-        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
+        args = with_the_student(_args(cfg))
+        source = signal_source(args, all_stores(cfg), causal_lm, self._vocabulary, layers)
         self._source = source
-        objectives: list[Any] = [logits_objective(_args(cfg), source)]
+        objectives: list[Any] = [logits_objective(args, source)]
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))

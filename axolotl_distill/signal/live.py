@@ -6,7 +6,7 @@ positions that predict.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
 from axolotl_distill.teachers.itself import SelfTeacher
 from axolotl_distill.teachers.load import beside
 from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.sharded import level
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 UNSEEN = 1e-6
@@ -46,6 +47,7 @@ class LiveSignal:
     temperature  of the loss; in units of its own, of a server that serves a tempered model
     batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
                  tokens, padding included, than the student's own batch
+    together     a call of the teacher is one of all processes: each makes as many
     heard        is told what the teacher says of some positions of a text: its tokens up to the
                  last that is learnt, which of the positions that predict, and the distribution
     seconds      that all calls took so far
@@ -58,6 +60,7 @@ class LiveSignal:
     support: Support
     temperature: float
     batched: bool
+    together: bool = False
     heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
     seconds: float = 0.0
 
@@ -91,8 +94,14 @@ class LiveSignal:
                 self.vocabulary.check_ids(text, self.name)
                 texts[document.start], positions[document.start] = text.tolist(), found
         parts: list[tuple[np.ndarray, Signal]] = []
+        groups: Iterable[list[int] | None] = self._groups(texts, ids.size)
+        if self.together:
+            groups = level(list(groups), rows.device)
         try:
-            for group in self._groups(texts, ids.size):
+            for group in groups:
+                if group is None:
+                    self._ask_nothing()
+                    continue
                 graded = self.teacher.grade(
                     {start: texts[start] for start in group},
                     {start: positions[start] for start in group},
@@ -123,6 +132,10 @@ class LiveSignal:
             group.append(start)
         if group:
             yield group
+
+    def _ask_nothing(self) -> None:
+        for _ in self.teacher.grade({0: [0]}, {0: np.zeros(1, dtype=np.int64)}, self.want):
+            pass
 
     def _put_back(
         self, parts: Sequence[tuple[np.ndarray, Signal]], rows: Tensor, size: int
@@ -211,8 +224,11 @@ def live_signal(
     else:
         local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
     want = Want(unprojected=True, layers=layers)
-    temperature = args.temperature
-    return LiveSignal(local, local.name, vocabulary, want, "tail_bucket", temperature, batched=True)
+    return LiveSignal(
+        *(local, local.name, vocabulary, want, "tail_bucket", args.temperature),
+        batched=True,
+        together=bool(teacher.sharded),
+    )
 
 
 def _to(said: Any, name: str, device: torch.device) -> Tensor:

@@ -2,17 +2,24 @@
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations import deepspeed
 
 from axolotl_distill.config.teacher import ModelArgs, TeacherArgs
+from axolotl_distill.teachers.sharded import spread_layers
 
 CANNOT_LOAD = (OSError, ValueError, ImportError, RuntimeError)
 """What transformers, accelerate, peft and bitsandbytes raise for a model that they cannot load."""
 ADAPTER_CONFIG = "adapter_config.json"
+FSDP_LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Of accelerate: other processes than the first get no weights, and wait for FSDP's."""
 
 
 def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
@@ -25,14 +32,35 @@ def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
     Raises CANNOT_LOAD.
     """
     name, adapter, options = teacher.model, teacher.adapter, loading_options(teacher)
+    if teacher.sharded:
+        options["device_map"] = {"": "cpu"}
     if adapter is None and (base := _base_of(name)) is not None:
         adapter, name = name, base["base_model_name_or_path"]
         if base.get("revision"):
             options["revision"] = base["revision"]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, merged=teacher.quantization is None)
-    return model.eval()
+    with apart_from_the_student():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
+        if adapter is not None:
+            model = _with_adapter(model, adapter, merged=teacher.quantization is None)
+    model.eval()
+    if teacher.sharded:
+        spread_layers(model, resolve_device(teacher.device))
+    return model
+
+
+@contextmanager
+def apart_from_the_student() -> Iterator[None]:
+    """While it lasts a model is loaded whole, in every process. What shards the student would have
+    transformers load a part of it, or nothing at all, for an engine that will never see it."""
+    zero = deepspeed._hf_deepspeed_config_weak_ref
+    efficient = os.environ.pop(FSDP_LOADS_ONCE, None)
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = zero
+        if efficient is not None:
+            os.environ[FSDP_LOADS_ONCE] = efficient
 
 
 def loading_options(args: ModelArgs) -> dict[str, Any]:
