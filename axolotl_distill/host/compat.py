@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from axolotl.common import datasets
 from axolotl.monkeypatch.multipack import SUPPORTED_MULTIPACK_MODEL_TYPES
 from axolotl.utils.collators import (
@@ -43,6 +44,11 @@ def shards_the_student() -> bool:
     """Whether FSDP or ZeRO-3 is to give each process a part of every weight. Known once the student
     was loaded, though not wrapped yet."""
     return is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def join_processes() -> None:
+    """Have the processes of this launch meet, where Axolotl would have them do so later."""
+    PartialState()
 
 
 def local_processes() -> int:

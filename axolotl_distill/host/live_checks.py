@@ -11,7 +11,7 @@ from datasets import Dataset
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
-from axolotl_distill.host.compat import shards_the_student, world_size
+from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local_vocabulary
 from axolotl_distill.terms import check_terms
@@ -80,6 +80,7 @@ def with_the_student(args: DistillArgs) -> DistillArgs:
         sharded = shards_the_student() and not whole
     sharded = sharded and world_size() > 1
     if sharded:
+        join_processes()
         LOG.info(f"axolotl-distill: the teacher's layers are shared by {world_size()} processes")
     elif shards_the_student():
         LOG.warning(

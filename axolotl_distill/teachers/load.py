@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
-from transformers.integrations import deepspeed
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, modeling_utils
+from transformers.integrations import accelerate as placing
 
 from axolotl_distill.config.teacher import ModelArgs, TeacherArgs
 from axolotl_distill.teachers.sharded import spread_layers
@@ -20,6 +20,7 @@ CANNOT_LOAD = (OSError, ValueError, ImportError, RuntimeError)
 ADAPTER_CONFIG = "adapter_config.json"
 FSDP_LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Of accelerate: other processes than the first get no weights, and wait for FSDP's."""
+ASK_FOR_ZERO3: tuple[Any, ...] = (modeling_utils, placing)
 
 
 def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
@@ -52,13 +53,16 @@ def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
 def apart_from_the_student() -> Iterator[None]:
     """While it lasts a model is loaded whole, in every process. What shards the student would have
     transformers load a part of it, or nothing at all, for an engine that will never see it."""
-    zero = deepspeed._hf_deepspeed_config_weak_ref
     efficient = os.environ.pop(FSDP_LOADS_ONCE, None)
-    deepspeed.unset_hf_deepspeed_config()
+    # Axolotl puts a function of its own there, which says that ZeRO-3 is on.
+    asked = [(module, module.is_deepspeed_zero3_enabled) for module in ASK_FOR_ZERO3]
+    for module in ASK_FOR_ZERO3:
+        module.is_deepspeed_zero3_enabled = lambda: False
     try:
         yield
     finally:
-        deepspeed._hf_deepspeed_config_weak_ref = zero
+        for module, is_enabled in asked:
+            module.is_deepspeed_zero3_enabled = is_enabled
         if efficient is not None:
             os.environ[FSDP_LOADS_ONCE] = efficient
 

@@ -167,5 +167,6 @@ def test_however_the_student_is_spread(spread, name):
     assert tokens[0] != tokens[1]
     for step, like in zip(first["steps"], one.inside[0]["steps"], strict=True):
         assert step.pop("grad_norm") == pytest.approx(like["grad_norm"], rel=1e-4)
-        likes = {key: value for key, value in like.items() if key != "grad_norm"}
-        assert step == pytest.approx(likes, rel=2e-6)
+        # One process pads the four rows to one length, and its teacher rounds otherwise.
+        assert step.pop("distill/entropy") == pytest.approx(like["distill/entropy"], rel=2e-5)
+        assert step == pytest.approx({key: like[key] for key in step}, rel=2e-6)
