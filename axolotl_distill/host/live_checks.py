@@ -22,8 +22,7 @@ LOG = get_logger(__name__)
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
     "{what} runs the student outside its training step, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, or name a `model` as the teacher and leave "
-    "`on_policy` out."
+    "student was held to one process. Train with DDP, or without it."
 )
 
 
@@ -124,13 +123,13 @@ def _moved_base(cfg: Any) -> Iterator[Finding]:
 
 
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
-    for key in ("fsdp_config", "fsdp", "deepspeed", "torch_compile"):
+    for key in ("deepspeed", "torch_compile"):
         if cfg.get(key):
             yield Finding(
                 key,
                 f"`{key}` cannot be combined with `distill.on_policy`:",
                 "the student's `generate` was not shown to work with it.",
-                "Train with DDP or one process, without it.",
+                "Train with FSDP2, DDP or one process, without it.",
             )
 
 
@@ -141,9 +140,10 @@ def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabu
     assert teacher is not None
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    for what, asked in (("self", teacher.self), ("on_policy", args.on_policy is not None)):
-        if asked and how in ("FSDP", "DEEPSPEED"):
-            raise ConfigError(SHARDED.format(what=f"`{what}`", how=how))
+    if teacher.self and how in ("FSDP", "DEEPSPEED"):
+        raise ConfigError(SHARDED.format(what="`self`", how=how))
+    if args.on_policy is not None and how == "DEEPSPEED":
+        raise ConfigError(SHARDED.format(what="`on_policy`", how=how))
     if vocabulary.foreign:
         _check_texts(trainer.named_datasets(), vocabulary, teacher.model)
 
