@@ -22,7 +22,6 @@ from axolotl.utils.collators import (
 from axolotl.utils.distributed import is_main_process
 from axolotl.utils.logging import get_logger
 from axolotl.utils.schemas.datasets import SFTDataset
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils.generic import is_flash_attention_requested
 
 from axolotl_distill.errors import ConfigError
@@ -42,8 +41,11 @@ def world_size() -> int:
 
 def shards_the_student() -> bool:
     """Whether FSDP or ZeRO-3 is to give each process a part of every weight. Known once the student
-    was loaded, though not wrapped yet."""
-    return is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    was loaded, though not wrapped yet: Axolotl tells accelerate by these variables."""
+    return (
+        os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    )
 
 
 def join_processes() -> None:
