@@ -75,8 +75,8 @@ def with_the_student(args: DistillArgs) -> DistillArgs:
         return args
     sharded = teacher.sharded
     if sharded is None:
-        whole = teacher.quantization is not None or teacher.device_map is not None
-        sharded = shards_the_student() and not whole
+        alone = (teacher.quantization, teacher.device_map, args.cross_tokenizer)
+        sharded = shards_the_student() and all(key is None for key in alone)
     sharded = sharded and world_size() > 1
     if sharded:
         join_processes()
@@ -158,20 +158,19 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
     if teacher.self:
         return SharedVocabulary(size=max(tokenizer.get_vocab().values()) + 1)
     LOG.info(f"axolotl-distill: {check_terms(teacher.model, teacher.terms).summary()}")
-    try:
-        if teacher.server is not None:
-            from axolotl_distill.teachers.server import ServerTeacher
+    if teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
 
+        try:
             with ServerTeacher(teacher, vocab_size=len(tokenizer)) as server:
                 found = server.check(tokenizer, longest=cfg.sequence_len)
                 LOG.info(f"axolotl-distill: {server.note}")
                 return found
-        shared, compared = local_vocabulary(teacher, tokenizer)
-    except TokenizerMismatchError as error:
-        raise TokenizerMismatchError(
-            f"{error} That is for a teacher that is captured into a store (`axolotl distill "
-            "capture`); one that answers beside the training reads text as its student does."
-        ) from error
+        except TokenizerMismatchError as error:
+            raise TokenizerMismatchError(
+                f"{error} That is for a teacher that is loaded here, without `server`."
+            ) from error
+    shared, compared = local_vocabulary(teacher, tokenizer)
     if not compared:
         LOG.warning(
             f"axolotl-distill: {teacher.model} has no tokenizer: whether it reads text as the "
