@@ -19,6 +19,8 @@ class DistillPlugin(BasePlugin):
     """The config whose stores were checked."""
     _vocabulary: Any = None
     """What a live teacher shares with the student, once it was checked."""
+    _context: Any = None
+    """What only a live teacher reads, as tokens."""
     _hidden: Any = None
     """The layers of both that are paired, once they were found."""
     _source: Any = None
@@ -106,7 +108,8 @@ class DistillPlugin(BasePlugin):
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = self._hidden
         layers = () if hidden is None else hidden.teacher_layers
-        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
+        about = (self._vocabulary, layers, self._context)
+        source = signal_source(_args(cfg), all_stores(cfg), causal_lm, *about)
         self._source = source
         objectives: list[Any] = [logits_objective(_args(cfg), source)]
         if hidden is not None:
@@ -149,7 +152,12 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
-        from axolotl_distill.host.live_checks import live_findings, live_teacher, live_vocabulary
+        from axolotl_distill.host.live_checks import (
+            live_context,
+            live_findings,
+            live_teacher,
+            live_vocabulary,
+        )
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.store_checks import stores_findings
 
@@ -162,6 +170,7 @@ class DistillPlugin(BasePlugin):
         teacher = live_teacher(_args(cfg))
         if teacher is not None:
             self._vocabulary = live_vocabulary(cfg, teacher)
+            self._context = live_context(cfg, teacher)
         self._checked = cfg
 
 

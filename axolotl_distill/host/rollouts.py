@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
     if given.seq_kd:
         assert isinstance(source.teacher, ModelTeacher)  # the config sees to it
         teacher = writer(source.teacher.model, source.teacher.as_teacher)
+        teacher = replace(teacher, shown=source.context)
     LOG.info(
         f"axolotl-distill: with probability {given.lmbda:g} a step learns from the student's own "
         f"text, else from {'the teacher’s' if given.seq_kd else 'the data'}"
@@ -144,7 +145,10 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
         terms: dict[str, Any] = {}
         about = {
             **identity(TeacherArgs.model_validate(str(cfg.base_model))),
-            "self": "its adapter off",
+            "self": {"base": "its adapter off", "now": "as it was in each step"}[
+                teacher.own_weights
+            ],
+            **({} if teacher.context is None else {"context": teacher.context}),
         }
     else:
         terms, about = asdict(check_terms(teacher.model, teacher.terms)), identity(teacher)

@@ -338,7 +338,11 @@ def test_a_padded_head_is_cut():
 @pytest.mark.parametrize(
     ("block", "said"),
     [
-        ({"teacher": {"self": True, "context": "x"}}, "context` cannot be used yet"),
+        ({"teacher": {"self": True, "context": ""}}, "`context` is empty"),
+        ({"teacher": {"self": True, "weights": "now"}}, "nothing to learn"),
+        ({"teacher": {"model": "m", "context": "x"}}, "is read by `self: true` only"),
+        ({"teacher": {"model": "m", "weights": "now"}}, "is read by `self: true` only"),
+        ({"teacher": {"self": True, "weights": "then"}}, "must be one of base, now"),
         ({"teacher": "m", "support": "tail_bucket"}, "its whole distribution"),
         ({"teacher": "m", "k": 4}, "`k: 4` is not read without `teacher.server`"),
         ({"teacher": {"model": "m", "server": {"base_url": "http://h/v1"}}}, "vllm or sglang"),
