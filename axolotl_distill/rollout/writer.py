@@ -13,7 +13,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.teachers.context import Context
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 
 SOON = 3.0
 
@@ -53,7 +53,7 @@ class Writer:
     context: int
     reads: Callable[[int], bool]
     shows: bool = False
-    shown: Context = Context()
+    shown: Context = NO_CONTEXT
 
     def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts

@@ -24,7 +24,7 @@ from axolotl_distill.signal.batch import IGNORE, TARGETS
 from axolotl_distill.signal.documents import documents
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.teachers.base import Teacher
-from axolotl_distill.teachers.context import Context
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
 from axolotl_distill.teachers.itself import SelfTeacher
 from axolotl_distill.teachers.load import beside
@@ -60,7 +60,7 @@ class LiveSignal:
     support: Support
     temperature: float
     batched: bool
-    context: Context = Context()
+    context: Context = NO_CONTEXT
     heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
     seconds: float = 0.0
 
@@ -196,7 +196,7 @@ def live_signal(
     vocabulary: SharedVocabulary,
     student: PreTrainedModel,
     layers: tuple[int, ...] = (),
-    context: Context = Context(),
+    context: Context = NO_CONTEXT,
 ) -> LiveSignal:
     """The source that asks `teacher`: loaded here, reached, or the student itself.
 

@@ -18,7 +18,7 @@ from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.signal.live import live_signal
 from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import TeacherStore
-from axolotl_distill.teachers.context import Context
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 
@@ -81,7 +81,7 @@ def signal_source(
     student: PreTrainedModel,
     vocabulary: SharedVocabulary | None,
     layers: tuple[int, ...] = (),
-    context: Context = Context(),
+    context: Context = NO_CONTEXT,
 ) -> SignalSource | None:
     """The source for a `distill:` block; None where there is text alone.
 

@@ -34,3 +34,6 @@ class Context:
     def at(self, positions: np.ndarray) -> np.ndarray:
         """Positions int64 [R] of a text, in what the teacher reads of it."""
         return positions + len(self.ids)
+
+
+NO_CONTEXT = Context()
