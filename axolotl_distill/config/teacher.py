@@ -79,7 +79,7 @@ class TeacherArgs(ModelArgs):
 
     {model, adapter, revision, dtype, device, device_map, quantization, trust_remote_code, terms}
     {model, server: {…}, tempered, terms}
-    {self: true, weights, context}       the student itself
+    {self: true, weights | ema, context}       the student itself
     """
 
     model: Annotated[str, NOT_SELF] = Field(
@@ -99,6 +99,13 @@ class TeacherArgs(ModelArgs):
         None,
         description="Of `self`: base, the student with its LoRA adapter off; now, as it is in the "
         "step that it grades, which needs `context`. Default: now with `context`, else base.",
+    )
+    ema: Annotated[float | None, ReadBy("self", True), ReadBy("weights", None)] = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Of `self`: its weights are ema·(what they were) + (1 - ema)·(the student's) "
+        "after every optimizer step.",
     )
     context: Annotated[str | None, ReadBy("self", True)] = Field(
         None,
@@ -148,12 +155,16 @@ class TeacherArgs(ModelArgs):
         if self.weights == "now" and self.context is None:
             raise ValueError(
                 "`weights: now` without `context` is the student graded by itself, from which "
-                "there is nothing to learn. Set `context`, or `weights: base`."
+                "there is nothing to learn. Set `context`, or in place of it `weights: base` or "
+                "`ema: 0.99`."
             )
 
     @property
-    def own_weights(self) -> Literal["base", "now"]:
-        """Whose weights `self` has: those below the student's adapter, or all as they are."""
+    def own_weights(self) -> Literal["base", "now", "average"]:
+        """Whose weights `self` has: those below the student's adapter, all as they are, or
+        averaged over steps."""
+        if self.ema is not None:
+            return "average"
         return self.weights or ("base" if self.context is None else "now")
 
 

@@ -47,9 +47,11 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
                 "`distill.teacher.self: true` is the student with its adapter off,",
                 "and this config trains no LoRA adapter.",
                 "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
-                "or let the student as it is see more than it does: `context`.",
+                "or let it see more than the student does: `context`; or average its steps: `ema`.",
             )
         yield from _moved_base(cfg)
+    if teacher.ema is not None:
+        yield from _average_findings(cfg)
     if args.on_policy is not None:
         yield from _on_policy_findings(cfg)
     if teacher.server is not None:
@@ -90,6 +92,21 @@ def _moved_base(cfg: Any) -> Iterator[Finding]:
                 "and with its adapter off the student is not the model that it was "
                 "(`distill.teacher.self`).",
                 "Remove the key, or name a `model` as the teacher: the base model itself will do.",
+            )
+
+
+def _average_findings(cfg: Any) -> Iterator[Finding]:
+    """What an average of the student's weights was not shown to go with."""
+    quantised = [key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)]
+    others = ("torch_compile", "relora", "lisa_n_layers", "qat", "fp8")
+    for key in [*others, *(quantised if not cfg.get("adapter") else ())]:
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.teacher.ema`:",
+                "the average is of weights that are there as floats, the same in every step, and "
+                "takes their place while the teacher answers.",
+                "Remove one of the two, or train a LoRA adapter.",
             )
 
 

@@ -138,15 +138,21 @@ class DistillPlugin(BasePlugin):
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
+        callbacks: list[Any] = [InForce(trainer, stores)]
+        average = getattr(getattr(self._source, "teacher", None), "average", None)
+        if average is not None:
+            from axolotl_distill.host.average import Averages
+
+            trainer.average = average
+            callbacks.append(Averages(average))
         given = _args(cfg).on_policy
         if given is not None:
             from axolotl_distill.host.rollouts import KeepRollouts, on_policy
 
             trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
             if given.keep is not None:
-                kept = KeepRollouts(cfg, _args(cfg), trainer, self._source)
-                return [InForce(trainer, stores), kept]
-        return [InForce(trainer, stores)]
+                callbacks.append(KeepRollouts(cfg, _args(cfg), trainer, self._source))
+        return callbacks
 
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins

@@ -145,9 +145,11 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
         terms: dict[str, Any] = {}
         about = {
             **identity(TeacherArgs.model_validate(str(cfg.base_model))),
-            "self": {"base": "its adapter off", "now": "as it was in each step"}[
-                teacher.own_weights
-            ],
+            "self": {
+                "base": "its adapter off",
+                "now": "as it was in each step",
+                "average": f"its weights averaged over steps, ema {teacher.ema}",
+            }[teacher.own_weights],
             **({} if teacher.context is None else {"context": teacher.context}),
         }
     else:

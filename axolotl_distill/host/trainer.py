@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import look_ahead
+from axolotl_distill.host.average import load_average, save_average
 from axolotl_distill.host.compat import local_processes
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
@@ -17,6 +18,7 @@ from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.step import OnPolicy
 from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS, WEIGHTS
+from axolotl_distill.teachers.average import Average
 
 LOG = get_logger(__name__)
 
@@ -39,6 +41,8 @@ class DistillMixin(Base):
     _signature_columns: Any
     projection_rate: float | None = None
     """Of the projections of hidden states; None: the run's own"""
+    average: Average | None = None
+    """The teacher's weights, where `distill.teacher.ema` asks for them"""
     on_policy: OnPolicy | None = None
     """Writes a step's text, where `distill.on_policy` asks for it"""
 
@@ -65,10 +69,12 @@ class DistillMixin(Base):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
         save_projections(self.model, str(output_dir or self.args.output_dir))
+        save_average(self.average, str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_projections(self.model, resume_from_checkpoint)
+        load_average(self.average, resume_from_checkpoint)
 
     def named_datasets(self) -> dict[str, Any]:
         """The datasets by what a user calls them."""

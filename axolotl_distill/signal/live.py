@@ -23,6 +23,7 @@ from axolotl_distill.errors import ServerError
 from axolotl_distill.signal.batch import IGNORE, TARGETS
 from axolotl_distill.signal.documents import documents
 from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.teachers.average import Average
 from axolotl_distill.teachers.base import Teacher
 from axolotl_distill.teachers.context import NO_CONTEXT, Context
 from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
@@ -213,7 +214,8 @@ def live_signal(
         return LiveSignal(server, teacher.model, vocabulary, want, support, own, batched=False)
     local: ModelTeacher
     if teacher.self:
-        local = SelfTeacher(student, teacher.own_weights)
+        average = None if teacher.ema is None else Average(student, teacher.ema)
+        local = SelfTeacher(student, teacher.own_weights, average)
     else:
         local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
     want = Want(unprojected=True, layers=layers)

@@ -2,7 +2,7 @@
 now, where it is shown more than the student."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -10,9 +10,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
+from axolotl_distill.teachers.average import Average
 from axolotl_distill.teachers.hf import ModelTeacher
 
-OwnWeights = Literal["base", "now"]
+OwnWeights = Literal["base", "now", "average"]
 
 
 class SelfTeacher(ModelTeacher):
@@ -21,18 +22,28 @@ class SelfTeacher(ModelTeacher):
 
     causal_lm  the student's model within its adapter
     weights    base: with its adapters off, which is the model that they were put on; now: as they
-               are when it is asked
+               are when it is asked; average: as `average` has them
     """
 
-    def __init__(self, causal_lm: PreTrainedModel, weights: OwnWeights = "base"):
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        weights: OwnWeights = "base",
+        average: Average | None = None,
+    ):
+        assert (average is None) is (weights != "average")
         size = causal_lm.get_output_embeddings().weight.shape[0]
         super().__init__(causal_lm, "the student itself", vocab_size=size)
-        self.weights = weights
+        self.weights, self.average = weights, average
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """See ModelTeacher."""
-        own = _adapters_off(self.model) if self.weights == "base" else nullcontext()
+        own: AbstractContextManager[None] = nullcontext()
+        if self.weights == "base":
+            own = _adapters_off(self.model)
+        elif self.average is not None:
+            own = self.average.in_place()
         with torch.no_grad(), evaluating(self.model), own:
             yield
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from support.axolotl_run import run_axolotl
-from support.strategies import LORA
+from safetensors.torch import load_file
+from support.axolotl_run import Plan, run_axolotl, run_fleet
+from support.strategies import LORA, shared_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.signal.documents import documents
@@ -80,9 +81,96 @@ def test_the_student_learns_what_it_would_say_of_more(tmp_path, tiny_llama_dir, 
     assert expected > 0.005 and run.steps[0]["distill/teacher_mass"] == 1.0
 
 
+def weights_of(folder):
+    (path,) = [p for p in folder.glob("*.safetensors") if not p.name.startswith("distill")]
+    # As the model calls them, and not as PEFT saves them.
+    names = {"base_model.model.": "", "lora_A.": "lora_A.default.", "lora_B.": "lora_B.default."}
+    found = {}
+    for name, weight in load_file(path).items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        found[name] = weight.double()
+    return found
+
+
+@pytest.mark.parametrize(
+    "kind", ["lora_on_policy", pytest.param("full_packed", marks=pytest.mark.slow)]
+)
+def test_an_average_is_the_formula_and_goes_on_to_the_last_bit(
+    tmp_path, tiny_llama_dir, config, kind
+):
+    config |= {"max_steps": 4, "save_strategy": "steps", "save_steps": 1, "num_epochs": 4}
+    config["plugins"] = ["axolotl_distill", "support.run_spy.RunSpy"]
+    config["distill"] = {"alpha": 0.8, "teacher": {"self": True, "ema": 0.6}}
+    if kind == "lora_on_policy":
+        config |= {**LORA, "lora_dropout": 0.3}
+        config["distill"]["on_policy"] = {"lmbda": 0.7, "max_new_tokens": 12}
+    else:
+        config |= {**PACKED, "curriculum_sampling": True}
+    whole = run_axolotl(tmp_path / "whole", {**config, "save_total_limit": 9})
+    steps = [weights_of(whole.output / f"checkpoint-{n}") for n in range(1, 5)]
+    kept = [
+        load_file(whole.output / f"checkpoint-{n}" / "distill_teacher_average.safetensors")
+        for n in range(1, 5)
+    ]
+    assert kept[0].keys() == steps[0].keys()
+    for before, now, weights in zip(kept, kept[1:], steps[1:], strict=False):
+        for name, weight in weights.items():
+            expected = 0.6 * before[name].double() + 0.4 * weight
+            torch.testing.assert_close(now[name].double(), expected, rtol=1e-5, atol=1e-7)
+    if kind == "full_packed":
+        first = load_file(tiny_llama_dir / "model.safetensors")
+        name = "model.layers.0.self_attn.q_proj.weight"
+        expected = 0.6 * first[name].double() + 0.4 * steps[0][name]
+        torch.testing.assert_close(kept[0][name].double(), expected, rtol=1e-5, atol=1e-7)
+    assert not list(whole.output.glob("distill_teacher*"))
+    kl = [step["distill/kl"] for step in whole.inside[0]["steps"]]
+    assert abs(kl[0]) < 1e-5 < max(kl[1:])
+
+    go_on = {"resume_from_checkpoint": str(whole.output / "checkpoint-2")}
+    resumed = run_axolotl(tmp_path / "resumed", {**config, **go_on})
+    assert whole.inside[0]["steps"][2:] == resumed.inside[0]["steps"]
+    for name in ("distill_teacher_average.safetensors", "*model.safetensors"):
+        first, second = (
+            next((run.output / "checkpoint-4").glob(name)).read_bytes() for run in (whole, resumed)
+        )
+        assert first == second, name
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_average(tmp_path, config):
+    config |= {"max_steps": 3, "save_strategy": "steps", "save_steps": 3}
+    config |= {"curriculum_sampling": True, "adam_epsilon": 1e-3}
+    config["plugins"] = ["axolotl_distill", "support.run_spy.RunSpy"]
+    config["distill"] = {"alpha": 0.8, "teacher": {"self": True, "ema": 0.6}}
+    plans = {
+        str(number): Plan({**config, **LORA, **shared_by(number, 4)}, number) for number in (1, 2)
+    }
+    runs = run_fleet(tmp_path, plans)
+    one, two = (
+        load_file(runs[name].output / "checkpoint-3" / "distill_teacher_average.safetensors")
+        for name in ("1", "2")
+    )
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-3, atol=1e-5)
+    assert runs["2"].inside[0]["processes"] == 2
+    kls = [[step["distill/kl"] for step in run.inside[0]["steps"]] for run in runs.values()]
+    assert kls[0] == pytest.approx(kls[1], rel=5e-3, abs=1e-6) and kls[0][-1] > 1e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"distill": {"teacher": {"self": True, "ema": 0.9}}, "relora": True}, "`relora` cannot"),
+        (
+            {
+                "distill": {"teacher": {"self": True, "ema": 0.9}},
+                "fsdp_version": 2,
+                "fsdp_config": {"reshard_after_forward": True},
+            },
+            "cannot be combined with a live teacher",
+        ),
         ({"sequence_len": 505}, "more than the 512 positions"),
         ({"distill": {"teacher": "self"}}, "or let the student as it is see more"),
     ],
