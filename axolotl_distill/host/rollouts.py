@@ -14,6 +14,7 @@ from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.rollout.conversation import Conversations
+from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.gather import gather_inside
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.kept import Part, begin
@@ -59,9 +60,23 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         f"axolotl-distill: with probability {given.lmbda:g} a step learns from the student's own "
         f"text, else from {'the teacher’s' if given.seq_kd else 'the data'}"
     )
+    student = writer(model, student_writes)
+    evaluation = None
+    if given.evaluate:
+        collate = trainer.eval_data_collator
+        evaluation = OwnText(
+            student=student,
+            most=given.evaluate,
+            drop=given.truncated == "drop",
+            collate=collate,
+            packed=collate.packed,
+            sequence_len=cfg.sequence_len,
+            seed=trainer.args.seed,
+            rank=accelerator.process_index,
+        )
     return OnPolicy(
         args=given,
-        student=writer(model, student_writes),
+        student=student,
         teacher=teacher,
         collate=trainer.data_collator,
         packed=trainer.data_collator.packed,
@@ -72,6 +87,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         warn=LOG.warning,
         device=accelerator.device,
         teacher_seconds=lambda: source.seconds,
+        evaluation=evaluation,
     )
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
@@ -16,7 +17,8 @@ from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
-from axolotl_distill.rollout.step import OnPolicy
+from axolotl_distill.rollout.evaluate import OwnText
+from axolotl_distill.rollout.step import OF_OWN_TEXT, OnPolicy
 from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS, WEIGHTS
 from axolotl_distill.teachers.average import Average
 
@@ -182,7 +184,24 @@ class DistillMixin(Base):
                 f"`{prefix}_loss`. Check its masks and `eval_sequence_len`."
             )
         output.metrics.update({f"{prefix}_distill/{name}": means[name] for name in means})
+        if self.on_policy is not None and self.on_policy.evaluation is not None:
+            loader = args[0] if args else kwargs["dataloader"]
+            own = self._of_own_text(loader, self.on_policy.evaluation)
+            output.metrics.update({f"{prefix}_rollout_{name}": own[name] for name in own})
         return output
+
+    def _of_own_text(self, loader: Any, evaluation: OwnText) -> dict[str, float]:
+        """Means over what the student writes for the prompts of an evaluation set."""
+        sums = self._distill_sums[False] = MetricSums()
+        for batch in evaluation.batches(loader):
+            with torch.no_grad():
+                self.compute_loss(self.model, self._prepare_inputs(batch))
+        sizes = MetricSums()
+        sizes.add(evaluation.sizes(self.accelerator.device))
+        means = {**sums.means(self.accelerator), **sizes.means(self.accelerator)}
+        return {
+            name: means[name] for name in (*OF_OWN_TEXT, "length", "truncated") if name in means
+        }
 
 
 class PerplexityOfCE(Trainer):
