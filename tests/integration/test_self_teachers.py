@@ -172,6 +172,10 @@ def test_two_processes_have_one_average(tmp_path, config):
             "cannot be combined with a live teacher",
         ),
         ({"sequence_len": 505}, "more than the 512 positions"),
+        (
+            {"distill": {"teacher": {"self": True, "ema": 0.9}, "on_policy": {"evaluate": 3}}},
+            "takes its prompts from the evaluation set",
+        ),
         ({"distill": {"teacher": "self"}}, "or let the student as it is see more"),
     ],
 )
