@@ -176,7 +176,7 @@ def test_two_processes_have_one_average(tmp_path, config):
             {"distill": {"teacher": {"self": True, "ema": 0.9}, "on_policy": {"evaluate": 3}}},
             "takes its prompts from the evaluation set",
         ),
-        ({"distill": {"teacher": "self"}}, "or let the student as it is see more"),
+        ({"distill": {"teacher": "self"}}, "or let it see more than the student does"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, config, changes, said):
