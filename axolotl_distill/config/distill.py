@@ -195,6 +195,11 @@ class DistillArgs(Block):
                 "likeliest tokens, and the whole distribution is needed. Load the teacher here "
                 "(without `server`), or learn from its text: `teacher: text`."
             )
+        if teacher.sharded:
+            raise ValueError(
+                "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
+                "would ask a different number of times. Remove it; each then holds the teacher."
+            )
         for key in ("on_policy", "hidden_states"):
             if getattr(self, key) is not None:
                 why = {

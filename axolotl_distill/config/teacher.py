@@ -77,7 +77,8 @@ class ModelArgs(Block):
 class TeacherArgs(ModelArgs):
     """The model that is learned from. A bare string is its name.
 
-    {model, adapter, revision, dtype, device, device_map, quantization, trust_remote_code, terms}
+    {model, adapter, revision, dtype, device, device_map, quantization, sharded, trust_remote_code,
+     terms}
     {model, server: {…}, tempered, terms}
     {self: true, weights | ema, context}       the student itself
     """
@@ -87,6 +88,13 @@ class TeacherArgs(ModelArgs):
     )
     adapter: Annotated[PathText | None, *LOCAL] = Field(
         None, description="A PEFT adapter on top of `model`: local folder or hub name."
+    )
+    sharded: Annotated[
+        bool | None, *LOCAL, ReadBy("quantization", None), ReadBy("device_map", None)
+    ] = Field(
+        None,
+        description="Beside a training in several processes: each holds a part of every layer, or "
+        "the whole model. Default: sharded where the student is.",
     )
     tempered: Annotated[float, ReadBy("server", unless=(None,)), NOT_SELF] = Field(
         1.0,
@@ -168,11 +176,17 @@ class TeacherArgs(ModelArgs):
         return self.weights or ("base" if self.context is None else "now")
 
 
-def refuse_self(teacher: TeacherArgs) -> TeacherArgs:
-    """The student is a teacher while it learns, and nowhere else: raises ValueError."""
+def refuse_beside(teacher: TeacherArgs) -> TeacherArgs:
+    """What a teacher is beside its student while that learns, and nowhere else: raises
+    ValueError."""
     if teacher.self:
         raise ValueError(
             f"`self: true` is the student while it is trained, and here is none. Name a model: "
             f"{MODEL}."
+        )
+    if teacher.sharded is not None:
+        raise ValueError(
+            "`sharded` spreads a teacher over the processes that train its student, and here is "
+            "none. Remove it; a model larger than one device takes `device_map: auto`."
         )
     return teacher

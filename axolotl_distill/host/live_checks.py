@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
-from axolotl_distill.host.compat import world_size
+from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.teachers.context import Context
 from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local_vocabulary
@@ -23,9 +23,8 @@ LOG = get_logger(__name__)
 # they give to the adapter.
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
-    "The teacher runs in every process beside the student, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, put the teacher behind a `server`, or "
-    "capture it into a store first."
+    "{what} runs the student outside its training step, and no run in which {how} shards the "
+    "student was held to one process. Train with DDP, or without it."
 )
 
 
@@ -50,28 +49,23 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
                 "or let it see more than the student does: `context`; or average its steps: `ema`.",
             )
         yield from _moved_base(cfg)
+    if teacher.self:
+        yield from _sharded_self(cfg)
     if teacher.ema is not None:
         yield from _average_findings(cfg)
     if args.on_policy is not None:
         yield from _on_policy_findings(cfg)
-        if args.on_policy.evaluate and not (cfg.get("val_set_size") or cfg.get("test_datasets")):
+        if args.on_policy.evaluate:
+            yield from _evaluation_findings(cfg)
+        if args.on_policy.seq_kd and teacher.sharded:
             yield Finding(
-                "distill.on_policy.evaluate",
-                f"`distill.on_policy.evaluate: {args.on_policy.evaluate}` takes its prompts from "
-                "the evaluation set,",
-                "and this config has none.",
-                "Set `val_set_size` or `test_datasets`, or remove it.",
+                "distill.teacher.sharded",
+                "`distill.teacher.sharded: true` cannot be combined with `on_policy.seq_kd`:",
+                "the processes would have to write equally many tokens.",
+                "Remove one of them.",
             )
     if teacher.server is not None:
         return
-    for key in ("fsdp_config", "fsdp", "deepspeed"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with a live teacher that is no server.",
-                SHARDED.format(how="it"),
-                "",
-            )
     if isinstance(teacher.device_map, str) and world_size() > 1:
         yield Finding(
             "distill.teacher.device_map",
@@ -79,6 +73,39 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "each of them would spread a teacher over all devices.",
             "Remove it, map the modules to devices, or put the teacher behind a `server`.",
         )
+
+
+def with_the_student(args: DistillArgs) -> DistillArgs:
+    """`args` with `teacher.sharded` settled: as its block says, else as the student is. One process
+    has nothing to share; a teacher that is quantised or mapped to devices stays whole."""
+    teacher = live_teacher(args)
+    if teacher is None or teacher.self or teacher.server is not None:
+        return args
+    sharded = teacher.sharded
+    if sharded is None:
+        alone = (teacher.quantization, teacher.device_map, args.cross_tokenizer)
+        sharded = shards_the_student() and all(key is None for key in alone)
+    sharded = sharded and world_size() > 1
+    if sharded:
+        join_processes()
+        LOG.info(f"axolotl-distill: the teacher's layers are shared by {world_size()} processes")
+    elif shards_the_student():
+        LOG.warning(
+            f"axolotl-distill: every process holds the whole teacher `{teacher.model}` beside its "
+            "part of the student."
+        )
+    return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
+
+
+def _sharded_self(cfg: Any) -> Iterator[Finding]:
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.teacher: self`.",
+                SHARDED.format(what="It", how="it"),
+                "",
+            )
 
 
 def _moved_base(cfg: Any) -> Iterator[Finding]:
@@ -118,14 +145,32 @@ def _average_findings(cfg: Any) -> Iterator[Finding]:
             )
 
 
+def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
+    if not (cfg.get("val_set_size") or cfg.get("test_datasets")):
+        yield Finding(
+            "distill.on_policy.evaluate",
+            "`distill.on_policy.evaluate` takes its prompts from the evaluation set,",
+            "and this config has none.",
+            "Set `val_set_size` or `test_datasets`, or remove it.",
+        )
+    for key in ("fsdp_config", "fsdp"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
+                "processes with unlike numbers of batches would wait for each other.",
+                "Remove `evaluate`, or train with DDP.",
+            )
+
+
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
-    for key in ("fsdp_config", "fsdp", "deepspeed", "torch_compile"):
+    for key in ("deepspeed", "torch_compile"):
         if cfg.get(key):
             yield Finding(
                 key,
                 f"`{key}` cannot be combined with `distill.on_policy`:",
                 "the student's `generate` was not shown to work with it.",
-                "Train with DDP or one process, without it.",
+                "Train with FSDP2, DDP or one process, without it.",
             )
 
 
@@ -136,8 +181,10 @@ def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabu
     assert teacher is not None
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if (teacher.server is None or args.on_policy is not None) and how in ("FSDP", "DEEPSPEED"):
-        raise ConfigError(SHARDED.format(how=how))
+    if teacher.self and how in ("FSDP", "DEEPSPEED"):
+        raise ConfigError(SHARDED.format(what="`self`", how=how))
+    if args.on_policy is not None and how == "DEEPSPEED":
+        raise ConfigError(SHARDED.format(what="`on_policy`", how=how))
     if vocabulary.foreign:
         _check_texts(trainer.named_datasets(), vocabulary, teacher.model)
 

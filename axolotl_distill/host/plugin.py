@@ -102,8 +102,9 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg) or self._checked is None:
             # Without datasets nothing is trained: `axolotl inference`, `merge-lora`.
             return
-        from axolotl_distill.host.compat import quiet_other_ranks
+        from axolotl_distill.host.compat import quiet_other_ranks, shards_the_student
         from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.live_checks import with_the_student
         from axolotl_distill.objectives.forward import attach_distill_forward
         from axolotl_distill.objectives.hidden import HiddenObjective
         from axolotl_distill.objectives.logits import logits_objective
@@ -114,13 +115,16 @@ class DistillPlugin(BasePlugin):
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = self._hidden
         layers = () if hidden is None else hidden.teacher_layers
+        args = with_the_student(_args(cfg))
         if self._crossing is not None:
             source = self._crossing.source(causal_lm)
         else:
             about = (self._vocabulary, layers, self._context)
-            source = signal_source(_args(cfg), all_stores(cfg), causal_lm, *about)
+            source = signal_source(args, all_stores(cfg), causal_lm, *about)
         self._source = source
-        objectives: list[Any] = [logits_objective(_args(cfg), source)]
+        # It runs the head outside of the window in which a sharded one is whole.
+        overlap = args.on_policy is not None and not shards_the_student()
+        objectives: list[Any] = [logits_objective(args, source, overlap=overlap)]
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))

@@ -20,6 +20,7 @@ from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.kept import Part, begin
 from axolotl_distill.rollout.records import record_args
 from axolotl_distill.rollout.step import OnPolicy
+from axolotl_distill.rollout.whole import whole
 from axolotl_distill.rollout.writer import Writer, stop_tokens
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.store.payloads import distribution_of
@@ -39,7 +40,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
 
     @contextmanager
     def student_writes() -> Iterator[None]:
-        with evaluating(model), accelerator.autocast():
+        with whole(model), evaluating(model), accelerator.autocast():
             yield
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -103,8 +103,12 @@ class LogitsObjective(Objective):
         return replace(out, loss=total)
 
 
-def logits_objective(args: DistillArgs, source: SignalSource | None) -> LogitsObjective:
-    """The loss of a `distill:` block; without a source of a signal it is the cross-entropy."""
+def logits_objective(
+    args: DistillArgs, source: SignalSource | None, *, overlap: bool = False
+) -> LogitsObjective:
+    """The loss of a `distill:` block; without a source of a signal it is the cross-entropy.
+
+    overlap  see LogitsObjective"""
     if source is None:
         spec = DistillSpec(
             alpha=0.0,
@@ -124,7 +128,7 @@ def logits_objective(args: DistillArgs, source: SignalSource | None) -> LogitsOb
         support=source.support,
         reduction="sum",
     )
-    return LogitsObjective(spec, args.backend, overlap=args.on_policy is not None)
+    return LogitsObjective(spec, args.backend, overlap=overlap)
 
 
 def _silence(targets: Tensor) -> SparseTeacher:

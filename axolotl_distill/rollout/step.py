@@ -102,7 +102,7 @@ class OnPolicy:
                 "others like them are left out, and no more is said of them. Raise it, or take "
                 "such rows out."
             )
-        completions = author.write([p.ids for p in asked], self._seed(step)) if asked else []
+        completions = author.write([p.ids for p in asked], self._seed(step))
         written = list(zip(asked, completions, strict=True))
         if author is self.student:
             self._keep_samples(written, step)

@@ -34,8 +34,8 @@ class Writer:
     """A model that writes.
 
     model      with `generate`; PEFT's wrapper or a causal LM
-    as_author  entered while it writes: no dropout, and a cache of keys and values, whatever the
-               model does while it trains
+    as_author  entered by all processes, whatever each has to write: no dropout, a cache of keys
+               and values, and whole weights, whatever the model does while it trains
     stop       ids that end a completion
     pad        any id; what is written is told from padding by its length and never by this
     context    tokens of prompt and completion together
@@ -59,7 +59,7 @@ class Writer:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
         and the weights; the generators of torch are left as they were.
 
-        Every prompt is shorter than `context`.
+        Every prompt is shorter than `context`. All processes call it, with no prompt too.
         """
         prompts = [self.shown.before(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))

@@ -6,7 +6,7 @@ positions that predict.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
 from axolotl_distill.teachers.itself import SelfTeacher
 from axolotl_distill.teachers.load import beside
 from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.sharded import level
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 UNSEEN = 1e-6
@@ -48,6 +49,7 @@ class LiveSignal:
     temperature  of the loss; in units of its own, of a server that serves a tempered model
     batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
                  tokens, padding included, than the student's own batch, or one document
+    together     a call of the teacher is one of all processes: each makes as many
     context      what the teacher reads before every document
     heard        is told what the teacher says of some positions of a text: its tokens up to the
                  last that is learnt, which of the positions that predict, and the distribution
@@ -61,6 +63,7 @@ class LiveSignal:
     support: Support
     temperature: float
     batched: bool
+    together: bool = False
     context: Context = NO_CONTEXT
     heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
     seconds: float = 0.0
@@ -95,8 +98,14 @@ class LiveSignal:
                 self.vocabulary.check_ids(text, self.name)
                 texts[document.start], positions[document.start] = text.tolist(), found
         parts: list[tuple[np.ndarray, Signal]] = []
+        groups: Iterable[list[int] | None] = self._groups(texts, ids.size)
+        if self.together:
+            groups = level(list(groups), rows.device)
         try:
-            for group in self._groups(texts, ids.size):
+            for group in groups:
+                if group is None:
+                    self._ask_nothing()
+                    continue
                 graded = self.teacher.grade(
                     {start: self.context.before(texts[start]) for start in group},
                     {start: self.context.at(positions[start]) for start in group},
@@ -128,6 +137,10 @@ class LiveSignal:
             group.append(start)
         if group:
             yield group
+
+    def _ask_nothing(self) -> None:
+        for _ in self.teacher.grade({0: [0]}, {0: np.zeros(1, dtype=np.int64)}, self.want):
+            pass
 
     def _put_back(
         self, parts: Sequence[tuple[np.ndarray, Signal]], rows: Tensor, size: int
@@ -220,13 +233,9 @@ def live_signal(
         local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
     want = Want(unprojected=True, layers=layers)
     return LiveSignal(
-        local,
-        local.name,
-        vocabulary,
-        want,
-        "tail_bucket",
-        args.temperature,
+        *(local, local.name, vocabulary, want, "tail_bucket", args.temperature),
         batched=True,
+        together=bool(teacher.sharded),
         context=context,
     )
 
