@@ -213,11 +213,6 @@ class DistillArgs(Block):
                 )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
-        if teacher.context is not None:
-            raise ValueError(
-                "`teacher.context` cannot be used yet: the teacher would see another text than the "
-                "student. Remove it."
-            )
         if self.support == "sampled":
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "

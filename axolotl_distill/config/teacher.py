@@ -80,7 +80,7 @@ class TeacherArgs(ModelArgs):
     {model, adapter, revision, dtype, device, device_map, quantization, sharded, trust_remote_code,
      terms}
     {model, server: {…}, tempered, terms}
-    {self: true, context}       the student itself
+    {self: true, weights | ema, context}       the student itself
     """
 
     model: Annotated[str, NOT_SELF] = Field(
@@ -102,9 +102,23 @@ class TeacherArgs(ModelArgs):
         description="What the server serves was written by `axolotl distill temper` with this "
         "--temperature: what it says for T = 1 is the teacher's at this one.",
     )
-    self: bool = Field(False, description="The student: its adapter off, or with `context`.")
+    self: bool = Field(False, description="The student, with `weights` and `context`.")
+    weights: Annotated[Literal["base", "now"] | None, ReadBy("self", True)] = Field(
+        None,
+        description="Of `self`: base, the student with its LoRA adapter off; now, as it is in the "
+        "step that it grades, which needs `context`. Default: now with `context`, else base.",
+    )
+    ema: Annotated[float | None, ReadBy("self", True), ReadBy("weights", None)] = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Of `self`: its weights are ema·(what they were) + (1 - ema)·(the student's) "
+        "after every optimizer step.",
+    )
     context: Annotated[str | None, ReadBy("self", True)] = Field(
-        None, description="What only the teacher sees, before the text."
+        None,
+        description="What only the teacher sees, before the text; special tokens in it are read as "
+        "such.",
     )
     terms: Annotated[str | None, NOT_SELF] = Field(
         None,
@@ -128,6 +142,7 @@ class TeacherArgs(ModelArgs):
     @model_validator(mode="after")
     def _is_somebody(self) -> "TeacherArgs":
         if self.self:
+            self._can_teach_itself()
             return self
         if not self.model.strip():
             raise ValueError(f"no `model`: a teacher is {MODEL}.")
@@ -139,6 +154,26 @@ class TeacherArgs(ModelArgs):
                     f"`model: {self.model}` lies here. Remove it."
                 )
         return self
+
+    def _can_teach_itself(self) -> None:
+        if self.context == "":
+            raise ValueError(
+                "`context` is empty. Write down what only the teacher sees, or remove it."
+            )
+        if self.weights == "now" and self.context is None:
+            raise ValueError(
+                "`weights: now` without `context` is the student graded by itself, from which "
+                "there is nothing to learn. Set `context`, or in place of it `weights: base` or "
+                "`ema: 0.99`."
+            )
+
+    @property
+    def own_weights(self) -> Literal["base", "now", "average"]:
+        """Whose weights `self` has: those below the student's adapter, all as they are, or
+        averaged over steps."""
+        if self.ema is not None:
+            return "average"
+        return self.weights or ("base" if self.context is None else "now")
 
 
 def refuse_beside(teacher: TeacherArgs) -> TeacherArgs:

@@ -46,10 +46,18 @@ def on_policy_config(tmp_path_factory, tiny_model, tiny_llama_dir):
 
 
 def test_half_of_the_steps_learn_from_its_own_text(tmp_path, on_policy_config):
-    run = run_axolotl(tmp_path, on_policy_config)
+    evaluated = {"val_set_size": 6, "eval_steps": 3}
+    evaluated["distill"] = {**on_policy_config["distill"]}
+    evaluated["distill"]["on_policy"] = {**evaluated["distill"]["on_policy"], "evaluate": 3}
+    run = run_axolotl(tmp_path, {**on_policy_config, **evaluated})
+    for seen in run.evaluations:
+        assert 1 <= seen["eval_rollout_length"] <= 12 and 0 <= seen["eval_rollout_overlap"] <= 1
+        assert seen["eval_rollout_kl"] > 0 and seen["eval_rollout_kl"] != seen["eval_distill/kl"]
+    assert len(run.evaluations) >= 2
     drawn = [step["rollout/own_text"] for step in run.steps]
     assert len(drawn) == 6 and set(drawn) == {0.0, 1.0}
     for step, own in zip(run.steps, drawn, strict=True):
+        assert ("rollout/overlap" in step) is ("rollout/kl" in step)
         assert ("rollout/kl" in step) is ("rollout/length" in step) is (own == 1.0)
         if own:
             assert step["rollout/kl"] == step["distill/kl"] and 1 <= step["rollout/length"] <= 12
