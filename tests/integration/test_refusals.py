@@ -148,6 +148,11 @@ def test_a_student_whose_base_moves_is_no_teacher_of_itself(cfg, moving):
             {"teacher": {"model": "m", "sharded": True}, "on_policy": {"seq_kd": True}},
             "would have to write equally many tokens",
         ),
+        (
+            {"val_set_size": 0.1},
+            {"teacher": {"model": "m", "sharded": True}, "on_policy": {"evaluate": 4}},
+            "would have to write equally many batches",
+        ),
     ],
 )
 def test_a_live_teacher_beside_a_spread_student(cfg, spread, distill, message):
