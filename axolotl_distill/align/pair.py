@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from axolotl_distill.align.pieces import Pieces
+from axolotl_distill.align.pieces import Pieces, prefixed
 
 NONE = -1
 KEPT_CUTS = 1 << 16
@@ -157,7 +157,7 @@ class Pair:
         fresh  the student cuts before `written` too
         lead   white space before the text on the student's side
         """
-        first, behind = _range(self.teacher.sorted[0], written)
+        first, behind = prefixed(self.teacher.sorted[0], written)
         tokens = self.teacher.sorted[1][first:behind]
         if fresh and cut != NONE:
             starts, ends, ids = self._cut_tokens
@@ -269,10 +269,3 @@ def _text(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         return ""
-
-
-def _range(ordered: list[bytes], prefix: bytes) -> tuple[int, int]:
-    """Where those lie that begin with `prefix`."""
-    first = bisect_left(ordered, prefix)
-    # No byte of UTF-8 is FF.
-    return first, bisect_left(ordered, prefix + b"\xff" * 2, first) if prefix else len(ordered)

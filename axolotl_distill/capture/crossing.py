@@ -10,6 +10,7 @@ from axolotl_distill.align import Pair, Pieces, pair_rows
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.teachers.tokenizer import other_tokenizer
@@ -30,8 +31,8 @@ class Crossing:
     one that cannot be read, and for a row whose text is not the same to both, by its number.
     """
 
-    def __init__(self, args: CaptureArgs, rows: Any, tokenizer: Any):
-        self.args = args
+    def __init__(self, args: CaptureArgs, cross: CrossTokenizerArgs, rows: Any, tokenizer: Any):
+        self.args, self.cross = args, cross
         self.teacher, self.student = Pieces(other_tokenizer(args.teacher)), Pieces(tokenizer)
         self.survey = Survey(self.teacher, self.student)
         self.used: set[int] = set()
@@ -61,7 +62,7 @@ class Crossing:
         return {
             "tokenizer": self.args.teacher.model,
             "tokenizer_fingerprint": self.teacher.fingerprint,
-            "cross_tokenizer": "span",
+            "cross_tokenizer": self.cross.method,
         }
 
     def summary(self) -> str:

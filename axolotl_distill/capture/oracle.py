@@ -3,6 +3,7 @@ what it wrote, and the first token is counted. Nothing of align/chain.py is used
 held to this."""
 
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,11 @@ from axolotl_distill.align.pair import NONE
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.capture.source import Row
-from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import IGNORE
 from axolotl_distill.signal.signal import Want
 from axolotl_distill.store import RecordBatch, encoding
-from axolotl_distill.teachers.hf import HFTeacher
+from axolotl_distill.teachers.base import Teacher
 
 # A sample is long enough when so many of the student's tokens follow the prompt, or the teacher
 # wrote so many: what comes later does not move the first cut.
@@ -26,12 +26,38 @@ DECIDED, DEEPEST = 3, 6
 AT_ONCE = 64
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """What a teacher writes on from: a text that both cut at its end, and what each has before it.
+
+    before, student_before   ids before that text
+    theirs, own              the text; at least one token of each
+    """
+
+    before: list[int]
+    theirs: list[int]
+    student_before: list[int]
+    own: list[int]
+
+    def continued(self, written: str, pair: Pair) -> Row:
+        """The row of both with `written` behind the text, which each cuts as it does."""
+        row: Row = {}
+        for pieces, before, ids, ids_key, labels_key in (
+            (pair.teacher, self.before, self.theirs, TEACHER_IDS, TEACHER_LABELS),
+            (pair.student, self.student_before, self.own, "input_ids", "labels"),
+        ):
+            text = b"".join(pieces.bytes_of[i] for i in ids).decode() + written
+            cut = pieces.cut([text])[0] or []
+            row[ids_key] = [*before, *cut]
+            row[labels_key] = [*[IGNORE] * len(before), *cut]
+        return row
+
+
 class Oracle:
     """A teacher, loaded here, and a pair of tokenizers."""
 
-    def __init__(self, args: TeacherArgs, pair: Pair, survey: Survey, seed: int = 0):
-        self.pair = pair
-        self.teacher = HFTeacher(args, vocab_size=len(pair.teacher))
+    def __init__(self, teacher: Teacher, pair: Pair, survey: Survey, seed: int = 0):
+        self.teacher, self.pair = teacher, pair
         self.doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
         self.rng = np.random.default_rng(seed)
 
@@ -53,42 +79,50 @@ class Oracle:
         every entry kept."""
         return 1.0 - np.exp(encoding.decode_tail(self.records(row).tail[:, 0]))
 
-    def compare(self, prompt: str, samples: int) -> dict[str, Any]:
+    def compare(self, text: str, samples: int) -> dict[str, Any]:
+        """As compare_at, behind a text without roles."""
+        row = self.row(text)
+        (before, *theirs), (first, *own) = row[TEACHER_IDS], row["input_ids"]
+        return {"prompt": text, **self.compare_at(Prompt([before], theirs, [first], own), samples)}
+
+    def compare_at(self, prompt: Prompt, samples: int) -> dict[str, Any]:
         """One token that may follow `prompt`: its probability by counting (`oracle`, with its
         standard `error`), of the record (`span`), and of a next-token map (`map`). Half of the
-        samples choose the token, the other half are counted."""
-        row = self.row(prompt)
-        theirs, (_, *own) = list(row[TEACHER_IDS]), row["input_ids"]
-        continued = self._sample(theirs, own, samples)
+        samples choose the token, the other half are counted. Raises CaptureError where too few of
+        them can be."""
+        continued = self._sample(prompt, samples)
         half = len(continued) // 2
         if half < 2:
             raise CaptureError(
-                f"Of {samples} samples after {prompt!r} the student cut {len(continued)} at its "
-                "end: too few to count. Use more `--samples`."
+                f"Of {samples} samples after {self._spell(prompt.theirs)[-40:]!r} the student cut "
+                f"{len(continued)} at its end: too few to count. Use more `--samples`."
             )
         seen = [token for _, token in continued]
         spelt = self.pair.student.bytes_of
         texts = [s for s in seen[:half] if s != NONE]
         numerals = [s for s in texts if spelt[s].strip()[:1].isdigit()]
         if not texts:
-            raise CaptureError(f"The teacher writes nothing after {prompt!r}: it ends there.")
+            raise CaptureError(
+                f"The teacher writes nothing after {self._spell(prompt.theirs)[-40:]!r}: it ends "
+                "there."
+            )
         (token, _), *_ = Counter(numerals or texts).most_common(1)
         share = float(np.mean([s == token for s in seen[half:]]))
         written, _ = continued[seen.index(token)]
-        records = self.records(self.row(prompt + written), k=1)
+        records = self.records(prompt.continued(written, self.pair), k=1)
         _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
+        ids = [*prompt.before, *prompt.theirs]
         return {
-            "prompt": prompt,
             "token": self.pair.student.bytes_of[token].decode(errors="replace"),
             "oracle": share,
             # Of n samples, with one more of each kind: a share of 0 or 1 has noise too.
             "error": float(np.sqrt((share * (1 - share) + 1 / (half + 2)) / (half + 2))),
-            "span": float(np.exp(logprobs[len(own)])),
-            "map": float(self._probs([theirs])[0][self.pair.firsts == token].sum()),
+            "span": float(np.exp(logprobs[len(prompt.own)])),
+            "map": float(self._probs([ids])[0][self.pair.firsts == token].sum()),
             "counted": len(continued) - half,
         }
 
-    def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[tuple[str, int]]:
+    def _sample(self, prompt: Prompt, samples: int) -> list[tuple[str, int]]:
         """(text, the student's first token of it) of what the teacher writes on; NONE where it ends
         at once. Left out is that behind which the student does not cut at the prompt's end, and
         what ends amid a character. In random order.
@@ -97,12 +131,16 @@ class Oracle:
         cut behind it: a teacher that has ` the` writes a lone space before little else than
         numerals, but a student may cut there before signs, too.
         """
-        *head, last = prompt
+        *head, last = [*prompt.before, *prompt.theirs]
+        own = prompt.own
         given = self.pair.teacher.bytes_of[last]
-        text = self._spell(head[1:])
+        # As the student has it, white space of its template too.
+        text = self.pair.student.spell(own)
+        text = text[: len(text) - len(given)]
         found: Counter[tuple[str, int]] = Counter()
-        spelt = self.pair.teacher.bytes_of
-        begins = np.array([self._may_follow(text, given, raw, own) for raw in spelt])
+        begins = np.zeros(len(self.pair.teacher), bool)
+        for token in self.pair.teacher.beginning(given):
+            begins[token] = self._may_follow(text, self.pair.teacher.bytes_of[token], own)
         first = self._drawn(self._probs([head])[0] * begins, samples)
         following: dict[tuple[int, ...], int] = {(token,): count for token, count in first}
         while following:
@@ -128,9 +166,7 @@ class Oracle:
         order = list(found.elements())
         return [order[place] for place in self.rng.permutation(len(order))]
 
-    def _may_follow(self, text: bytes, given: bytes, raw: bytes, own: list[int]) -> bool:
-        if not raw.startswith(given):
-            return False
+    def _may_follow(self, text: bytes, raw: bytes, own: list[int]) -> bool:
         return not _whole(text + raw) or self._cut(text + raw)[: len(own)] == own
 
     def _drawn(self, weights: np.ndarray, count: int) -> list[tuple[int, int]]:

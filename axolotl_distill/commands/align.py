@@ -11,6 +11,8 @@ from axolotl_distill.capture.source import Row
 from axolotl_distill.commands.say import say
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.store.check import ERRORS, SHARE
+from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.tokenizer import other_tokenizer
 
 # Prompts whose next token is a numeral: where next-token maps of vocabularies fail.
@@ -44,9 +46,6 @@ class Counter:
         self.count += n
         return self.count
 """
-# Within so many standard errors of the oracle's figure, at so many of the prompts: what has no
-# error at all is outside at one in twenty, and at more than three of twenty once in a hundred.
-ERRORS, SHARE = 2.0, 0.85
 WORST = 8
 
 
@@ -65,7 +64,7 @@ def run(
     )
     rows = {name: plain_row(content, pair) for name, content in texts.items()}
     survey = survey_of(list(rows.values()), pair)
-    oracle = Oracle(args, pair, survey)
+    oracle = Oracle(HFTeacher(args, vocab_size=len(pair.teacher)), pair, survey)
     masses = {name: oracle.masses(row) for name, row in rows.items()}
     found = [oracle.compare(prompt, samples) for prompt in NUMERALS]
     off = {name: [abs(one[name] - one["oracle"]) for one in found] for name in ("span", "map")}

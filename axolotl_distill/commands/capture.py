@@ -12,6 +12,7 @@ from axolotl_distill.capture.ranks import Ranks
 from axolotl_distill.capture.ray_executor import opened_on_ray
 from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.capture.teacher import Vocabulary, estimated_at, opened, vocabulary_of
+from axolotl_distill.commands.crossed import look_at
 from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
 from axolotl_distill.commands.say import say
 from axolotl_distill.config.capture import CaptureArgs
@@ -92,7 +93,7 @@ def _captured(
         if distill.cross_tokenizer is None:
             vocabulary = vocabulary_of(args, rows, tokenizer)
         else:
-            crossing = Crossing(args, rows, tokenizer)
+            crossing = Crossing(args, distill.cross_tokenizer, rows, tokenizer)
             about |= crossing.about_teacher
             vocabulary = Vocabulary(len(crossing.student), crossing.tokenizer, crossing.summary())
         if vocabulary.note:
@@ -126,6 +127,8 @@ def _captured(
                 say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
             here = opener(args, vocabulary.size) if crossing is None else crossing.opened()
             with here as source:
+                if crossing is not None:
+                    look_at(capture, rows, source, crossing)
                 report = capture(source)
         say(f"{args.output}: {store_line(capture.manifest)}")
     on = "" if report.workers == 1 else f" on {report.workers} workers"

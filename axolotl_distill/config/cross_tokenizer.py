@@ -20,6 +20,8 @@ NOT_HERE = {
     "the teacher splits",
 }
 
+LEAST_SAMPLES = 20
+
 
 class CrossTokenizerArgs(Block):
     """How a teacher's distributions over its tokens become the student's."""
@@ -33,6 +35,24 @@ class CrossTokenizerArgs(Block):
         None,
         description="For the teacher's side, as Axolotl's `chat_template`. Default: its own.",
     )
+    check: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="At its start a capture says how much of the teacher's probability the records "
+        "of a few rows carry. With a number, such as 200, they are also held to what the teacher "
+        "writes there, by so many samples a place.",
+    )
+
+    @field_validator("check")
+    @classmethod
+    def _counts(cls, value: int) -> int:
+        if 0 < value < LEAST_SAMPLES:
+            raise ValueError(
+                f"{value} samples are too few to count: half of them choose a token. Use 200, or "
+                "0 for none"
+            )
+        return value
 
     @field_validator("method", mode="before")
     @classmethod

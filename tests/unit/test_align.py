@@ -171,7 +171,9 @@ def test_most_of_a_real_teacher_s_probability_is_carried(pieces, smollm2_dir, st
     pair = Pair(pieces["smollm2"], pieces[student])
     rows = {name: plain_row(text, pair) for name, text in (("English", ENGLISH), ("code", CODE))}
     survey = survey_of(list(rows.values()), pair)
-    oracle = Oracle(TeacherArgs(model=str(smollm2_dir)), pair, survey)
+    oracle = Oracle(
+        HFTeacher(TeacherArgs(model=str(smollm2_dir)), vocab_size=len(pair.teacher)), pair, survey
+    )
     for name, row in rows.items():
         assert oracle.masses(row).mean() > least[name], name
 
