@@ -49,7 +49,7 @@ def hold(
     `places`, by how many `samples` each, the share of them `within` two standard errors, and the
     mean `error`. A place is a cut of both that follows from the text before it; where there is none
     that can be counted it is said that there are 0."""
-    oracle = Oracle(source.teacher, source.pair, survey)
+    oracle = Oracle(source.teacher, source.pair, survey, {"record": source.mapping})
     found: list[dict[str, Any]] = []
     with tqdm(total=PLACES, unit=" places", desc="checking", delay=3.0) as shown:
         for prompt in _prompts([row for _, row in _some(rows)], source.pair):
@@ -62,7 +62,7 @@ def hold(
     check["places"], check["samples"] = len(found), samples
     if not found:
         return
-    off = np.array([abs(one["span"] - one["oracle"]) for one in found])
+    off = np.array([abs(one["record"] - one["oracle"]) for one in found])
     noise = np.array([one["error"] for one in found])
     check["within"], check["error"] = float(np.mean(off <= ERRORS * noise)), float(off.mean())
 

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from axolotl_distill.align import Pair, Pieces, pair_rows
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.config.capture import CaptureArgs
@@ -83,4 +84,7 @@ class Crossing:
         doubtful = pair.doubtful(self.survey.occurrences, self.survey.open_ends)
         model = HFTeacher(self.args.teacher, vocab_size=len(self.teacher))
         tokens = self.args.batch_tokens or (2048 if model.device == "cpu" else 8192)
-        yield CrossSource(model, pair, doubtful, k=self.args.k, batch_tokens=tokens)
+        mapping = METHODS[self.cross.method](pair) if self.cross.method in METHODS else None
+        yield CrossSource(
+            model, pair, doubtful, k=self.args.k, batch_tokens=tokens, mapping=mapping
+        )

@@ -3,6 +3,7 @@ what it wrote, and the first token is counted. Nothing of align/chain.py is used
 held to this."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from distill_kernels import DenseLogits
 
 from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.methods import VocabularyMap
 from axolotl_distill.align.pair import NONE
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
@@ -24,6 +26,7 @@ from axolotl_distill.teachers.base import Teacher
 # wrote so many: what comes later does not move the first cut.
 DECIDED, DEEPEST = 3, 6
 AT_ONCE = 64
+SPAN: Mapping[str, VocabularyMap | None] = {"span": None}
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,20 @@ class Prompt:
 
 
 class Oracle:
-    """A teacher, loaded here, and a pair of tokenizers."""
+    """A teacher, loaded here, and a pair of tokenizers.
 
-    def __init__(self, teacher: Teacher, pair: Pair, survey: Survey, seed: int = 0):
-        self.teacher, self.pair = teacher, pair
+    methods  {name: its map}, of those whose records are looked at; None is `span`
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        pair: Pair,
+        survey: Survey,
+        methods: Mapping[str, VocabularyMap | None] = SPAN,
+        seed: int = 0,
+    ):
+        self.teacher, self.pair, self.methods = teacher, pair, methods
         self.doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
         self.rng = np.random.default_rng(seed)
 
@@ -66,18 +79,23 @@ class Oracle:
         come back from the tokens."""
         return plain_row(text, self.pair)
 
-    def records(self, row: Row, k: int | None = None) -> RecordBatch:
+    def records(self, row: Row, k: int | None = None, method: str = "span") -> RecordBatch:
         """Of every token of a row, with all entries that there are."""
         source = CrossSource(
-            self.teacher, self.pair, self.doubtful, k=k or len(self.pair.student), batch_tokens=1
+            self.teacher,
+            self.pair,
+            self.doubtful,
+            k=k or len(self.pair.student),
+            batch_tokens=1,
+            mapping=self.methods[method],
         )
         ((_, records),) = source.records({0: row}, {0})
         return records
 
-    def masses(self, row: Row) -> np.ndarray:
+    def masses(self, row: Row, method: str = "span") -> np.ndarray:
         """float64 [tokens]: the share of the teacher's probability that is not in the tail, with
         every entry kept."""
-        return 1.0 - np.exp(encoding.decode_tail(self.records(row).tail[:, 0]))
+        return 1.0 - np.exp(encoding.decode_tail(self.records(row, method=method).tail[:, 0]))
 
     def compare(self, text: str, samples: int) -> dict[str, Any]:
         """As compare_at, behind a text without roles."""
@@ -87,9 +105,8 @@ class Oracle:
 
     def compare_at(self, prompt: Prompt, samples: int) -> dict[str, Any]:
         """One token that may follow `prompt`: its probability by counting (`oracle`, with its
-        standard `error`), of the record (`span`), and of a next-token map (`map`). Half of the
-        samples choose the token, the other half are counted. Raises CaptureError where too few of
-        them can be."""
+        standard `error`), and in the record of each method. Half of the samples choose the token,
+        the other half are counted. Raises CaptureError where too few of them can be."""
         continued = self._sample(prompt, samples)
         half = len(continued) // 2
         if half < 2:
@@ -109,18 +126,22 @@ class Oracle:
         (token, _), *_ = Counter(numerals or texts).most_common(1)
         share = float(np.mean([s == token for s in seen[half:]]))
         written, _ = continued[seen.index(token)]
-        records = self.records(prompt.continued(written, self.pair), k=1)
-        _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
-        ids = [*prompt.before, *prompt.theirs]
+        row = prompt.continued(written, self.pair)
         return {
             "token": self.pair.student.bytes_of[token].decode(errors="replace"),
             "oracle": share,
             # Of n samples, with one more of each kind: a share of 0 or 1 has noise too.
             "error": float(np.sqrt((share * (1 - share) + 1 / (half + 2)) / (half + 2))),
-            "span": float(np.exp(logprobs[len(prompt.own)])),
-            "map": float(self._probs([ids])[0][self.pair.firsts == token].sum()),
             "counted": len(continued) - half,
+            **{name: self._recorded(row, len(prompt.own), name) for name in self.methods},
         }
+
+    def _recorded(self, row: Row, number: int, method: str) -> float:
+        """What the record of the learnt token `number` says of it."""
+        # With one entry it is that of the token that came.
+        records = self.records(row, 1, method)
+        _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
+        return float(np.exp(logprobs[number]))
 
     def _sample(self, prompt: Prompt, samples: int) -> list[tuple[str, int]]:
         """(text, the student's first token of it) of what the teacher writes on; NONE where it ends

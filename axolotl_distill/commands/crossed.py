@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.capture import Capture
 from axolotl_distill.capture.check import checked, hold
 from axolotl_distill.capture.cross import CrossSource
@@ -14,6 +15,13 @@ from axolotl_distill.store.check import check_lines, check_warnings
 def look_at(capture: Capture, rows: Sequence[Row], source: Source, crossing: Crossing) -> None:
     """Says what a few of the records are worth, and puts it into the manifest; of a store that was
     begun, what was said then. Raises what the teacher does."""
+    if crossing.cross.method in METHODS:
+        warn(
+            f"`cross_tokenizer.method: {crossing.cross.method}` maps token to token and cannot "
+            "know what follows one: on numerals its records are another distribution than the "
+            "teacher's, and how much they carry does not show it (docs/cross-tokenizer.md). "
+            "`method: span` is right there."
+        )
     found = capture.manifest.teacher.get("check")
     if found is None:
         if capture.rows_found:

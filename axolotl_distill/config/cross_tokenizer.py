@@ -8,14 +8,9 @@ from axolotl_distill.config.block import Block
 
 # What others call it, and why it is not here.
 NOT_HERE = {
-    "common_tokens": "it keeps the tokens that both have, whatever may follow them: on numerals "
-    "that is another distribution. `span` gives such tokens the teacher's own probability where "
-    "that is theirs",
-    "min_ed": "it pairs tokens by how alike they are written, and no such pair is a probability",
     "uld": "it compares sorted probabilities, whatever their tokens are, and needs the teacher "
     "beside the training",
     "gold": "its default merge takes another conditional than the text has",
-    "embedding": "it needs a projection that is learnt beside the training",
     "alm": "its binarised likelihoods of spans are the records that `span` makes of tokens that "
     "the teacher splits",
 }
@@ -26,10 +21,12 @@ LEAST_SAMPLES = 20
 class CrossTokenizerArgs(Block):
     """How a teacher's distributions over its tokens become the student's."""
 
-    method: Literal["span"] = Field(
+    method: Literal["span", "common_tokens", "min_ed", "embedding"] = Field(
         "span",
         description="span: exact probabilities of the student's own cuts of the text; what cannot "
-        "be had from one pass of the teacher is in the tail.",
+        "be had from one pass of the teacher is in the tail. The others map token to token where "
+        "both cut, and are wrong on numerals: common_tokens by bytes, min_ed to what is written "
+        "most alike, embedding to the first token of the student's.",
     )
     chat_template: str | None = Field(
         None,

@@ -60,7 +60,7 @@ def teacher_dir(tiny_model, tmp_path_factory):
 def config(tmp_path, other_dir, teacher_dir):
     """Writes a YAML: the tiny SmolLM2-tokenized teacher, the SentencePiece student."""
 
-    def write(rows=CHATS, cross=True, check=0, **capture):
+    def write(rows=CHATS, cross=True, method="span", check=0, **capture):
         data = tmp_path / "chats.jsonl"
         data.write_text(
             "".join(
@@ -76,7 +76,7 @@ def config(tmp_path, other_dir, teacher_dir):
             "output_dir": str(tmp_path / "out"),
             "dataset_prepared_path": str(tmp_path / "prepared"),
             "distill": {
-                **({"cross_tokenizer": {"method": "span", "check": check}} if cross else {}),
+                **({"cross_tokenizer": {"method": method, "check": check}} if cross else {}),
                 "capture": {
                     "teacher": str(teacher_dir),
                     "output": str(tmp_path / "store"),
@@ -155,6 +155,13 @@ def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     # An epoch is two batches of unlike rows.
     assert all(map(math.isfinite, losses)), losses
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
+
+
+def test_a_map_is_captured_and_warned_of(tmp_path, config):
+    told = distill_here("capture", config(method="min_ed"))
+    assert "`cross_tokenizer.method: min_ed` maps token to token" in told.stderr
+    store = verify_store(tmp_path / "store")
+    assert store.manifest.complete and store.manifest.teacher["cross_tokenizer"] == "min_ed"
 
 
 def refused(path) -> str:
