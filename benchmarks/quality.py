@@ -27,7 +27,7 @@ from pathlib import Path
 from common import RESULTS, ROOT, keep
 from students.plot import draw
 from students.texts import TEACHER, text
-from students.training import HELD_OUT_WINDOWS, TRAIN_WINDOWS, Lesson, Run, measure
+from students.training import HELD_OUT_WINDOWS, Lesson, Run, measure
 
 sys.path.insert(0, str(ROOT / "demo"))
 from models import DROPPED_LAYERS, cut_layers
@@ -51,21 +51,25 @@ FEWER_AT_1 = (
 )  # fmt: skip
 FEWER_AT_2 = ("sampled:20", "axolotl_kd:64", "tail_bucket:16")
 DRAWN = ("sampled:8", "independent:8")
-SETTING = ("text", "student", "steps", "epochs", "windows")
+SETTING = ("text", "student", "steps", "epochs", "windows", "precision")
 QUICK = ("sampled:8", "tail_bucket:16", "renormalized:16")
 
 
 def grid(seeds: int) -> Iterator[Run]:
-    """All runs, those first that say most: steps of some 950 tokens, and for one student short
-    steps, more of them, and several passes over the same text."""
+    """All runs, those first that say most: steps of some 950 tokens, longer and shorter ones, more
+    of them, and several passes over the same text."""
     for name, student in product(("docstrings", "teacher"), STUDENTS):
         for seed, (temperature, kinds) in product(range(seeds), ((1.0, AT_1), (2.0, AT_2))):
             for kind in (*FIXED, *kinds):
                 yield Run(name, student, kind, temperature, seed)
-    for seed, other in product(range(seeds), ({"windows": 1}, {"windows": 1, "steps": 48})):
+    others = (
+        ("cut5", {"windows": 9}), ("cut10", {"windows": 9}),
+        ("cut5", {"windows": 1}), ("cut5", {"windows": 1, "steps": 48}),
+    )  # fmt: skip
+    for seed, (student, other) in product(range(seeds), others):
         for temperature, kinds in ((1.0, FEWER_AT_1), (2.0, FEWER_AT_2)):
             for kind in (*FIXED, *kinds):
-                yield Run("docstrings", "cut5", kind, temperature, seed, **other)
+                yield Run("docstrings", student, kind, temperature, seed, **other)
     for seed, fresh in product(range(seeds), (False, True)):
         for kind in DRAWN if fresh else (*FIXED, *DRAWN):
             passes = {"windows": 1, "steps": 48, "epochs": 3, "fresh": fresh}
@@ -80,13 +84,14 @@ def quick() -> Iterator[Run]:
 class Lessons:
     """What the teacher says of each text, worked out when it is first asked for."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, windows: int):
         self.folder = folder
+        self.windows = windows
         self.made: dict[tuple[str, str], Lesson] = {}
 
     def __call__(self, name: str, part: str) -> Lesson:
         if (name, part) not in self.made:
-            windows = TRAIN_WINDOWS if part == "train" else HELD_OUT_WINDOWS
+            windows = self.windows if part == "train" else HELD_OUT_WINDOWS
             self.made[name, part] = Lesson(text(name, self.folder)[part], TEACHER, windows)
         return self.made[name, part]
 
@@ -176,7 +181,7 @@ def show(summary: list[dict]) -> None:
         )  # fmt: skip
         print(
             f"{row['text']:<11}{row['student']:<6}{row['steps']:>3} steps of {row['windows']} "
-            f"T={row['temperature']:g} "
+            f"{row['precision']} T={row['temperature']:g} "
             f"{row['kind']:<24}{row['bytes_a_token']:10.1f} B  KL {row['kl']:.4f}  {share}"
             f"  {row['seeds']} seeds"
         )
@@ -203,7 +208,8 @@ def main() -> None:
         if re.search(options.only, run.name) and (not kinds or run.kind in kinds)
     ]
     if not options.report:
-        fill(runs, Lessons(options.folder), log, options.hours)
+        windows = max((run.among for run in runs), default=0)
+        fill(runs, Lessons(options.folder, windows), log, options.hours)
     found = rows(log)
     summary = shares(found)
     show(summary)

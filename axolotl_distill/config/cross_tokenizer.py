@@ -1,10 +1,10 @@
 """`distill.cross_tokenizer`: a teacher that has another tokenizer than the student."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from axolotl_distill.config.block import Block
+from axolotl_distill.config.block import Block, ReadBy
 
 # What others call it, and why it is not here.
 NOT_HERE = {
@@ -50,6 +50,10 @@ class CrossTokenizerArgs(Block):
                 "0 for none"
             )
         return value
+
+    k: Annotated[int, ReadBy("teacher", unless=("store", "text"))] = Field(
+        64, ge=1, description="Of a live teacher: entries of a record, at most."
+    )
 
     @field_validator("method", mode="before")
     @classmethod

@@ -150,11 +150,7 @@ class DistillArgs(Block):
         """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""
         remedy = "Remove it, or learn from a teacher with the student's tokenizer."
         if isinstance(self.teacher, TeacherArgs):
-            raise ValueError(
-                "`teacher` is a model that answers beside the training, and `cross_tokenizer` is "
-                "for stores so far. Capture one: put the teacher under `capture.teacher`, run "
-                "`axolotl distill capture`, and train with `teacher: store`."
-            )
+            self._crosses_live(self.teacher)
         if self.temperature != 1.0:
             raise ValueError(
                 f"`temperature: {self.temperature:g}` does not go with `cross_tokenizer`: what is "
@@ -186,6 +182,36 @@ class DistillArgs(Block):
                 "its likeliest tokens, and sums over all that begin with a text are needed. Load "
                 "the teacher here (without `server`), or learn from its text: `teacher: text`."
             )
+
+    def _crosses_live(self, teacher: TeacherArgs) -> None:
+        if teacher.self:
+            raise ValueError(
+                "`teacher: self` is the student, whose tokenizer is its own. Remove "
+                "`cross_tokenizer`."
+            )
+        if teacher.server is not None:
+            raise ValueError(
+                "`teacher.server` does not go with `cross_tokenizer` yet: a server gives its "
+                "likeliest tokens, and the whole distribution is needed. Load the teacher here "
+                "(without `server`), or learn from its text: `teacher: text`."
+            )
+        assert self.cross_tokenizer is not None
+        if self.cross_tokenizer.check and self.capture is None:
+            raise ValueError(
+                "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "
+                "are not stored. Remove it; `axolotl distill align` holds a pair to an oracle."
+            )
+        for key in ("on_policy", "hidden_states"):
+            if getattr(self, key) is not None:
+                why = {
+                    "on_policy": "what the student writes has no messages that the teacher's "
+                    "template could write",
+                    "hidden_states": "its positions are others than the student's",
+                }[key]
+                raise ValueError(
+                    f"`{key}` does not go with `cross_tokenizer` and a live teacher: {why}. "
+                    "Remove one of the two."
+                )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
         if teacher.context is not None:

@@ -124,20 +124,19 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
     if teacher.self:
         return SharedVocabulary(size=max(tokenizer.get_vocab().values()) + 1)
     LOG.info(f"axolotl-distill: {check_terms(teacher.model, teacher.terms).summary()}")
-    try:
-        if teacher.server is not None:
-            from axolotl_distill.teachers.server import ServerTeacher
+    if teacher.server is not None:
+        from axolotl_distill.teachers.server import ServerTeacher
 
+        try:
             with ServerTeacher(teacher, vocab_size=len(tokenizer)) as server:
                 found = server.check(tokenizer, longest=cfg.sequence_len)
                 LOG.info(f"axolotl-distill: {server.note}")
                 return found
-        shared, compared = local_vocabulary(teacher, tokenizer)
-    except TokenizerMismatchError as error:
-        raise TokenizerMismatchError(
-            f"{error} That is for a teacher that is captured into a store (`axolotl distill "
-            "capture`); one that answers beside the training reads text as its student does."
-        ) from error
+        except TokenizerMismatchError as error:
+            raise TokenizerMismatchError(
+                f"{error} That is for a teacher that is loaded here, without `server`."
+            ) from error
+    shared, compared = local_vocabulary(teacher, tokenizer)
     if not compared:
         LOG.warning(
             f"axolotl-distill: {teacher.model} has no tokenizer: whether it reads text as the "

@@ -16,7 +16,15 @@ from axolotl_distill.host.hidden import give_own_rate, load_projections, save_pr
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.step import OnPolicy
-from axolotl_distill.signal.batch import IGNORE, LOSS_WEIGHTS, POINTERS, TARGETS, WEIGHTS
+from axolotl_distill.signal.batch import (
+    IGNORE,
+    LOSS_WEIGHTS,
+    OTHER_IDS,
+    OTHER_LABELS,
+    POINTERS,
+    TARGETS,
+    WEIGHTS,
+)
 
 LOG = get_logger(__name__)
 
@@ -80,7 +88,7 @@ class DistillMixin(Base):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = (POINTERS.name, LOSS_WEIGHTS.name)
+        ours = [column.name for column in (POINTERS, LOSS_WEIGHTS, OTHER_IDS, OTHER_LABELS)]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:

@@ -1,8 +1,8 @@
 """Completions by a model's own `generate`."""
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +88,13 @@ class Writer:
             ids[row, longest - len(prompt) :] = torch.as_tensor(prompt)
             mask[row, longest - len(prompt) :] = 1
         device = self.model.device
-        written = self.model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=self._settings(min(self.args.max_new_tokens, max(room))),
-            stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
-        )
+        with _without_habits(self.model):
+            written = self.model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=self._settings(min(self.args.max_new_tokens, max(room))),
+                stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
+            )
         new = written[:, longest:].tolist()
         return [self._completion(row[:most]) for row, most in zip(new, room, strict=True)]
 
@@ -109,21 +110,11 @@ class Writer:
         )
 
     def _settings(self, most: int) -> GenerationConfig:
-        # What is left None here is taken from the model's own generation_config, whose penalties
-        # and warpers would make the text another than the student's own.
         return GenerationConfig(
             do_sample=True,
             temperature=self.args.temperature,
             top_p=self.args.top_p,
             top_k=self.args.top_k,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            typical_p=1.0,
-            epsilon_cutoff=0.0,
-            eta_cutoff=0.0,
-            min_p=0.0,
-            num_beams=1,
-            num_return_sequences=1,
             max_new_tokens=most,
             eos_token_id=list(self.stop),
             pad_token_id=self.pad,
@@ -154,6 +145,25 @@ def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
             "{eos_token: …}`."
         )
     return tuple(dict.fromkeys(found))
+
+
+@contextmanager
+def _without_habits(model: Any) -> Iterator[None]:
+    """`generate` takes what it is not told from the model's own generation_config, whose penalties,
+    suppressed and forced tokens would make the text another than the student's own. PEFT's wrapper
+    may have one, and hands it on to the model within, where it would stay."""
+    within = model.get_base_model() if hasattr(model, "get_base_model") else model
+    habits = [(m, m.__dict__.get("generation_config")) for m in dict.fromkeys((model, within))]
+    for one, _ in habits:
+        one.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for one, own in habits:
+            if own is None:
+                del one.generation_config
+            else:
+                one.generation_config = own
 
 
 class _Moves(StoppingCriteria):

@@ -1,4 +1,5 @@
-"""Where a batch's signal comes from: chosen here, and nowhere else.
+"""Where a batch's signal comes from: chosen here, and, for a live teacher with another tokenizer,
+in host/crossing.py.
 
 A source makes the signal of the positions that predict, out of a batch: from the records of a store
 that the collator has looked up, or from a teacher that answers while the student trains.

@@ -28,6 +28,8 @@ class Run:
     steps, epochs  the steps are spread over so many passes over the same tokens; a record is made
                  anew in every pass when `fresh`
     windows      of text in a step, each of some 310 answer tokens
+    precision    of the student's layers while it learns: bf16 is autocast over weights of fp32;
+                 its head, the loss and every score are fp32 in both
     """
 
     text: str
@@ -40,10 +42,16 @@ class Run:
     fresh: bool = False
     alpha: float = 0.9
     windows: int = 3
+    precision: str = "bf16"
 
     @property
     def name(self) -> str:
         return "-".join(str(value) for value in asdict(self).values()).replace("/", "_of_")
+
+    @property
+    def among(self) -> int:
+        """The run's windows are drawn from so many, the first of the text."""
+        return max(TRAIN_WINDOWS, self.steps // self.epochs * self.windows)
 
 
 @dataclass(frozen=True)
@@ -79,10 +87,13 @@ class Lesson:
         """The teacher's logits [N, V] at the positions that predict them."""
         return self.hidden[window][self.targets[window] != IGNORE] @ self.head.t()
 
-    def student_hidden(self, model: torch.nn.Module, window: int) -> Tensor:
-        """Hidden states [N, D] at the same positions."""
-        hidden = _hidden(model, self.inputs[window : window + 1])[0]
-        return hidden[self.targets[window] != IGNORE]
+    def student_hidden(
+        self, model: torch.nn.Module, window: int, precision: str = "fp32"
+    ) -> Tensor:
+        """Hidden states [N, D] in fp32 at the same positions."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            hidden = _hidden(model, self.inputs[window : window + 1])[0]
+        return hidden[self.targets[window] != IGNORE].float()
 
 
 def _hidden(model: torch.nn.Module, ids: Tensor) -> Tensor:
@@ -105,9 +116,7 @@ def train(run: Run, lesson: Lesson, student: Path) -> tuple[torch.nn.Module, flo
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     shuffle = torch.Generator().manual_seed(run.seed)
     a_pass = run.steps // run.epochs
-    shuffled = torch.randperm(len(lesson.inputs), generator=shuffle)[: a_pass * run.windows]
-    if len(shuffled) < a_pass * run.windows:
-        raise ValueError(f"{run.name} needs {a_pass * run.windows} windows of {len(shuffled)}")
+    shuffled = torch.randperm(run.among, generator=shuffle)[: a_pass * run.windows]
     chosen = shuffled.view(a_pass, run.windows).tolist()
     sizes = []
     for step in range(run.steps):
@@ -116,7 +125,9 @@ def train(run: Run, lesson: Lesson, student: Path) -> tuple[torch.nn.Module, flo
         logits = torch.cat([lesson.logits(window) for window in chosen[at]])
         made = record(run.kind, logits, run.temperature, draw)
         sizes.append(made.bytes_a_token)
-        hidden = torch.cat([lesson.student_hidden(model, window) for window in chosen[at]])
+        hidden = torch.cat(
+            [lesson.student_hidden(model, window, run.precision) for window in chosen[at]]
+        )
         labels = torch.cat([lesson.labels(window) for window in chosen[at]])
         loss = made.loss(hidden, model.lm_head.weight, labels, run.alpha)
         loss.backward()

@@ -204,6 +204,7 @@ def test_a_text_that_does_not_come_back(pieces):
     [
         ({"cross_tokenizer": {"method": "uld"}}, "Use span"),
         ({"cross_tokenizer": {"check": 3}}, "too few to count"),
+        ({"cross_tokenizer": {"check": 200}, "teacher": "m"}, "read by a capture only"),
         ({"cross_tokenizer": {}, "temperature": 2.0}, "T = 1 only"),
         ({"cross_tokenizer": {}, "support": "renormalize"}, "tail_bucket"),
         ({"cross_tokenizer": {}, "capture": {"teacher": "t", "output": "o", "draws": 4}}, "topk"),

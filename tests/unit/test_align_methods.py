@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from support.small_bpe import THREES, byte_level
+from support.explicit import THREES, byte_level
 from support.tokenizers import sentencepiece
 from transformers import AutoTokenizer
 

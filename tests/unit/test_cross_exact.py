@@ -5,68 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
-from distill_kernels import DenseLogits
-from support.small_bpe import THREES, byte_level
+from support.explicit import CASES, LONGEST, THREES, Explicit, byte_level
 
-from axolotl_distill.align import Pair, Pieces
+from axolotl_distill.align import Pair
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
-from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import encoding
 
-LONGEST = 5
-
-
-class Explicit:
-    """p(next | last, place), random, over texts of `letters` as the tokenizer cuts them."""
-
-    def __init__(self, pieces: Pieces, letters: str, seed: int):
-        self.pieces, self.vocab_size = pieces, len(pieces)
-        self.end = pieces.tokenizer.eos_token_id
-        self.tokens = [
-            i for i, raw in enumerate(pieces.bytes_of) if raw and set(raw) <= set(letters.encode())
-        ]
-        self.rng = np.random.default_rng(seed)
-        self.seen: dict[tuple[int, ...], np.ndarray] = {}
-
-    def probs(self, before: tuple[int, ...]) -> np.ndarray:
-        """[ids]; only what the tokenizer would cut so."""
-        if before not in self.seen:
-            found = np.zeros(self.vocab_size)
-            found[self.end] = self.rng.gamma(0.5)
-            for token in self.tokens if len(before) < LONGEST else ():
-                text = b"".join(self.pieces.bytes_of[i] for i in (*before, token)).decode()
-                if self.pieces.cut([text])[0] == [*before, token]:
-                    found[token] = self.rng.gamma(0.5)
-            self.seen[before] = found / found.sum()
-        return self.seen[before]
-
-    def texts(self, before: tuple[int, ...] = (), mass: float = 1.0):
-        """(tokens, probability) of all there are."""
-        probs = self.probs(before)
-        yield before, mass * probs[self.end]
-        for token in np.flatnonzero(probs):
-            if token != self.end:
-                yield from self.texts((*before, int(token)), mass * probs[token])
-
-    def grade(self, rows, positions, want):
-        for number, ids in rows.items():
-            logits = [np.log(np.maximum(self.probs(tuple(ids[1 : t + 1])), 1e-300))
-                      for t in positions[number]]  # fmt: skip
-            logits = torch.tensor(np.stack(logits), dtype=torch.float64)
-            # In parts, so that sums reach over their edges.
-            for start in range(0, len(logits), 2):
-                part = slice(start, min(start + 2, len(logits)))
-                yield number, part, Signal(DenseLogits(logits[part]))
-
-
-CASES = {
-    "alike": (("a b",), ("a b",), "abc"),
-    "teacher splits": ((), ("a b", "ab c"), "abc"),
-    "teacher splits digits": ((), (THREES,), "123"),
-    "student splits": (("a b", "ab c"), (), "abc"),
-    "both, across each other": (("a b",), ("b c",), "abc"),
-}
 # Where it matters what would have followed a token that did not come; see align/chain.py.
 NEARLY = {
     "student splits, and merges begin anywhere": (("a b", "ab c", "c a"), (), "abc"),

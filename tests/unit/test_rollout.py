@@ -9,8 +9,10 @@ from axolotl.utils.collators import (
     DataCollatorForSeq2Seq,
     V2BatchSamplerDataCollatorForSeq2Seq,
 )
+from peft import LoraConfig, get_peft_model
 from support.live import IGNORE, another, attach, by_formula, live, packed, padded, texts
 from support.model_types import VOCAB, tiny
+from transformers import GenerationConfig
 
 from axolotl_distill.config.distill import DistillArgs, parse_distill
 from axolotl_distill.config.on_policy import OnPolicyArgs
@@ -125,10 +127,42 @@ def test_no_more_is_written_than_there_is_room_for():
     assert not any(completion.finished for completion in completions)
 
 
-def test_the_model_s_own_penalties_are_not_the_student():
+HABITS = {
+    "penalties": {"repetition_penalty": 9.0, "encoder_repetition_penalty": 3.0},
+    "warpers": {"top_k": 2, "min_p": 0.3, "temperature": 0.1, "typical_p": 0.2, "top_h": 0.3},
+    "never": {"suppress_tokens": list(range(3, 60)), "bad_words_ids": [[n] for n in range(60, 80)]},
+    "first": {"begin_suppress_tokens": list(range(3, 80)), "forced_bos_token_id": 9},
+    "last": {"forced_eos_token_id": EOS, "min_new_tokens": 11},
+    "longer": {"exponential_decay_length_penalty": (1, 9.0), "min_length": 30},
+    "biased": {"sequence_bias": [[[9], 50.0]], "no_repeat_ngram_size": 1},
+    "beams": {"num_beams": 3, "length_penalty": 5.0},
+    "many": {"num_return_sequences": 2, "do_sample": True},
+    "guided": {"guidance_scale": 3.0},
+}
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["bare", "peft"])
+@pytest.mark.parametrize("habits", HABITS)
+def test_the_model_s_own_habits_are_not_the_student(habits, within):
+    """Nor are they lost: whoever else lets it write finds them again."""
     model = tiny("llama")
-    model.generation_config.update(repetition_penalty=9.0, top_k=2, min_p=0.3, temperature=0.1)
-    assert writer(model).write(PROMPTS, seed=5) == writer().write(PROMPTS, seed=5)
+    own = GenerationConfig(**HABITS[habits])
+    model.generation_config = own
+    author = get_peft_model(model, LoraConfig(target_modules=["q_proj"])) if within else model
+    assert writer(author).write(PROMPTS, seed=5) == writer().write(PROMPTS, seed=5)
+    assert model.generation_config is own and author.generation_config is own
+    assert "generation_config" not in vars(author) or author is model
+
+
+def test_the_model_s_own_habits_are_there_after_an_error():
+    model = tiny("llama")
+    own = GenerationConfig(suppress_tokens=[5])
+    author = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    author.generation_config = model.generation_config = own
+    model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        writer(author).write(PROMPTS, seed=5)
+    assert model.generation_config is own and vars(author)["generation_config"] is own
 
 
 def test_a_token_that_only_one_of_them_has_cuts_it_off():
