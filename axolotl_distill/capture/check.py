@@ -20,7 +20,7 @@ from axolotl_distill.store import encoding
 from axolotl_distill.store.check import ERRORS
 from axolotl_distill.store.schema import Check
 
-ROWS, PLACES, SHOWN = 8, 12, 4
+ROWS, PLACES, SHOWN = 8, 10, 4
 
 
 def checked(rows: Sequence[Row], source: Source) -> tuple[Check, list[tuple[int, float]]]:

@@ -159,11 +159,20 @@ class Oracle:
         text = self.pair.student.spell(own)
         text = text[: len(text) - len(given)]
         found: Counter[tuple[str, int]] = Counter()
-        begins = np.zeros(len(self.pair.teacher), bool)
-        for token in self.pair.teacher.beginning(given):
-            begins[token] = self._may_follow(text, self.pair.teacher.bytes_of[token], own)
-        first = self._drawn(self._probs([head])[0] * begins, samples)
-        following: dict[tuple[int, ...], int] = {(token,): count for token, count in first}
+        weights = np.zeros(len(self.pair.teacher))
+        begins = self.pair.teacher.beginning(given)
+        weights[begins] = self._probs([head])[0][begins]
+        first: list[tuple[int, int]] = []
+        # Those that undo the cut are drawn again, without them.
+        while (missing := samples - sum(count for _, count in first)) and weights.any():
+            for token, count in self._drawn(weights, missing):
+                if self._may_follow(text, self.pair.teacher.bytes_of[token], own):
+                    first.append((token, count))
+                else:
+                    weights[token] = 0.0
+        following: dict[tuple[int, ...], int] = defaultdict(int)
+        for token, count in first:
+            following[(token,)] += count
         while following:
             waiting: dict[tuple[int, ...], int] = {}
             for tokens, count in following.items():

@@ -96,7 +96,7 @@ def config(tmp_path, other_dir, teacher_dir):
 def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     """The records' own probabilities multiply to the teacher's probability of each answer, read
     with its own template; Axolotl trains on them."""
-    path = config(k=16, check=40)
+    path = config(k=16, check=20)
     told = distill_here("capture", path)
     store = verify_store(tmp_path / "store")
     about = store.manifest.teacher
@@ -113,7 +113,7 @@ def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     assert check["rows"] == len(CHATS) and check["tokens"] == store.num_records
     tails = np.exp(decode_tail(records.tail[:, 0]))
     assert check["carried"] == pytest.approx(1.0 - tails.mean(), abs=1e-6)
-    assert 0 < check["places"] <= 12 and check["samples"] == 40 and check["error"] < 0.1
+    assert 0 < check["places"] <= 10 and check["samples"] == 20 and check["error"] < 0.15
     # A flat teacher: sixteen entries hold little of it.
     assert "WARNING: the records carry 0." in told.stderr
     card = (tmp_path / "store" / "README.md").read_text()
