@@ -63,32 +63,32 @@ class CrossSource:
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        theirs = {
-            index: {"input_ids": row[TEACHER_IDS], "labels": row["labels"]}
-            for index, row in rows.items()
+        for batch in batches(rows, wanted, self.batch_tokens):
+            for index, records in self.grade({index: rows[index] for index in batch}):
+                if index in wanted:
+                    yield index, records
+
+    def grade(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of one batch; every row has a supervised token."""
+        heard = {
+            index: Heard(row, self.pair, self.pushing, self.mapping) for index, row in rows.items()
         }
-        for batch in batches(theirs, wanted, self.batch_tokens):
-            heard = {
-                index: Heard(rows[index], self.pair, self.pushing, self.mapping) for index in batch
-            }
-            ids = {index: rows[index][TEACHER_IDS] for index in batch}
-            positions = {index: heard[index].positions for index in batch}
+        ids = {index: row[TEACHER_IDS] for index, row in rows.items()}
+        positions = {index: heard[index].positions for index in rows}
+        start = time.monotonic()
+        for index, part, signal in self.teacher.grade(ids, positions, Want()):
+            assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+            self.teacher_seconds += time.monotonic() - start
+            logits = signal.distribution.logits
+            if not bool(torch.isfinite(logits).all()):
+                raise CaptureError(
+                    f"The teacher gave logits that are not finite for row {index}. Capture "
+                    "with `distill.capture.teacher.dtype: float32`, or look at that row."
+                )
+            heard[index].take(part, logits.log_softmax(-1))
+            if part.stop == positions[index].size:
+                yield index, heard.pop(index).records()
             start = time.monotonic()
-            for index, part, signal in self.teacher.grade(ids, positions, Want()):
-                assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
-                self.teacher_seconds += time.monotonic() - start
-                logits = signal.distribution.logits
-                if not bool(torch.isfinite(logits).all()):
-                    raise CaptureError(
-                        f"The teacher gave logits that are not finite for row {index}. Capture "
-                        "with `distill.capture.teacher.dtype: float32`, or look at that row."
-                    )
-                heard[index].take(part, logits.log_softmax(-1))
-                if part.stop == positions[index].size:
-                    records = heard.pop(index).records()
-                    if index in wanted:
-                        yield index, records
-                start = time.monotonic()
 
 
 class Pushing:

@@ -30,8 +30,15 @@ def look_at(capture: Capture, rows: Sequence[Row], source: Source, crossing: Cro
         spelt = crossing.student.bytes_of
         shown = "  ".join(f"{spelt[i].decode(errors='replace')!r} {s:.2f}" for i, s in least)
         say(f"least is carried at: {shown}")
-        if crossing.cross.check and isinstance(source, CrossSource):
-            hold(found, rows, source, crossing.survey, crossing.cross.check)
+        if crossing.cross.check:
+            here = source if isinstance(source, CrossSource) else getattr(source, "here", None)
+            if isinstance(here, CrossSource):
+                hold(found, rows, here, crossing.survey, crossing.cross.check)
+            else:
+                say(
+                    "`cross_tokenizer.check` is left out: no process but Ray's workers has the "
+                    "teacher. `axolotl distill align` holds a pair to an oracle."
+                )
         capture.note(found)
     for line in check_lines(found):
         say(f"check: {line}")
