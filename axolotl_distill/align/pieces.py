@@ -4,6 +4,7 @@ Exact for byte-level BPE (GPT-2's alphabet; tekken) and for SentencePiece with b
 because names of tokens mean nothing to another tokenizer: `Ġthe`, `▁the` and ` the` are one token.
 """
 
+import hashlib
 import json
 import re
 from bisect import bisect_left
@@ -71,6 +72,16 @@ class Pieces:
     def fingerprint(self) -> str:
         """sha256 over every id and token."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all that decides how it cuts a text, and which tokens are no text; empty
+        where that cannot be told. Two of one vocabulary need not cut alike."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return ""
+        said = f"{backend.to_str()}{sorted(self.special)}{self._anchored}"
+        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -31,6 +31,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from axolotl_distill.align.kept import kept
 from axolotl_distill.align.methods.base import VocabularyMap, same_bytes
 from axolotl_distill.align.pair import NONE, Pair
 
@@ -47,14 +48,27 @@ Hashes = tuple[np.ndarray, np.ndarray]
 
 def build(pair: Pair) -> VocabularyMap:
     targets = same_bytes(pair)
-    texts = [_text(raw) for raw in pair.teacher.bytes_of]
-    rest = [n for n in np.flatnonzero(targets == NONE).tolist() if texts[n]]
-    if rest:
-        ids = sorted(pair.student.by_bytes.values())
-        near = nearest([texts[n] for n in rest], [_text(pair.student.bytes_of[n]) for n in ids])
-        found = np.append(np.array(ids, np.int64), NONE)
-        targets[rest] = found[near]
-    return VocabularyMap(targets)
+    if pair.same:
+        return VocabularyMap(targets)
+    ids = np.array([*sorted(pair.student.by_bytes.values()), NONE], np.int64)
+    (near,) = kept(
+        "min_ed", pair.teacher, pair.student, lambda: (_near(pair),),
+        lambda found: len(found) == 1 and found[0].shape == targets.shape
+        and found[0].min() >= NONE and found[0].max() < len(ids) - 1,
+    )  # fmt: skip
+    return VocabularyMap(np.where(targets == NONE, ids[near], targets))
+
+
+def _near(pair: Pair) -> np.ndarray:
+    """int64 [teacher's ids]: the place of the nearest among the student's tokens in the order of
+    ids, of what the student has not; NONE for none."""
+    own = pair.student.by_bytes
+    texts = {n: _text(raw) for n, raw in enumerate(pair.teacher.bytes_of) if raw not in own}
+    rest = [n for n, text in texts.items() if text]
+    found = np.full(len(pair.teacher), NONE)
+    among = [_text(pair.student.bytes_of[n]) for n in sorted(own.values())]
+    found[rest] = nearest([texts[n] for n in rest], among)
+    return found
 
 
 def nearest(texts: list[str], among: list[str]) -> np.ndarray:
