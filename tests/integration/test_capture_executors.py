@@ -3,7 +3,6 @@
 import itertools
 import json
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -132,8 +131,11 @@ class CrossJob:
         with opener(self.args, len(self.crossed.student), self.crossed) as source:
             found = dict(source.records(self.rows, {0, *range(2, len(self.rows))}))
             workers = source.workers
-        parts = [(found[n].entries, found[n].tail, found[n].lengths) for n in sorted(found)]
-        (folder / "records").write_bytes(pickle.dumps((sorted(found), parts)))
+        parts = {
+            n: [part.tolist() for part in (found[n].entries, found[n].tail, found[n].lengths)]
+            for n in sorted(found)
+        }
+        (folder / "records").write_text(json.dumps(parts))
         return SimpleNamespace(workers=workers)
 
 
@@ -150,7 +152,7 @@ def test_another_tokenizer_in_several_processes(tmp_path, tiny_model):
     assert job.captured(alone, here).workers == 1
     assert launched(2, job, many) == [0, 0]
     assert json.loads((many / "report.json").read_text()) == {"workers": 2}
-    assert (many / "records").read_bytes() == (alone / "records").read_bytes()
+    assert (many / "records").read_text() == (alone / "records").read_text()
 
 
 def test_a_process_dies(tmp_path, model, whole, capfd):
