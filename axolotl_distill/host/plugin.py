@@ -137,12 +137,9 @@ class DistillPlugin(BasePlugin):
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
         given = _args(cfg).on_policy
         if given is not None:
-            from axolotl_distill.host.rollouts import KeepRollouts, on_policy
+            from axolotl_distill.host.rollouts import rollouts
 
-            trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
-            if given.keep is not None:
-                kept = KeepRollouts(cfg, _args(cfg), trainer, self._source)
-                return [InForce(trainer, stores), kept]
+            return [InForce(trainer, stores), *rollouts(cfg, _args(cfg), trainer, self._source)]
         return [InForce(trainer, stores)]
 
     def _check(self, cfg: Any) -> None:
@@ -151,17 +148,20 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
         from axolotl_distill.host.live_checks import live_findings, live_teacher, live_vocabulary
         from axolotl_distill.host.parallelism import parallelism
+        from axolotl_distill.host.served_rollouts import check_rollout_server, served_findings
         from axolotl_distill.host.store_checks import stores_findings
 
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
         enforce(live_findings(cfg, _args(cfg)))
+        enforce(served_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
         self._hidden = hidden_plan(cfg, _args(cfg))
         teacher = live_teacher(_args(cfg))
         if teacher is not None:
             self._vocabulary = live_vocabulary(cfg, teacher)
+        check_rollout_server(cfg, _args(cfg))
         self._checked = cfg
 
 

@@ -13,13 +13,14 @@ from axolotl_distill.capture.teacher import estimated_at
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.host.served_rollouts import ServedRollouts
 from axolotl_distill.rollout.conversation import Conversations
 from axolotl_distill.rollout.gather import gather_inside
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.kept import Part, begin
 from axolotl_distill.rollout.records import record_args
 from axolotl_distill.rollout.step import OnPolicy
-from axolotl_distill.rollout.writer import Writer, stop_tokens
+from axolotl_distill.rollout.writer import Author, Writer, stop_tokens
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.fingerprint import identity
@@ -30,17 +31,39 @@ from axolotl_distill.terms import check_terms
 LOG = get_logger(__name__)
 
 
-def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolicy:
-    """Writes the text of a trainer's steps. Raises ConfigError where nothing ends a completion."""
+def rollouts(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> list[TrainerCallback]:
+    """Has the trainer learn from text that is written as it trains; what is to be called besides.
+
+    Raises ConfigError where nothing ends a completion, or a server could not be given the adapter.
+    """
+    given = args.on_policy
+    assert given is not None
+    callbacks: list[TrainerCallback] = []
+    served = None
+    if given.server is not None:
+        served = ServedRollouts(cfg, given.server, trainer, lambda: _writes(trainer))
+        callbacks.append(served)
+    trainer.on_policy = on_policy(cfg, args, trainer, source, served)
+    if given.keep is not None:
+        callbacks.append(KeepRollouts(cfg, args, trainer, source))
+    return callbacks
+
+
+@contextmanager
+def _writes(trainer: Any) -> Iterator[None]:
+    """The student as it writes: no dropout, in the precision that it trains in."""
+    with evaluating(trainer.model), trainer.accelerator.autocast():
+        yield
+
+
+def on_policy(
+    cfg: Any, args: DistillArgs, trainer: Any, source: Any, served: ServedRollouts | None = None
+) -> OnPolicy:
+    """Writes the text of a trainer's steps; `served` where the student writes behind a server.
+    Raises ConfigError where nothing ends a completion."""
     given = args.on_policy
     assert given is not None
     model, tokenizer, accelerator = trainer.model, trainer.processing_class, trainer.accelerator
-
-    @contextmanager
-    def student_writes() -> Iterator[None]:
-        with evaluating(model), accelerator.autocast():
-            yield
-
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context = min(cfg.sequence_len, positions or cfg.sequence_len)
 
@@ -50,6 +73,11 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         shows = accelerator.is_main_process
         return Writer(model, as_author, given, stop, pad, context, source.vocabulary.reads, shows)
 
+    if served is None:
+        student: Author = writer(model, lambda: _writes(trainer))
+    else:
+        stop = stop_tokens(model, tokenizer)
+        student = served.writer(given, stop, context, source.vocabulary.reads)
     teacher = None
     if given.seq_kd:
         assert isinstance(source.teacher, ModelTeacher)  # the config sees to it
@@ -60,7 +88,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
     )
     return OnPolicy(
         args=given,
-        student=writer(model, student_writes),
+        student=student,
         teacher=teacher,
         collate=trainer.data_collator,
         packed=trainer.data_collator.packed,

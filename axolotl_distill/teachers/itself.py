@@ -27,7 +27,7 @@ class SelfTeacher(ModelTeacher):
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """See ModelTeacher."""
-        with torch.no_grad(), evaluating(self.model), _adapters_off(self.model):
+        with torch.no_grad(), evaluating(self.model), adapters_off(self.model):
             yield
 
 
@@ -52,7 +52,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _adapters_off(model: torch.nn.Module) -> Iterator[None]:
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
     """PEFT's own switch takes the adapters' `requires_grad` away and gives it to all of them back,
     under the hooks of whatever synchronises their gradients; this one leaves it alone."""
     layers = [
