@@ -150,9 +150,9 @@ class Sync:
                 f"tokens (at most {gap.most:.3f}), and by {gap.written:.4f} on {len(said.ids)} "
                 f"that the server wrote; `distill.on_policy.server.tolerance` is {tolerance:g}. "
                 "Serve the same checkpoint, with the same tokenizer and in the same precision: a "
-                "student with `load_in_4bit` goes with `--quantization bitsandbytes`. Where another "
-                "precision is meant, raise `tolerance`: what is written is then not quite the "
-                "student's own text."
+                "student with `load_in_4bit` goes with `--quantization bitsandbytes`. Where "
+                "another precision is meant, raise `tolerance`: what is written is then not quite "
+                "the student's own text."
             )
         self._base = said, own
         self.bound = min(tolerance, max(TIGHTEST, SLACK * max(gap.text, gap.written / FEWER)))

@@ -14,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.model_types import tiny
 
 Body = dict[str, Any]
 Tensors = dict[str, torch.Tensor]
+
+
+def student(seed: int = 0, **changes: Any) -> Any:
+    """A tiny model with a new adapter, as it trains."""
+    torch.manual_seed(seed)
+    given = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.3, "task_type": "CAUSAL_LM"}
+    targets = ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+    model = get_peft_model(
+        tiny("llama"), LoraConfig(**{**given, "target_modules": targets, **changes})
+    )
+    return model.train()
 
 
 class LoraServer:
