@@ -105,7 +105,8 @@ def check_rollout_server(cfg: Any, args: DistillArgs) -> None:
 
 
 def _empty_adapter(vllm: VLLM, adapters: Adapters, rank: int, alpha: int) -> None:
-    """Rank, endpoints and folder are tried with an adapter that has no weight."""
+    """Endpoints, folder and rank are tried, in this order, with an adapter that has no weight: the
+    server looks for those last."""
     name = adapters.name("empty")
     new = adapters.folder / f".{name}"
     try:
@@ -120,7 +121,7 @@ def _empty_adapter(vllm: VLLM, adapters: Adapters, rank: int, alpha: int) -> Non
             f"another folder with `{KEY}.adapters`."
         ) from error
     try:
-        vllm.load(name, path)
+        vllm.load(name, path, empty=True)
         vllm.unload(name)
     finally:
         shutil.rmtree(new, ignore_errors=True)

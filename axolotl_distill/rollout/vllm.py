@@ -9,14 +9,13 @@ import os
 from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import httpx
 import numpy as np
 import openai
 
 from axolotl_distill.config.on_policy import OnPolicyArgs, RolloutServerArgs
 from axolotl_distill.errors import ServerError
 from axolotl_distill.show import redact
-from axolotl_distill.teachers.client import Answer, ServerClient
+from axolotl_distill.teachers.client import RAW, Answer, ServerClient
 from axolotl_distill.teachers.engines import prompt_rows
 
 T = TypeVar("T")
@@ -56,8 +55,10 @@ class VLLM:
         self._runner.run(self.client.close())
         self._runner.close()
 
-    def load(self, name: str, path: str) -> None:
+    def load(self, name: str, path: str, *, empty: bool = False) -> None:
         """The adapter in the folder `path`, as the server names it, under a name of its own.
+
+        empty   it has no weights, which no server takes; looks for other reasons
 
         Raises ServerError with what the server says where it does not take it.
         """
@@ -68,7 +69,10 @@ class VLLM:
         at = f"{self.server.base_url} did not take the adapter in {path} ({status}): {said}"
         if status == 404 and "No adapter found" not in said and "lora" not in said.lower():
             raise ServerError(f"{at} {NO_ENDPOINT}")
-        raise ServerError(f"{at} {_remedy(said, path)}")
+        remedy = _remedy(said, path)
+        if remedy is None and empty:
+            return
+        raise ServerError(f"{at} {remedy or 'Look at the log of the server.'}")
 
     def unload(self, name: str) -> bool:
         """Whether there was an adapter of that name. Raises ServerError where nobody answers."""
@@ -85,7 +89,8 @@ class VLLM:
                 max_retries=min(2, server.retries),
                 timeout=server.timeout,
             ) as client:
-                answer = client.post(f"/{path}", body=body, cast_to=httpx.Response)
+                options: Any = {"headers": {RAW: "true"}}
+                answer: Any = client.post(f"/{path}", body=body, cast_to=object, options=options)
                 return answer.status_code, redact(answer.text[:500])
         except openai.APIStatusError as error:
             return error.status_code, redact(error.response.text[:500])
@@ -192,7 +197,7 @@ def _logprobs(values: Sequence[Any]) -> np.ndarray:
     return found
 
 
-def _remedy(said: str, path: str) -> str:
+def _remedy(said: str, path: str) -> str | None:
     if "max_lora_rank" in said:
         return "Start vLLM with a `--max-lora-rank` of `lora_r` or more."
     if "No adapter found" in said or "No such file" in said:
@@ -203,4 +208,4 @@ def _remedy(said: str, path: str) -> str:
         )
     if "enable" in said.lower() and "lora" in said.lower():
         return NO_ENDPOINT
-    return "Look at the server's log."
+    return None

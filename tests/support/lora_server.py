@@ -93,13 +93,13 @@ class LoraServer:
             said = f"LoRA rank {rank} is greater than max_lora_rank {self.max_rank}."
             return 500, {"error": {"message": said}}
         tensors = load_file(path / "adapter_model.safetensors")
-        model = copy.deepcopy(self.models["student"])
-        if tensors:
-            with tempfile.TemporaryDirectory() as scratch:
-                read = Path(scratch) / "adapter"
-                shutil.copytree(path, read)
-                save_file(self.spoil(tensors), read / "adapter_model.safetensors")
-                model = PeftModel.from_pretrained(model, read)
+        if not tensors:
+            return 500, {"error": {"message": "Worker failed with error ''"}}
+        with tempfile.TemporaryDirectory() as scratch:
+            read = Path(scratch) / "adapter"
+            shutil.copytree(path, read)
+            save_file(self.spoil(tensors), read / "adapter_model.safetensors")
+            model = PeftModel.from_pretrained(copy.deepcopy(self.models["student"]), read)
         self.models[name] = model.eval()
         return f"Success: LoRA adapter '{name}' added successfully."
 
