@@ -14,12 +14,12 @@ from axolotl_distill.align.pair import NONE
 from axolotl_distill.capture.graded import batches
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.signal.batch import OTHER_IDS, OTHER_LABELS, supervised_positions
 from axolotl_distill.signal.signal import Want
 from axolotl_distill.store import RecordBatch, encoding
 from axolotl_distill.teachers.base import Teacher
 
-TEACHER_IDS, TEACHER_LABELS = "teacher_input_ids", "teacher_labels"
+TEACHER_IDS, TEACHER_LABELS = OTHER_IDS.name, OTHER_LABELS.name
 """Columns of a row that was written for a teacher too"""
 PUSHED_BYTES = 256 << 20
 # Of what may follow, as many are asked whether they undo a cut of the student's.

@@ -1,10 +1,10 @@
 """`distill.cross_tokenizer`: a teacher that has another tokenizer than the student."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from axolotl_distill.config.block import Block
+from axolotl_distill.config.block import Block, ReadBy
 
 # What others call it, and why it is not here.
 NOT_HERE = {
@@ -32,6 +32,10 @@ class CrossTokenizerArgs(Block):
     chat_template: str | None = Field(
         None,
         description="For the teacher's side, as Axolotl's `chat_template`. Default: its own.",
+    )
+
+    k: Annotated[int, ReadBy("teacher", unless=("store", "text"))] = Field(
+        64, ge=1, description="Of a live teacher: entries of a record, at most."
     )
 
     @field_validator("method", mode="before")

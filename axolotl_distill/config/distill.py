@@ -150,11 +150,7 @@ class DistillArgs(Block):
         """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""
         remedy = "Remove it, or learn from a teacher with the student's tokenizer."
         if isinstance(self.teacher, TeacherArgs):
-            raise ValueError(
-                "`teacher` is a model that answers beside the training, and `cross_tokenizer` is "
-                "for stores so far. Capture one: put the teacher under `capture.teacher`, run "
-                "`axolotl distill capture`, and train with `teacher: store`."
-            )
+            self._crosses_live(self.teacher)
         if self.temperature != 1.0:
             raise ValueError(
                 f"`temperature: {self.temperature:g}` does not go with `cross_tokenizer`: what is "
@@ -187,12 +183,36 @@ class DistillArgs(Block):
                 "the teacher here (without `server`), or learn from its text: `teacher: text`."
             )
 
-    def _answers_while_training(self, teacher: TeacherArgs) -> None:
-        if teacher.context is not None:
+    def _crosses_live(self, teacher: TeacherArgs) -> None:
+        if teacher.self:
             raise ValueError(
-                "`teacher.context` cannot be used yet: the teacher would see another text than the "
-                "student. Remove it."
+                "`teacher: self` is the student, whose tokenizer is its own. Remove "
+                "`cross_tokenizer`."
             )
+        if teacher.server is not None:
+            raise ValueError(
+                "`teacher.server` does not go with `cross_tokenizer` yet: a server gives its "
+                "likeliest tokens, and the whole distribution is needed. Load the teacher here "
+                "(without `server`), or learn from its text: `teacher: text`."
+            )
+        if teacher.sharded:
+            raise ValueError(
+                "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
+                "would ask a different number of times. Remove it; each then holds the teacher."
+            )
+        for key in ("on_policy", "hidden_states"):
+            if getattr(self, key) is not None:
+                why = {
+                    "on_policy": "what the student writes has no messages that the teacher's "
+                    "template could write",
+                    "hidden_states": "its positions are others than the student's",
+                }[key]
+                raise ValueError(
+                    f"`{key}` does not go with `cross_tokenizer` and a live teacher: {why}. "
+                    "Remove one of the two."
+                )
+
+    def _answers_while_training(self, teacher: TeacherArgs) -> None:
         if self.support == "sampled":
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "

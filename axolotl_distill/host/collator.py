@@ -11,6 +11,11 @@ from axolotl_distill.errors import StoreError, TrajectoryError
 from axolotl_distill.signal.batch import (
     IGNORE,
     LOSS_WEIGHTS,
+    NUMBERS,
+    OTHER_IDS,
+    OTHER_LABELS,
+    OTHER_NUMBERS,
+    OTHERS,
     POINTERS,
     TARGETS,
     WEIGHTS,
@@ -30,6 +35,7 @@ class TeacherCollator:
     stores       whose records `teacher_pos` leads to; without one there are no teacher's columns
     temperature  of the run: what a batch has of a record may depend on it
     weighted     whether a token's loss is weighed: every batch then has `target_weight`
+    paired       whether rows were written for a teacher with another tokenizer too
     """
 
     def __init__(
@@ -41,12 +47,13 @@ class TeacherCollator:
         stores: Sequence[TeacherStore],
         temperature: float,
         weighted: bool = False,
+        paired: bool = False,
         **base_kwargs: Any,
     ):
         self.tokenizer = tokenizer
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
-        self.weighted = weighted
+        self.weighted, self.paired = weighted, paired
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
         self.temperature = temperature
@@ -64,6 +71,8 @@ class TeacherCollator:
         batch[TARGETS.name] = torch.from_numpy(self._padded(TARGETS, columns, shape))
         if self.weighted:
             batch[WEIGHTS.name] = torch.from_numpy(self._padded(WEIGHTS, columns, shape))
+        if self.paired:
+            batch |= self._others(columns, shape)
         if self.stores:
             batch |= self._records(self._padded(POINTERS, columns, shape))
         return batch
@@ -78,6 +87,21 @@ class TeacherCollator:
             first = out_S.size - values.size if self.pad_left else 0
             out_S[first : first + values.size] = values
         return out_BS
+
+    def _others(self, rows: list[list[Columns]], shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
+        """Every document of a batch as its teacher reads it, numbered on both sides."""
+        number = 0
+        for documents in rows:
+            for columns in documents:
+                columns[NUMBERS] = np.full(columns[TARGETS].size, number)
+                columns[OTHER_NUMBERS] = np.full(columns[OTHER_IDS].size, number)
+                number += 1
+        longest = max(sum(each[OTHER_IDS].size for each in documents) for documents in rows)
+        batch = {NUMBERS.name: torch.from_numpy(self._padded(NUMBERS, rows, shape))}
+        for column in OTHERS:
+            found = self._padded(column, rows, (len(rows), longest))
+            batch[column.name] = torch.from_numpy(found)
+        return batch
 
     def _document(self, feature: Feature) -> tuple[Feature, Columns]:
         """What the wrapped collator takes of one row, and the row's columns, [S] each.
@@ -95,6 +119,8 @@ class TeacherCollator:
             WEIGHTS: of_next(weights, WEIGHTS, starts),
             POINTERS: pointers,
         }
+        for column in (OTHER_IDS, OTHER_LABELS) if self.paired else ():
+            columns[column] = np.asarray(text.pop(column.name), dtype=column.dtype)
         nothing = columns[TARGETS] == IGNORE
         for column in (WEIGHTS, POINTERS):
             columns[column][nothing] = column.fill

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.host.served_rollouts import ServedRollouts
 from axolotl_distill.rollout.conversation import Conversations
+from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.gather import gather_inside
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.kept import Part, begin
 from axolotl_distill.rollout.records import record_args
 from axolotl_distill.rollout.step import OnPolicy
+from axolotl_distill.rollout.whole import whole
 from axolotl_distill.rollout.writer import Author, Writer, stop_tokens
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.store.payloads import distribution_of
@@ -52,7 +54,7 @@ def rollouts(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> list[Tra
 @contextmanager
 def _writes(trainer: Any) -> Iterator[None]:
     """The student as it writes: no dropout, in the precision that it trains in."""
-    with evaluating(trainer.model), trainer.accelerator.autocast():
+    with whole(trainer.model), evaluating(trainer.model), trainer.accelerator.autocast():
         yield
 
 
@@ -73,19 +75,32 @@ def on_policy(
         shows = accelerator.is_main_process
         return Writer(model, as_author, given, stop, pad, context, source.vocabulary.reads, shows)
 
-    if served is None:
-        student: Author = writer(model, lambda: _writes(trainer))
-    else:
-        stop = stop_tokens(model, tokenizer)
-        student = served.writer(given, stop, context, source.vocabulary.reads)
+    itself = writer(model, lambda: _writes(trainer))
+    student: Author = itself
+    if served is not None:
+        student = served.writer(given, itself.stop, context, itself.reads)
     teacher = None
     if given.seq_kd:
         assert isinstance(source.teacher, ModelTeacher)  # the config sees to it
         teacher = writer(source.teacher.model, source.teacher.as_teacher)
+        teacher = replace(teacher, shown=source.context)
     LOG.info(
         f"axolotl-distill: with probability {given.lmbda:g} a step learns from the student's own "
         f"text, else from {'the teacher’s' if given.seq_kd else 'the data'}"
     )
+    evaluation = None
+    if given.evaluate:
+        collate = trainer.eval_data_collator
+        evaluation = OwnText(
+            student=itself,
+            most=given.evaluate,
+            drop=given.truncated == "drop",
+            collate=collate,
+            packed=collate.packed,
+            sequence_len=cfg.sequence_len,
+            seed=trainer.args.seed,
+            rank=accelerator.process_index,
+        )
     return OnPolicy(
         args=given,
         student=student,
@@ -99,6 +114,7 @@ def on_policy(
         warn=LOG.warning,
         device=accelerator.device,
         teacher_seconds=lambda: source.seconds,
+        evaluation=evaluation,
     )
 
 
@@ -172,7 +188,12 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
         terms: dict[str, Any] = {}
         about = {
             **identity(TeacherArgs.model_validate(str(cfg.base_model))),
-            "self": "its adapter off",
+            "self": {
+                "base": "its adapter off",
+                "now": "as it was in each step",
+                "average": f"its weights averaged over steps, ema {teacher.ema}",
+            }[teacher.own_weights],
+            **({} if teacher.context is None else {"context": teacher.context}),
         }
     else:
         terms, about = asdict(check_terms(teacher.model, teacher.terms)), identity(teacher)

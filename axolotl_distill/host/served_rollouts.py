@@ -52,6 +52,14 @@ def served_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "and this config trains all weights, which are not sent yet.",
             "Set `adapter: lora` or qlora, or remove the block: the student then writes itself.",
         )
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `{KEY}`:",
+                "an adapter that is sharded is not sent yet.",
+                "Train with DDP or one process, or remove the block.",
+            )
     for key, why in NOT_TAKEN.items():
         if cfg.get(key):
             yield Finding(

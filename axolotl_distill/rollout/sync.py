@@ -72,7 +72,7 @@ class Sync:
     bound: float = 0.0
     """Nats by which server and trainer may differ; known from the start on."""
     _base: tuple[Said, np.ndarray] | None = None
-    _args: OnPolicyArgs = field(default_factory=lambda: OnPolicyArgs())
+    _args: OnPolicyArgs = field(default_factory=lambda: OnPolicyArgs.model_validate({}))
 
     def __call__(self, step: int) -> tuple[str, Mapping[str, float]]:
         """Loads the adapter as it is now, checks it, and unloads the one before. Returns the name

@@ -19,7 +19,15 @@ there is nothing to learn, in padding too.
 
 The last three are there in runs that read a store. K is that of the batch's longest record, and 1
 where it has none: all ranks have the same columns. `labels` stays in the batch as Axolotl made it,
-for the Trainer and its callbacks; nothing here reads it.
+for the Trainer and its callbacks; what looks for a row's answers as they were written reads it too.
+
+In runs with a live teacher that has another tokenizer a row has teacher_input_ids and
+teacher_labels [S'], itself as that teacher reads it, and a batch has these one after another:
+
+    row_number         int64 [B, S]   which of the batch's rows a token is of, -1 = none
+    teacher_input_ids  int64 [B, S']  the teacher's tokens of these rows, -1 = none
+    teacher_labels     int64 [B, S']  those of them that are learnt, else IGNORE
+    teacher_number     int64 [B, S']  which of the batch's rows each is of, -1 = none
 """
 
 from collections.abc import Sequence
@@ -53,7 +61,12 @@ WEIGHTS = Column("target_weight", np.float32, 0.0)
 ENTRIES = Column("teacher_entries", np.int32, -1)
 TAIL = Column("teacher_tail", np.int16, 0)
 ENTROPY = Column("teacher_entropy", np.int16, 0)
-COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY)
+NUMBERS = Column("row_number", np.int64, -1)
+OTHER_IDS = Column("teacher_input_ids", np.int64, -1)
+OTHER_LABELS = Column("teacher_labels", np.int64, IGNORE)
+OTHER_NUMBERS = Column("teacher_number", np.int64, -1)
+OTHERS = (OTHER_IDS, OTHER_LABELS, OTHER_NUMBERS)
+COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, NUMBERS, *OTHERS)
 """What is ours in a batch, and no model's to be called with"""
 
 

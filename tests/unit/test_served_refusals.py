@@ -25,6 +25,7 @@ ASKED = parse_distill({"teacher": "m", "on_policy": {"server": {"base_url": "htt
     [
         ({"adapter": None}, "trains all weights"),
         ({"peft_use_dora": True}, "no DoRA"),
+        ({"fsdp_config": {"reshard_after_forward": True}}, "adapter that is sharded"),
         ({"lora_modules_to_save": ["embed_tokens"]}, "no whole modules"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, "embeddings or the head"),
         ({"lora_target_modules": "embed_tokens"}, "embeddings or the head"),

@@ -16,13 +16,14 @@ from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS
 from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.datasets.types import READ_AS
 from axolotl_distill.signal.batch import IGNORE
 from axolotl_distill.teachers.tokenizer import other_tokenizer
 
 COLUMNS = (TEACHER_IDS, TEACHER_LABELS)
 MODULE = __name__
 # Keys of an entry of `datasets` while it is read: the type that it had, and for whom.
-TYPE, READER = "axolotl_distill_type", "axolotl_distill_reader"
+TYPE, READER = READ_AS, "axolotl_distill_reader"
 # What of the config is the student's: the teacher's template and special tokens are its own.
 STUDENTS = ("chat_template", "chat_template_jinja", "eot_tokens", "special_tokens", "tokens")
 # The student's `sequence_len` decides which rows there are.

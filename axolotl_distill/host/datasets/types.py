@@ -40,6 +40,10 @@ THINKING = "thinking"
 CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
 """Axolotl's schema drops the keys of a dataset that it does not know. This one it knows, reads
 nowhere, and counts into the key of its prepared-dataset cache."""
+READ_AS = "axolotl_distill_type"
+"""The type that an entry had before it was read for two (paired.py)."""
+READ_BY = "|axolotl_distill.read_by="
+"""In the carrier too: for whom."""
 
 
 def is_ours(dataset: Any) -> bool:
@@ -48,12 +52,13 @@ def is_ours(dataset: Any) -> bool:
 
 
 def is_trajectories(dataset: Any) -> bool:
-    return dataset.get("type") in (TRAJECTORIES_TYPE, MODULES[TRAJECTORIES_TYPE])
+    kind = dataset.get(READ_AS) or dataset.get("type")
+    return kind in (TRAJECTORIES_TYPE, MODULES[TRAJECTORIES_TYPE])
 
 
 def thinking_of(dataset: Any) -> float | str:
     """What `thinking` says of a trajectories dataset; see `parse_thinking`."""
-    carried = dataset.get(CARRIER) or ""
+    carried = (dataset.get(CARRIER) or "").partition(READ_BY)[0]
     return parse_thinking(carried.removeprefix(CARRIED) or None)
 
 
