@@ -198,8 +198,9 @@ class Sync:
         """[S − 1] as VLLM.score, from the trainer's model."""
         given = torch.tensor([list(ids)], device=self.model.device)
         with torch.no_grad(), self.as_reader():
-            logits = self.model(input_ids=given, use_cache=False).logits[0, :-1]
-        logprobs = logits.float().log_softmax(-1).gather(1, given[0, 1:, None])[:, 0]
+            logits = self.model(input_ids=given, use_cache=False).logits[0]
+        at = torch.arange(len(ids) - 1, device=logits.device)
+        logprobs = logits.float().log_softmax(-1)[at, given[0, at + 1]]
         return logprobs.double().cpu().numpy()
 
     @property
