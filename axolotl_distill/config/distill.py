@@ -195,6 +195,11 @@ class DistillArgs(Block):
                 "likeliest tokens, and the whole distribution is needed. Load the teacher here "
                 "(without `server`), or learn from its text: `teacher: text`."
             )
+        if teacher.sharded:
+            raise ValueError(
+                "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
+                "would ask a different number of times. Remove it; each then holds the teacher."
+            )
         assert self.cross_tokenizer is not None
         if self.cross_tokenizer.check and self.capture is None:
             raise ValueError(
@@ -214,11 +219,6 @@ class DistillArgs(Block):
                 )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
-        if teacher.context is not None:
-            raise ValueError(
-                "`teacher.context` cannot be used yet: the teacher would see another text than the "
-                "student. Remove it."
-            )
         if self.support == "sampled":
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "
