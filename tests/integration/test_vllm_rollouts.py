@@ -4,6 +4,7 @@ Installs vLLM into .cache/vllm (3.4 GB) where it is not there yet.
 """
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,8 +118,10 @@ def test_a_reload_under_one_name_is_found_out(tmp_path, base_dir, url):
     sync = synced(tmp_path, base_dir, url)
     name, _ = sync(1)
     learn(sync.model, 1, 0.2)
-    path = sync.adapters.save(sync.model, sync.adapters.name("again"))
-    body = {"lora_name": name, "lora_path": path, "load_inplace": True}
+    again = sync.adapters.save(sync.model, sync.adapters.name("again"))
+    # From a new place it would be another adapter to the cache.
+    path = shutil.copytree(again, tmp_path / name, dirs_exist_ok=True)
+    body = {"lora_name": name, "lora_path": str(path), "load_inplace": True}
     assert sync.vllm._post("load_lora_adapter", body)[0] == 200
     with pytest.raises(ServerError, match="prefix cache") as refused:
         sync.check(name, "an adapter that was loaded again")
