@@ -49,7 +49,11 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
                 "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
                 "or let it see more than the student does: `context`; or average its steps: `ema`.",
             )
-        yield from _moved_base(cfg)
+        yield from moved_base(
+            cfg,
+            "with its adapter off the student is not the model that it was "
+            "(`distill.teacher.self`)",
+        )
     if teacher.self:
         yield from _sharded_self(cfg)
     if teacher.ema is not None:
@@ -116,8 +120,9 @@ def _sharded_self(cfg: Any) -> Iterator[Finding]:
             )
 
 
-def _moved_base(cfg: Any) -> Iterator[Finding]:
-    """What makes the model below the adapter another than the one that is named."""
+def moved_base(cfg: Any, why: str) -> Iterator[Finding]:
+    """What makes the model below the adapter another than the one that is named, and `why` that
+    cannot be."""
     quantised = ((cfg.get("peft") or {}).get("loftq_config") or {}).get("loftq_bits")
     moving = {
         "peft_init_lora_weights": cfg.get("peft_init_lora_weights"),
@@ -132,9 +137,10 @@ def _moved_base(cfg: Any) -> Iterator[Finding]:
             yield Finding(
                 key,
                 f"`{key}` changes the weights below the adapter,",
-                "and with its adapter off the student is not the model that it was "
-                "(`distill.teacher.self`).",
-                "Remove the key, or name a `model` as the teacher: the base model itself will do.",
+                f"and {why}.",
+                "Remove the key, or name a `model` as the teacher: the base model itself will do."
+                if "self" in why
+                else "Remove the key, or the block.",
             )
 
 
