@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from axolotl_distill.address import is_address
 from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
-from axolotl_distill.config.teacher import TeacherArgs, refuse_self
+from axolotl_distill.config.teacher import TeacherArgs, refuse_beside
 
 Method = Literal["topk", "nucleus", "sampled"]
 METHOD_OF: dict[str, Method] = {
@@ -98,7 +98,7 @@ class CaptureArgs(Block):
                 "of a given text. What came with its generations can be had with `axolotl distill "
                 "import`."
             )
-        return refuse_self(teacher)
+        return refuse_beside(teacher)
 
     @field_validator("datasets")
     @classmethod

@@ -195,6 +195,17 @@ class DistillArgs(Block):
                 "likeliest tokens, and the whole distribution is needed. Load the teacher here "
                 "(without `server`), or learn from its text: `teacher: text`."
             )
+        if teacher.sharded:
+            raise ValueError(
+                "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
+                "would ask a different number of times. Remove it; each then holds the teacher."
+            )
+        assert self.cross_tokenizer is not None
+        if self.cross_tokenizer.check and self.capture is None:
+            raise ValueError(
+                "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "
+                "are not stored. Remove it; `axolotl distill align` holds a pair to an oracle."
+            )
         for key in ("on_policy", "hidden_states"):
             if getattr(self, key) is not None:
                 why = {
@@ -208,11 +219,6 @@ class DistillArgs(Block):
                 )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
-        if teacher.context is not None:
-            raise ValueError(
-                "`teacher.context` cannot be used yet: the teacher would see another text than the "
-                "student. Remove it."
-            )
         if self.support == "sampled":
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "

@@ -1,10 +1,10 @@
 """Completions by a model's own `generate`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 
 SOON = 3.0
 
@@ -28,18 +29,37 @@ class Completion:
     finished: bool
 
 
+class Author(Protocol):
+    """Who writes the text of a step."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together."""
+        ...
+
+    def prepare(self, step: int) -> Mapping[str, float]:
+        """Whatever is to be done before the text of optimizer step `step` is written; what is to be
+        logged of it. All ranks call it, each for the same steps."""
+        ...
+
+    def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
+        """One completion a prompt, in their order. Every prompt is shorter than `context`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Writer:
     """A model that writes.
 
     model      with `generate`; PEFT's wrapper or a causal LM
-    as_author  entered while it writes: no dropout, and a cache of keys and values, whatever the
-               model does while it trains
+    as_author  entered by all processes, whatever each has to write: no dropout, a cache of keys
+               and values, and whole weights, whatever the model does while it trains
     stop       ids that end a completion
     pad        any id; what is written is told from padding by its length and never by this
     context    tokens of prompt and completion together
     reads      whether an id means the same to student and teacher; a completion is cut off at one
                that does not
+    shown      what it reads before every prompt, beside `context`
     shows      whether a bar moves while it writes, where that takes more than SOON seconds
     """
 
@@ -51,13 +71,19 @@ class Writer:
     context: int
     reads: Callable[[int], bool]
     shows: bool = False
+    shown: Context = NO_CONTEXT
+
+    def prepare(self, step: int) -> Mapping[str, float]:
+        """See Author; the model's weights are where it writes."""
+        return {}
 
     def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
         and the weights; the generators of torch are left as they were.
 
-        Every prompt is shorter than `context`.
+        Every prompt is shorter than `context`. All processes call it, with no prompt too.
         """
+        prompts = [self.shown.before(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         found: dict[int, Completion] = {}
         device = self.model.device
@@ -81,7 +107,7 @@ class Writer:
     @torch.no_grad()
     def _batch(self, prompts: Sequence[Sequence[int]], bar: Any) -> list[Completion]:
         longest = max(map(len, prompts))
-        room = [self.context - len(prompt) for prompt in prompts]
+        room = [self.context + len(self.shown) - len(prompt) for prompt in prompts]
         ids = torch.full((len(prompts), longest), self.pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
@@ -96,7 +122,8 @@ class Writer:
                 stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
             )
         new = written[:, longest:].tolist()
-        return [self._completion(row[:most]) for row, most in zip(new, room, strict=True)]
+        rows = zip(new, room, strict=True)
+        return [completed(row[:most], self.stop, self.reads) for row, most in rows]
 
     def _bar(self, batches: int) -> Any:
         return tqdm(
@@ -121,13 +148,16 @@ class Writer:
             use_cache=True,
         )
 
-    def _completion(self, ids: list[int]) -> Completion:
-        for at, token in enumerate(ids):
-            if not self.reads(token):
-                return Completion(ids[:at], False)
-            if token in self.stop:
-                return Completion(ids[: at + 1], True)
-        return Completion(ids, False)
+
+def completed(ids: list[int], stop: Sequence[int], reads: Callable[[int], bool]) -> Completion:
+    """What of `ids` is a completion: all up to the first that ends it, or that student and teacher
+    do not both read."""
+    for at, token in enumerate(ids):
+        if not reads(token):
+            return Completion(ids[:at], False)
+        if token in stop:
+            return Completion(ids[: at + 1], True)
+    return Completion(ids, False)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
