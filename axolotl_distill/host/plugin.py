@@ -21,6 +21,7 @@ class DistillPlugin(BasePlugin):
     """What a live teacher shares with the student, once it was checked."""
     _crossing: Any = None
     """A live teacher's tokenizer beside the student's, where it is another."""
+    _objectives: Any = ()
     _hidden: Any = None
     """The layers of both that are paired, once they were found."""
     _source: Any = None
@@ -114,10 +115,11 @@ class DistillPlugin(BasePlugin):
         layers = () if hidden is None else hidden.teacher_layers
         if self._crossing is not None:
             source = self._crossing.source(causal_lm)
+            objectives: list[Any] = [self._crossing.objective(_args(cfg), source)]
         else:
             source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
-        self._source = source
-        objectives: list[Any] = [logits_objective(_args(cfg), source)]
+            objectives = [logits_objective(_args(cfg), source)]
+        self._source, self._objectives = source, objectives
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))
@@ -145,7 +147,7 @@ class DistillPlugin(BasePlugin):
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
         if self._crossing is not None:
-            self._source.settle(self._crossing.survey(trainer.named_datasets()))
+            self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
         given = _args(cfg).on_policy
         if given is not None:
             from axolotl_distill.host.rollouts import KeepRollouts, on_policy
