@@ -217,8 +217,8 @@ class DistillArgs(Block):
             where = "`capture`" if self.capture is not None else f"`teacher: {self.teacher}`"
             raise ValueError(
                 f"`cross_tokenizer.method: {method}` does not go with {where}: it needs all that "
-                "the teacher says, beside the training, and no store has it. Name the model as "
-                "`teacher`, or use `method: span`."
+                "the teacher says, beside the training, and no store has it. Use span, or name the "
+                "model as `teacher`."
             )
         for key in NOT_WITH:
             if key in self.model_fields_set:
