@@ -15,6 +15,7 @@ from axolotl_distill.disk.refused import refusals
 from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import Manifest, RecordBatch, StoreWriter
+from axolotl_distill.store.outlet import Outlet
 from axolotl_distill.store.writer import KEY
 
 
@@ -26,6 +27,7 @@ class Capture:
     decode         token ids to text, for the store's readable column
     shard_records  records after which a shard is closed
     lengths        int [rows], the tokens of each; without it the progress has no end
+    outlet         where `output` is an address: what sends the store there
 
     A store that was begun is gone on with. Raises what StoreWriter.create_or_resume does.
     """
@@ -39,14 +41,16 @@ class Capture:
         *,
         shard_records: int,
         lengths: np.ndarray | None = None,
+        outlet: Outlet | None = None,
     ):
-        self.output = Path(output)
+        self.output = str(output)
+        self.folder = outlet.spool if outlet else Path(output)
         self.rows, self.lengths = rows, lengths
         self.shard_records, self.decode = shard_records, decode
         self.report = CaptureReport()
-        self.writer = StoreWriter.create_or_resume(self.output, manifest)
+        self.writer = StoreWriter.create_or_resume(self.folder, manifest, outlet=outlet)
         self.was_complete = self.manifest.complete
-        self.rows_found = stored_rows(self.output)
+        self.rows_found = stored_rows(self.folder)
 
     @property
     def manifest(self) -> Manifest:
@@ -62,8 +66,8 @@ class Capture:
         """
         first = self.writer.next_source_row
         with (
-            refusals(self.output, CaptureError, KEY),
-            RecordJournal(self.output, self.manifest.uid) as journal,
+            refusals(self.folder, CaptureError, KEY),
+            RecordJournal(self.folder, self.manifest.uid) as journal,
             Progress(len(self.rows), first, self.lengths, self.report) as progress,
         ):
             line = _Line(self.writer, journal, self.shard_records, self.decode, progress)

@@ -4,11 +4,9 @@ is needed."""
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axolotl_distill.config.capture import CaptureArgs
-from axolotl_distill.errors import StoreError
 from axolotl_distill.store import Manifest, describe_tokenizer
 
 if TYPE_CHECKING:
@@ -25,15 +23,13 @@ class Vocabulary:
     note: str = ""
 
 
-def vocabulary_of(args: CaptureArgs, rows: Any, tokenizer: Any) -> Vocabulary:
-    """Found before a store is begun or a weight is read; from the store itself where it is
-    complete. Raises what the comparison of tokenizers does."""
-    try:
-        finished = Manifest.load(Path(args.output))
-        if finished.complete:
-            return Vocabulary(finished.vocab_size, dict(finished.tokenizer))
-    except StoreError:
-        pass
+def vocabulary_of(
+    args: CaptureArgs, rows: Any, tokenizer: Any, finished: Manifest | None = None
+) -> Vocabulary:
+    """Found before a store is begun or a weight is read; from the store itself where it
+    is `finished`. Raises what the comparison of tokenizers does."""
+    if finished is not None:
+        return Vocabulary(finished.vocab_size, dict(finished.tokenizer))
     note = ""
     if args.teacher.server is not None:
         from axolotl_distill.teachers.server import ServerTeacher

@@ -12,7 +12,13 @@ from axolotl_distill.capture.ranks import Ranks
 from axolotl_distill.capture.ray_executor import opened_on_ray
 from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.capture.teacher import Vocabulary, estimated_at, opened, vocabulary_of
-from axolotl_distill.commands.kept import keeps_what_is_written, store_line, store_numbers
+from axolotl_distill.commands.kept import (
+    finished,
+    keeps_what_is_written,
+    outlet_of,
+    store_line,
+    store_numbers,
+)
 from axolotl_distill.commands.say import say
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
@@ -20,6 +26,7 @@ from axolotl_distill.config.reading import capture_args
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.host.datasets.paired import Reader
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
+from axolotl_distill.show import redact
 from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.fingerprint import identity
@@ -74,9 +81,11 @@ def _captured(
     say(terms.summary())
     entries = capture_datasets(cfg, args)
     paths = [str(entry.path) for entry in entries]
+    outlet, output = outlet_of(args), redact(args.output)
+    folder = outlet.spool if outlet else Path(args.output)
     with (
-        keeps_what_is_written(args.output),
-        tokenised(cfg, entries, Path(args.output), _reader(distill, args)) as (rows, tokenizer),
+        keeps_what_is_written(args.output, outlet),
+        tokenised(cfg, entries, folder, _reader(distill, args)) as (rows, tokenizer),
     ):
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
@@ -90,7 +99,7 @@ def _captured(
         about = identity(args.teacher)
         crossing = None
         if distill.cross_tokenizer is None:
-            vocabulary = vocabulary_of(args, rows, tokenizer)
+            vocabulary = vocabulary_of(args, rows, tokenizer, finished(args.output, outlet))
         else:
             crossing = Crossing(args, rows, tokenizer)
             about |= crossing.about_teacher
@@ -118,16 +127,17 @@ def _captured(
             tokenizer.decode,
             shard_records=args.shard_records,
             lengths=text.lengths,
+            outlet=outlet,
         ) as capture:
             if capture.was_complete:
-                say(f"{args.output} is complete: {store_line(capture.manifest)}. Nothing to do.")
+                say(f"{output} is complete: {store_line(capture.manifest)}. Nothing to do.")
                 return store_numbers(capture)
             if capture.rows_found:
                 say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
             here = opener(args, vocabulary.size) if crossing is None else crossing.opened()
             with here as source:
                 report = capture(source)
-        say(f"{args.output}: {store_line(capture.manifest)}")
+        say(f"{output}: {store_line(capture.manifest)}")
     on = "" if report.workers == 1 else f" on {report.workers} workers"
     say(
         f"captured {report.rows} rows in {report.seconds:.0f} s ({report.tokens_a_second:,.0f} "

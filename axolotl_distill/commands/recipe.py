@@ -6,7 +6,7 @@ from pydantic import field_validator, model_validator
 
 from axolotl_distill.config.block import Block, parse_block
 from axolotl_distill.config.generate import GenerateArgs
-from axolotl_distill.config.teacher import TeacherArgs, refuse_self
+from axolotl_distill.config.teacher import TeacherArgs, refuse_beside
 from axolotl_distill.config.yaml_file import read_yaml
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.filter.args import FilterArgs
@@ -28,7 +28,7 @@ class Recipe(Block):
                 "`tempered` is for a teacher that grades: one that writes would write at that "
                 "temperature. Serve the original model, and set `generate.temperature`."
             )
-        return None if teacher is None else refuse_self(teacher)
+        return None if teacher is None else refuse_beside(teacher)
 
     @model_validator(mode="after")
     def _ends(self) -> "Recipe":

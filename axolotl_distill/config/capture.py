@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from axolotl_distill.address import is_address
 from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
-from axolotl_distill.config.teacher import TeacherArgs, refuse_self
+from axolotl_distill.config.teacher import TeacherArgs, refuse_beside
 
 Method = Literal["topk", "nucleus", "sampled"]
 METHOD_OF: dict[str, Method] = {
@@ -20,11 +20,30 @@ METHOD_OF: dict[str, Method] = {
 """Keys that only one method reads"""
 
 
+class SpoolArgs(Block):
+    """What a capture to an address keeps on this machine."""
+
+    folder: PathText | None = Field(
+        None,
+        description="A local folder, whose file system has locks. Default: `axolotl-distill/"
+        "captures` in Hugging Face's cache home.",
+    )
+    shards: int = Field(
+        4, ge=1, description="Most shards in it, the one that is being written among them."
+    )
+
+
 class CaptureArgs(Block):
     """A teacher, the text it is to read, and what is kept of what it says."""
 
     teacher: TeacherArgs
-    output: PathText = Field(description="Folder of the teacher store.")
+    output: PathText = Field(
+        description="Folder of the teacher store, or its address (s3://, gs://, hf://, …)."
+    )
+    spool: SpoolArgs | None = Field(
+        None,
+        description="Where shards of a store at an address wait until it has them.",
+    )
     datasets: list[dict[str, Any]] | None = Field(
         None,
         description="Axolotl dataset entries to capture. Default: the config's own `datasets` "
@@ -79,17 +98,7 @@ class CaptureArgs(Block):
                 "of a given text. What came with its generations can be had with `axolotl distill "
                 "import`."
             )
-        return refuse_self(teacher)
-
-    @field_validator("output")
-    @classmethod
-    def _is_a_folder(cls, value: str) -> str:
-        if is_address(value):
-            raise ValueError(
-                "a store is captured to a local folder: name one, and copy it to an address with "
-                "`axolotl distill store push FOLDER ADDRESS`, which can be stopped and goes on"
-            )
-        return value
+        return refuse_beside(teacher)
 
     @field_validator("datasets")
     @classmethod
@@ -121,6 +130,15 @@ class CaptureArgs(Block):
             self.settle(temperatures=[own])
         if own not in self.temperatures:
             self.temperatures = sorted({own, *self.temperatures})
+        return self
+
+    @model_validator(mode="after")
+    def _spool_is_read(self) -> "CaptureArgs":
+        if "spool" in self.model_fields_set and not is_address(self.output):
+            raise ValueError(
+                "`spool` is read where `output` is an address (s3://…) only, and it is a folder: "
+                "its shards are written there at once. Remove `spool`."
+            )
         return self
 
     @property

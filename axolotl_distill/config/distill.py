@@ -199,6 +199,11 @@ class DistillArgs(Block):
                 "likeliest tokens, and the whole distribution is needed. Load the teacher here "
                 "(without `server`), or learn from its text: `teacher: text`."
             )
+        if teacher.sharded:
+            raise ValueError(
+                "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
+                "would ask a different number of times. Remove it; each then holds the teacher."
+            )
         for key in ("on_policy", "hidden_states"):
             if getattr(self, key) is not None:
                 why = {
@@ -233,11 +238,6 @@ class DistillArgs(Block):
             )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
-        if teacher.context is not None:
-            raise ValueError(
-                "`teacher.context` cannot be used yet: the teacher would see another text than the "
-                "student. Remove it."
-            )
         if self.support == "sampled":
             raise ValueError(
                 "`support: sampled` is for a store of draws, and this teacher gives more than "

@@ -43,6 +43,12 @@ class OnPolicyArgs(Block):
         description="Folder that takes what the student writes, as trajectories, and what the "
         "teacher says of it, as a teacher store.",
     )
+    evaluate: int = Field(
+        0,
+        ge=0,
+        description="Completions of the student's that every evaluation grades, in each process; "
+        "0 = the evaluation is on the data alone.",
+    )
     samples: int = Field(1, ge=0, description="Completions to show whenever the loss is logged.")
 
     @field_validator("keep")

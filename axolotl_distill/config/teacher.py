@@ -77,9 +77,10 @@ class ModelArgs(Block):
 class TeacherArgs(ModelArgs):
     """The model that is learned from. A bare string is its name.
 
-    {model, adapter, revision, dtype, device, device_map, quantization, trust_remote_code, terms}
+    {model, adapter, revision, dtype, device, device_map, quantization, sharded, trust_remote_code,
+     terms}
     {model, server: {…}, tempered, terms}
-    {self: true, context}       the student itself
+    {self: true, weights | ema, context}       the student itself
     """
 
     model: Annotated[str, NOT_SELF] = Field(
@@ -88,15 +89,36 @@ class TeacherArgs(ModelArgs):
     adapter: Annotated[PathText | None, *LOCAL] = Field(
         None, description="A PEFT adapter on top of `model`: local folder or hub name."
     )
+    sharded: Annotated[
+        bool | None, *LOCAL, ReadBy("quantization", None), ReadBy("device_map", None)
+    ] = Field(
+        None,
+        description="Beside a training in several processes: each holds a part of every layer, or "
+        "the whole model. Default: sharded where the student is.",
+    )
     tempered: Annotated[float, ReadBy("server", unless=(None,)), NOT_SELF] = Field(
         1.0,
         gt=0.0,
         description="What the server serves was written by `axolotl distill temper` with this "
         "--temperature: what it says for T = 1 is the teacher's at this one.",
     )
-    self: bool = Field(False, description="The student: its adapter off, or with `context`.")
+    self: bool = Field(False, description="The student, with `weights` and `context`.")
+    weights: Annotated[Literal["base", "now"] | None, ReadBy("self", True)] = Field(
+        None,
+        description="Of `self`: base, the student with its LoRA adapter off; now, as it is in the "
+        "step that it grades, which needs `context`. Default: now with `context`, else base.",
+    )
+    ema: Annotated[float | None, ReadBy("self", True), ReadBy("weights", None)] = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Of `self`: its weights are ema·(what they were) + (1 - ema)·(the student's) "
+        "after every optimizer step.",
+    )
     context: Annotated[str | None, ReadBy("self", True)] = Field(
-        None, description="What only the teacher sees, before the text."
+        None,
+        description="What only the teacher sees, before the text; special tokens in it are read as "
+        "such.",
     )
     terms: Annotated[str | None, NOT_SELF] = Field(
         None,
@@ -120,6 +142,7 @@ class TeacherArgs(ModelArgs):
     @model_validator(mode="after")
     def _is_somebody(self) -> "TeacherArgs":
         if self.self:
+            self._can_teach_itself()
             return self
         if not self.model.strip():
             raise ValueError(f"no `model`: a teacher is {MODEL}.")
@@ -132,12 +155,38 @@ class TeacherArgs(ModelArgs):
                 )
         return self
 
+    def _can_teach_itself(self) -> None:
+        if self.context == "":
+            raise ValueError(
+                "`context` is empty. Write down what only the teacher sees, or remove it."
+            )
+        if self.weights == "now" and self.context is None:
+            raise ValueError(
+                "`weights: now` without `context` is the student graded by itself, from which "
+                "there is nothing to learn. Set `context`, or in place of it `weights: base` or "
+                "`ema: 0.99`."
+            )
 
-def refuse_self(teacher: TeacherArgs) -> TeacherArgs:
-    """The student is a teacher while it learns, and nowhere else: raises ValueError."""
+    @property
+    def own_weights(self) -> Literal["base", "now", "average"]:
+        """Whose weights `self` has: those below the student's adapter, all as they are, or
+        averaged over steps."""
+        if self.ema is not None:
+            return "average"
+        return self.weights or ("base" if self.context is None else "now")
+
+
+def refuse_beside(teacher: TeacherArgs) -> TeacherArgs:
+    """What a teacher is beside its student while that learns, and nowhere else: raises
+    ValueError."""
     if teacher.self:
         raise ValueError(
             f"`self: true` is the student while it is trained, and here is none. Name a model: "
             f"{MODEL}."
+        )
+    if teacher.sharded is not None:
+        raise ValueError(
+            "`sharded` spreads a teacher over the processes that train its student, and here is "
+            "none. Remove it; a model larger than one device takes `device_map: auto`."
         )
     return teacher

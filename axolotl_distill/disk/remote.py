@@ -4,9 +4,12 @@ Credentials come from where the file system's own package looks for them: the en
 files of the cloud's tools. No message shows one.
 """
 
+import hashlib
+import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +45,13 @@ CREDENTIALS = {
     "hf": "HF_TOKEN, or `hf auth login`",
 }
 NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+# They have no folders: what makes one would make the bucket.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "hf"}
 # By the names of their classes, for their packages may not be there.
 FORBIDDEN = {*NO_CREDENTIALS, "GatedRepoError", "TokenRetrievalError"}
+# What tells one object from another under the same name; which there are depends on the system.
+MARKS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "version_id", "blob_id")
+TIMES = ("LastModified", "last_modified", "last_commit", "created", "mtime", "updated")
 
 T = TypeVar("T")
 
@@ -56,8 +64,9 @@ class RemoteFolder:
     refused or does not come.
     """
 
-    def __init__(self, url: str):
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, tries: int | None = None):
+        """`tries`: how often a thing is tried (5), the pauses between them doubling."""
+        self.url, self._tries = url.rstrip("/"), tries
         if PASSWORD.search(url):
             raise RemoteError(
                 f"{self}: an address must not hold a password, which would be written into logs "
@@ -129,7 +138,8 @@ class RemoteFolder:
         RemoteError, also where less arrived."""
 
         def send(files: Any, path: str) -> None:
-            files.makedirs(files._parent(path), exist_ok=True)
+            if self._scheme not in OBJECT_STORES:
+                files.makedirs(files._parent(path), exist_ok=True)
             files.put_file(str(file), path)
 
         self._tried(name, send)
@@ -140,17 +150,27 @@ class RemoteFolder:
                 "command again."
             )
 
+    def remove(self, name: str) -> None:
+        """Nothing happens where it is not there."""
+
+        def forget(files: Any, path: str) -> None:
+            files.rm_file(path)
+
+        with suppress(StoreMissingError):
+            self._tried(name, forget)
+
     def _tried(self, name: str, act: Callable[[Any, str], T]) -> T:
         where = self.where(name) if name else str(self)
-        for number in range(TRIES):
+        tries = self._tries or TRIES
+        for number in range(tries):
             try:
                 files, path = self._files()
                 return act(files, f"{path.rstrip('/')}/{name}" if name else path)
             except Exception as error:
                 self._refuse(where, error)
-                if number == TRIES - 1:
+                if number == tries - 1:
                     raise RemoteError(
-                        f"{where} cannot be reached; after {TRIES} tries: {_said(error)}. Is the "
+                        f"{where} cannot be reached; after {tries} tries: {_said(error)}. Is the "
                         "network up, and the address right? The same command goes on."
                     ) from error
                 time.sleep(PAUSE * 2**number)
@@ -207,3 +227,25 @@ class RemoteFolder:
 def _said(error: BaseException) -> str:
     said = foreign(" ".join(str(error).split()), 300).rstrip(".")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def mark_of(about: dict[str, Any]) -> str:
+    """By what an object is known again; '' where the system tells nothing of the kind."""
+    known = {key: str(about[key]) for key in MARKS if about.get(key)}
+    times = {key: str(about[key]) for key in TIMES if about.get(key)}
+    found = known or times
+    return json.dumps({**found, "size": about.get("size")}, sort_keys=True) if found else ""
+
+
+def same_mark(one: str, other: str) -> bool:
+    """Whether two marks say nothing different; a listing may tell less than a question."""
+    mine, theirs = (json.loads(mark or "{}") for mark in (one, other))
+    return all(mine[key] == theirs[key] for key in mine.keys() & theirs.keys())
+
+
+def hash_of(blocks: Iterable[bytes]) -> str:
+    """sha256, hex."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()

@@ -11,15 +11,16 @@ from transformers import PreTrainedModel
 from axolotl_distill.errors import ConfigError
 
 
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Its layers, in their order. Raises ConfigError where they are not in one list."""
+def layers_of(model: PreTrainedModel, key: str = "distill.hidden_states") -> nn.ModuleList:
+    """Its layers, in their order, for what `key` asks. Raises ConfigError where they are not in
+    one list."""
     number = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == number:
             return module
     raise ConfigError(
         f"A {type(model).__name__} does not have its {number} layers in one list, so that "
-        "`distill.hidden_states` cannot be had from it. Remove the block."
+        f"`{key}` cannot be had from it. Remove the key."
     )
 
 

@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from axolotl.common import datasets
 from axolotl.monkeypatch.multipack import SUPPORTED_MULTIPACK_MODEL_TYPES
 from axolotl.utils.collators import (
@@ -36,6 +37,20 @@ def has_accelerator() -> bool:
 def world_size() -> int:
     """Processes of this launch, before torch.distributed is initialised."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def shards_the_student() -> bool:
+    """Whether FSDP or ZeRO-3 is to give each process a part of every weight. Known once the student
+    was loaded, though not wrapped yet: Axolotl tells accelerate by these variables."""
+    return (
+        os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    )
+
+
+def join_processes() -> None:
+    """Have the processes of this launch meet, where Axolotl would have them do so later."""
+    PartialState()
 
 
 def local_processes() -> int:

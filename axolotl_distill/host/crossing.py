@@ -19,6 +19,7 @@ from axolotl_distill.config.cross_tokenizer import BESIDE, CrossTokenizerArgs
 from axolotl_distill.config.distill import DistillArgs, is_store
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.compat import shards_the_student
 from axolotl_distill.host.datasets.paired import COLUMNS, Reader, read_too
 from axolotl_distill.host.datasets.types import CARRIER, READ_BY
 from axolotl_distill.host.findings import Finding
@@ -35,6 +36,10 @@ from axolotl_distill.teachers.tokenizer import SharedVocabulary, other_tokenizer
 from axolotl_distill.terms import check_terms
 
 LOG = get_logger(__name__)
+SHARDED = (
+    "no run in which it shards the student was held to one process. Train with DDP, or capture the "
+    "teacher into a store first (`method: span`)."
+)
 BEGIN = 16
 """Tokens that a row is named by."""
 
@@ -56,6 +61,14 @@ def cross_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "whether both read its rows alike is found out before training, from all of them.",
             "Remove it.",
         )
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with a live teacher that has another tokenizer:",
+                SHARDED,
+                "",
+            )
     assert args.cross_tokenizer is not None
     if cfg.get("torch_compile") and args.cross_tokenizer.method in BESIDE:
         yield Finding(
@@ -95,7 +108,12 @@ class Crossing:
 
     def source(self, student: PreTrainedModel) -> SpanSignal | PairedSignal:
         """The source of the signal; to be settled with a survey. Raises CaptureError where the
-        teacher cannot be loaded."""
+        teacher cannot be loaded, and ConfigError where the student is sharded."""
+        if shards_the_student():
+            raise ConfigError(
+                "FSDP or ZeRO-3 is in force, which cannot be combined with a live teacher that has "
+                f"another tokenizer: {SHARDED}"
+            )
         teacher = HFTeacher(beside(self.teacher, student), vocab_size=len(self.theirs))
         if self.cross.method == "span":
             return SpanSignal(teacher, self.cross.k)

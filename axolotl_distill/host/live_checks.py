@@ -7,12 +7,14 @@ import numpy as np
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
+from transformers import AutoConfig
 
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
-from axolotl_distill.host.compat import world_size
+from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.teachers.context import Context
 from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local_vocabulary
 from axolotl_distill.terms import check_terms
 
@@ -21,9 +23,8 @@ LOG = get_logger(__name__)
 # they give to the adapter.
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
-    "The teacher runs in every process beside the student, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, put the teacher behind a `server`, or "
-    "capture it into a store first."
+    "{what} runs the student outside its training step, and no run in which {how} shards the "
+    "student was held to one process. Train with DDP, or without it."
 )
 
 
@@ -38,27 +39,33 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
     teacher = live_teacher(args)
     if teacher is None:
         return
-    if teacher.self and cfg.get("adapter") not in ("lora", "qlora"):
-        yield Finding(
-            "distill.teacher.self",
-            "`distill.teacher.self: true` is the student with its adapter off,",
-            "and this config trains no LoRA adapter.",
-            "Set `adapter: lora` or qlora, or name a `model`: the base model itself will do.",
-        )
-    if teacher.self:
+    if teacher.self and teacher.own_weights == "base":
+        if cfg.get("adapter") not in ("lora", "qlora"):
+            yield Finding(
+                "distill.teacher.self",
+                "`distill.teacher.self: true` is the student with its adapter off,",
+                "and this config trains no LoRA adapter.",
+                "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
+                "or let it see more than the student does: `context`; or average its steps: `ema`.",
+            )
         yield from _moved_base(cfg)
+    if teacher.self:
+        yield from _sharded_self(cfg)
+    if teacher.ema is not None:
+        yield from _average_findings(cfg)
     if args.on_policy is not None:
         yield from _on_policy_findings(cfg)
+        if args.on_policy.evaluate:
+            yield from _evaluation_findings(cfg)
+        if args.on_policy.seq_kd and teacher.sharded:
+            yield Finding(
+                "distill.teacher.sharded",
+                "`distill.teacher.sharded: true` cannot be combined with `on_policy.seq_kd`:",
+                "the processes would have to write equally many tokens.",
+                "Remove one of them.",
+            )
     if teacher.server is not None:
         return
-    for key in ("fsdp_config", "fsdp", "deepspeed"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with a live teacher that is no server.",
-                SHARDED.format(how="it"),
-                "",
-            )
     if isinstance(teacher.device_map, str) and world_size() > 1:
         yield Finding(
             "distill.teacher.device_map",
@@ -66,6 +73,39 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "each of them would spread a teacher over all devices.",
             "Remove it, map the modules to devices, or put the teacher behind a `server`.",
         )
+
+
+def with_the_student(args: DistillArgs) -> DistillArgs:
+    """`args` with `teacher.sharded` settled: as its block says, else as the student is. One process
+    has nothing to share; a teacher that is quantised or mapped to devices stays whole."""
+    teacher = live_teacher(args)
+    if teacher is None or teacher.self or teacher.server is not None:
+        return args
+    sharded = teacher.sharded
+    if sharded is None:
+        alone = (teacher.quantization, teacher.device_map, args.cross_tokenizer)
+        sharded = shards_the_student() and all(key is None for key in alone)
+    sharded = sharded and world_size() > 1
+    if sharded:
+        join_processes()
+        LOG.info(f"axolotl-distill: the teacher's layers are shared by {world_size()} processes")
+    elif shards_the_student():
+        LOG.warning(
+            f"axolotl-distill: every process holds the whole teacher `{teacher.model}` beside its "
+            "part of the student."
+        )
+    return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
+
+
+def _sharded_self(cfg: Any) -> Iterator[Finding]:
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.teacher: self`.",
+                SHARDED.format(what="It", how="it"),
+                "",
+            )
 
 
 def _moved_base(cfg: Any) -> Iterator[Finding]:
@@ -90,14 +130,47 @@ def _moved_base(cfg: Any) -> Iterator[Finding]:
             )
 
 
+def _average_findings(cfg: Any) -> Iterator[Finding]:
+    """What an average of the student's weights was not shown to go with."""
+    quantised = [key for key in ("load_in_4bit", "load_in_8bit") if cfg.get(key)]
+    others = ("torch_compile", "relora", "lisa_n_layers", "qat", "fp8")
+    for key in [*others, *(quantised if not cfg.get("adapter") else ())]:
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.teacher.ema`:",
+                "the average is of weights that are there as floats, the same in every step, and "
+                "takes their place while the teacher answers.",
+                "Remove one of the two, or train a LoRA adapter.",
+            )
+
+
+def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
+    if not (cfg.get("val_set_size") or cfg.get("test_datasets")):
+        yield Finding(
+            "distill.on_policy.evaluate",
+            "`distill.on_policy.evaluate` takes its prompts from the evaluation set,",
+            "and this config has none.",
+            "Set `val_set_size` or `test_datasets`, or remove it.",
+        )
+    for key in ("fsdp_config", "fsdp"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
+                "processes with unlike numbers of batches would wait for each other.",
+                "Remove `evaluate`, or train with DDP.",
+            )
+
+
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
-    for key in ("fsdp_config", "fsdp", "deepspeed", "torch_compile"):
+    for key in ("deepspeed", "torch_compile"):
         if cfg.get(key):
             yield Finding(
                 key,
                 f"`{key}` cannot be combined with `distill.on_policy`:",
                 "the student's `generate` was not shown to work with it.",
-                "Train with DDP or one process, without it.",
+                "Train with FSDP2, DDP or one process, without it.",
             )
 
 
@@ -108,8 +181,10 @@ def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabu
     assert teacher is not None
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if (teacher.server is None or args.on_policy is not None) and how in ("FSDP", "DEEPSPEED"):
-        raise ConfigError(SHARDED.format(how=how))
+    if teacher.self and how in ("FSDP", "DEEPSPEED"):
+        raise ConfigError(SHARDED.format(what="`self`", how=how))
+    if args.on_policy is not None and how == "DEEPSPEED":
+        raise ConfigError(SHARDED.format(what="`on_policy`", how=how))
     if vocabulary.foreign:
         _check_texts(trainer.named_datasets(), vocabulary, teacher.model)
 
@@ -143,6 +218,38 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
             "student is unknown."
         )
     return shared
+
+
+def live_context(cfg: Any, teacher: TeacherArgs) -> Context:
+    """`teacher.context` as the student's tokenizer reads it.
+
+    Raises ConfigError where it is no token, or where the student's positions are not enough for it
+    and a row.
+    """
+    if teacher.context is None:
+        return Context()
+    tokenizer = load_tokenizer(cfg)
+    ids = tuple(tokenizer(teacher.context, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ConfigError(
+            f"`distill.teacher.context: {teacher.context!r}` is no token to the student's "
+            "tokenizer. Write down what only the teacher sees, or remove it."
+        )
+    config = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    ).get_text_config()
+    changed = (cfg.overrides_of_model_config or {}).get("max_position_embeddings")
+    most = changed or getattr(config, "max_position_embeddings", None)
+    if most is not None and len(ids) + cfg.sequence_len > most:
+        raise ConfigError(
+            f"`distill.teacher.context` has {len(ids)} tokens, which with `sequence_len: "
+            f"{cfg.sequence_len}` are more than the {most} positions of {cfg.base_model}. Shorten "
+            f"one of the two: a row may have {max(most - len(ids), 0)} tokens."
+        )
+    LOG.info(f"axolotl-distill: the teacher reads {len(ids)} tokens before every text")
+    # Not the tokenizer's bos_token, which may be one that begins every turn of a chat.
+    begun = tokenizer(teacher.context)["input_ids"]
+    return Context(ids, begun[0] if begun[0] != ids[0] else None)
 
 
 def _check_texts(datasets: Mapping[str, Any], vocabulary: SharedVocabulary, teacher: str) -> None:

@@ -19,6 +19,8 @@ class DistillPlugin(BasePlugin):
     """The config whose stores were checked."""
     _vocabulary: Any = None
     """What a live teacher shares with the student, once it was checked."""
+    _context: Any = None
+    """What only a live teacher reads, as tokens."""
     _crossing: Any = None
     """A live teacher's tokenizer beside the student's, where it is another."""
     _objectives: Any = ()
@@ -101,8 +103,9 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg) or self._checked is None:
             # Without datasets nothing is trained: `axolotl inference`, `merge-lora`.
             return
-        from axolotl_distill.host.compat import quiet_other_ranks
+        from axolotl_distill.host.compat import quiet_other_ranks, shards_the_student
         from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.live_checks import with_the_student
         from axolotl_distill.objectives.forward import attach_distill_forward
         from axolotl_distill.objectives.hidden import HiddenObjective
         from axolotl_distill.objectives.logits import logits_objective
@@ -113,12 +116,16 @@ class DistillPlugin(BasePlugin):
         causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
         hidden = self._hidden
         layers = () if hidden is None else hidden.teacher_layers
+        args = with_the_student(_args(cfg))
         if self._crossing is not None:
             source = self._crossing.source(causal_lm)
             objectives: list[Any] = [self._crossing.objective(_args(cfg), source)]
         else:
-            source = signal_source(_args(cfg), all_stores(cfg), causal_lm, self._vocabulary, layers)
-            objectives = [logits_objective(_args(cfg), source)]
+            about = (self._vocabulary, layers, self._context)
+            source = signal_source(args, all_stores(cfg), causal_lm, *about)
+            # It runs the head outside of the window in which a sharded one is whole.
+            overlap = args.on_policy is not None and not shards_the_student()
+            objectives = [logits_objective(args, source, overlap=overlap)]
         self._source, self._objectives = source, objectives
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
@@ -148,22 +155,33 @@ class DistillPlugin(BasePlugin):
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
         if self._crossing is not None:
             self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
+        callbacks: list[Any] = [InForce(trainer, stores)]
+        average = getattr(getattr(self._source, "teacher", None), "average", None)
+        if average is not None:
+            from axolotl_distill.host.average import Averages
+
+            trainer.average = average
+            callbacks.append(Averages(average))
         given = _args(cfg).on_policy
         if given is not None:
             from axolotl_distill.host.rollouts import KeepRollouts, on_policy
 
             trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
             if given.keep is not None:
-                kept = KeepRollouts(cfg, _args(cfg), trainer, self._source)
-                return [InForce(trainer, stores), kept]
-        return [InForce(trainer, stores)]
+                callbacks.append(KeepRollouts(cfg, _args(cfg), trainer, self._source))
+        return callbacks
 
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.crossing import cross_findings, crossing
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
-        from axolotl_distill.host.live_checks import live_findings, live_teacher, live_vocabulary
+        from axolotl_distill.host.live_checks import (
+            live_context,
+            live_findings,
+            live_teacher,
+            live_vocabulary,
+        )
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.store_checks import stores_findings
         from axolotl_distill.teachers.tokenizer import SharedVocabulary
@@ -181,6 +199,7 @@ class DistillPlugin(BasePlugin):
             self._vocabulary = SharedVocabulary(size=len(self._crossing.own))
         elif teacher is not None:
             self._vocabulary = live_vocabulary(cfg, teacher)
+            self._context = live_context(cfg, teacher)
         self._checked = cfg
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.rollout.conversation import Conversations
+from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.gather import gather_inside
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.kept import Part, begin
 from axolotl_distill.rollout.records import record_args
 from axolotl_distill.rollout.step import OnPolicy
+from axolotl_distill.rollout.whole import whole
 from axolotl_distill.rollout.writer import Writer, stop_tokens
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.store.payloads import distribution_of
@@ -38,7 +40,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
 
     @contextmanager
     def student_writes() -> Iterator[None]:
-        with evaluating(model), accelerator.autocast():
+        with whole(model), evaluating(model), accelerator.autocast():
             yield
 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -54,13 +56,28 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
     if given.seq_kd:
         assert isinstance(source.teacher, ModelTeacher)  # the config sees to it
         teacher = writer(source.teacher.model, source.teacher.as_teacher)
+        teacher = replace(teacher, shown=source.context)
     LOG.info(
         f"axolotl-distill: with probability {given.lmbda:g} a step learns from the student's own "
         f"text, else from {'the teacher’s' if given.seq_kd else 'the data'}"
     )
+    student = writer(model, student_writes)
+    evaluation = None
+    if given.evaluate:
+        collate = trainer.eval_data_collator
+        evaluation = OwnText(
+            student=student,
+            most=given.evaluate,
+            drop=given.truncated == "drop",
+            collate=collate,
+            packed=collate.packed,
+            sequence_len=cfg.sequence_len,
+            seed=trainer.args.seed,
+            rank=accelerator.process_index,
+        )
     return OnPolicy(
         args=given,
-        student=writer(model, student_writes),
+        student=student,
         teacher=teacher,
         collate=trainer.data_collator,
         packed=trainer.data_collator.packed,
@@ -71,6 +88,7 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         warn=LOG.warning,
         device=accelerator.device,
         teacher_seconds=lambda: source.seconds,
+        evaluation=evaluation,
     )
 
 
@@ -144,7 +162,12 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
         terms: dict[str, Any] = {}
         about = {
             **identity(TeacherArgs.model_validate(str(cfg.base_model))),
-            "self": "its adapter off",
+            "self": {
+                "base": "its adapter off",
+                "now": "as it was in each step",
+                "average": f"its weights averaged over steps, ema {teacher.ema}",
+            }[teacher.own_weights],
+            **({} if teacher.context is None else {"context": teacher.context}),
         }
     else:
         terms, about = asdict(check_terms(teacher.model, teacher.terms)), identity(teacher)

@@ -4,18 +4,21 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.utils.logging import get_logger
 from transformers import Trainer
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import look_ahead
+from axolotl_distill.host.average import load_average, save_average
 from axolotl_distill.host.compat import local_processes
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
-from axolotl_distill.rollout.step import OnPolicy
+from axolotl_distill.rollout.evaluate import OwnText
+from axolotl_distill.rollout.step import OF_OWN_TEXT, OnPolicy
 from axolotl_distill.signal.batch import (
     IGNORE,
     LOSS_WEIGHTS,
@@ -25,6 +28,7 @@ from axolotl_distill.signal.batch import (
     TARGETS,
     WEIGHTS,
 )
+from axolotl_distill.teachers.average import Average
 
 LOG = get_logger(__name__)
 
@@ -47,6 +51,8 @@ class DistillMixin(Base):
     _signature_columns: Any
     projection_rate: float | None = None
     """Of the projections of hidden states; None: the run's own"""
+    average: Average | None = None
+    """The teacher's weights, where `distill.teacher.ema` asks for them"""
     on_policy: OnPolicy | None = None
     """Writes a step's text, where `distill.on_policy` asks for it"""
 
@@ -73,10 +79,12 @@ class DistillMixin(Base):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
         save_projections(self.model, str(output_dir or self.args.output_dir))
+        save_average(self.average, str(output_dir or self.args.output_dir))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_projections(self.model, resume_from_checkpoint)
+        load_average(self.average, resume_from_checkpoint)
 
     def named_datasets(self) -> dict[str, Any]:
         """The datasets by what a user calls them."""
@@ -184,7 +192,24 @@ class DistillMixin(Base):
                 f"`{prefix}_loss`. Check its masks and `eval_sequence_len`."
             )
         output.metrics.update({f"{prefix}_distill/{name}": means[name] for name in means})
+        if self.on_policy is not None and self.on_policy.evaluation is not None:
+            loader = args[0] if args else kwargs["dataloader"]
+            own = self._of_own_text(loader, self.on_policy.evaluation)
+            output.metrics.update({f"{prefix}_rollout_{name}": own[name] for name in own})
         return output
+
+    def _of_own_text(self, loader: Any, evaluation: OwnText) -> dict[str, float]:
+        """Means over what the student writes for the prompts of an evaluation set."""
+        sums = self._distill_sums[False] = MetricSums()
+        for batch in evaluation.batches(loader):
+            with torch.no_grad():
+                self.compute_loss(self.model, self._prepare_inputs(batch))
+        sizes = MetricSums()
+        sizes.add(evaluation.sizes(self.accelerator.device))
+        means = {**sums.means(self.accelerator), **sizes.means(self.accelerator)}
+        return {
+            name: means[name] for name in (*OF_OWN_TEXT, "length", "truncated") if name in means
+        }
 
 
 class PerplexityOfCE(Trainer):

@@ -17,6 +17,7 @@ from torch import Tensor
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.heads.head import FusedHead
 from axolotl_distill.objectives.base import Objective, Term
+from axolotl_distill.objectives.overlap import top_overlap
 from axolotl_distill.objectives.student import StudentOutput
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.signal.source import SignalSource
@@ -32,13 +33,21 @@ class LogitsObjective(Objective):
     where D is no Kullback-Leibler divergence), `teacher_mass` (what the teacher's entries hold, at
     T) and `top1_agreement`.
 
-    spec  with reduction "sum"; with alpha 0 and no `teacher`, cross-entropy
+    spec     with reduction "sum"; with alpha 0 and no `teacher`, cross-entropy
+    overlap  `overlap` is logged too, of some positions (objectives/overlap.py)
     """
 
-    def __init__(self, spec: DistillSpec, backend: Backend = "auto", *, teacher: bool = True):
+    def __init__(
+        self,
+        spec: DistillSpec,
+        backend: Backend = "auto",
+        *,
+        teacher: bool = True,
+        overlap: bool = False,
+    ):
         super().__init__()
         assert spec.reduction == "sum" and (teacher or spec.alpha == 0)
-        self.spec, self.backend = spec, backend
+        self.spec, self.backend, self.overlap = spec, backend, overlap
         self.wants = Want() if teacher else None
 
     def forward(
@@ -54,6 +63,7 @@ class LogitsObjective(Objective):
             out = distill_loss(student.states, teacher, targets, spec=self.spec, weights=weights)
         else:
             out = self._fused(student.head, student.states, teacher, targets, weights)
+        also = {"overlap": top_overlap(student, teacher, targets)} if self.overlap else {}
         return Term(
             out.loss,
             {
@@ -62,6 +72,7 @@ class LogitsObjective(Objective):
                 "kl" if self.spec.divergence in KLS else "kd": (out.kd, out.num_teacher_tokens),
                 "teacher_mass": (out.teacher_mass, out.num_teacher_tokens),
                 "top1_agreement": (out.top1_agreement, out.num_teacher_tokens),
+                **also,
             },
         )
 
@@ -92,8 +103,12 @@ class LogitsObjective(Objective):
         return replace(out, loss=total)
 
 
-def logits_objective(args: DistillArgs, source: SignalSource | None) -> LogitsObjective:
-    """The loss of a `distill:` block; without a source of a signal it is the cross-entropy."""
+def logits_objective(
+    args: DistillArgs, source: SignalSource | None, *, overlap: bool = False
+) -> LogitsObjective:
+    """The loss of a `distill:` block; without a source of a signal it is the cross-entropy.
+
+    overlap  see LogitsObjective"""
     if source is None:
         spec = DistillSpec(
             alpha=0.0,
@@ -113,7 +128,7 @@ def logits_objective(args: DistillArgs, source: SignalSource | None) -> LogitsOb
         support=source.support,
         reduction="sum",
     )
-    return LogitsObjective(spec, args.backend)
+    return LogitsObjective(spec, args.backend, overlap=overlap)
 
 
 def _silence(targets: Tensor) -> SparseTeacher:

@@ -42,15 +42,16 @@ def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
     return found
 
 
-def feature(prompt: Sequence[int], completion: Completion, *, positions: bool) -> dict[str, Any]:
-    """A row as a dataset type makes it: the completion is learnt, with the stop token."""
+def feature(prompt: Sequence[int], completion: Completion, like: Batch) -> dict[str, Any]:
+    """A row as a dataset type makes it: the completion is learnt, with the stop token.
+
+    It has a mask and positions where the batch `like` has them: with `sdpa` a packed run has
+    positions alone, and a mask beside them would let its documents attend to each other.
+    """
     ids = [*prompt, *completion.ids]
-    row = {
-        "input_ids": ids,
-        "labels": [IGNORE] * len(prompt) + completion.ids,
-        "attention_mask": [1] * len(ids),
-    }
-    return {**row, "position_ids": list(range(len(ids)))} if positions else row
+    row = {"input_ids": ids, "labels": [IGNORE] * len(prompt) + completion.ids}
+    also = {"attention_mask": [1] * len(ids), "position_ids": list(range(len(ids)))}
+    return row | {name: values for name, values in also.items() if name in like}
 
 
 def repacked(
@@ -66,7 +67,6 @@ def repacked(
     Packed: into the rows of all of them, the longest first, each into the emptiest. Else each goes
     back into the micro-batch of its prompt. A micro-batch without one supervises nothing.
     """
-    positions = "position_ids" in batches[0]
     rows: list[list[list[dict[str, Any]]]] = [[] for _ in batches]
     placed = []
     if packed:
@@ -79,13 +79,13 @@ def repacked(
             if not fitting:
                 continue
             number, place = min(fitting, key=lambda bin: loads[bin])
-            rows[number][place].append(feature(prompt.ids, completion, positions=True))
+            rows[number][place].append(feature(prompt.ids, completion, batches[0]))
             loads[number, place] += size
             placed.append((prompt, completion))
     else:
         placed = list(written)
         for prompt, completion in written:
-            rows[prompt.batch].append([feature(prompt.ids, completion, positions=positions)])
+            rows[prompt.batch].append([feature(prompt.ids, completion, batches[0])])
     made = []
     for batch, of_batch in zip(batches, rows, strict=True):
         filled = [row for row in of_batch if row]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.objectives.metrics import MetricSums
+from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.repack import Batch, Collate, Prompt, prompts_of, repacked
 from axolotl_distill.rollout.writer import Completion, Writer
@@ -20,7 +21,7 @@ from axolotl_distill.show import foreign
 
 SHOWN = 400
 """Characters of a prompt's end, and of a completion"""
-OF_OWN_TEXT = ("kl", "kd", "entropy", "top1_agreement")
+OF_OWN_TEXT = ("kl", "kd", "entropy", "top1_agreement", "overlap")
 
 
 class Sample(NamedTuple):
@@ -59,6 +60,8 @@ class OnPolicy:
     decode: Callable[[list[int]], str]
     warn: Callable[[str], None]
     device: torch.device
+    evaluation: OwnText | None = None
+    """What an evaluation has the student write."""
     keeper: Keeper | None = None
     """Keeps what the student writes, while it trains."""
     teacher_seconds: Callable[[], float] = lambda: 0.0
@@ -99,7 +102,7 @@ class OnPolicy:
                 "others like them are left out, and no more is said of them. Raise it, or take "
                 "such rows out."
             )
-        completions = author.write([p.ids for p in asked], self._seed(step)) if asked else []
+        completions = author.write([p.ids for p in asked], self._seed(step))
         written = list(zip(asked, completions, strict=True))
         if author is self.student:
             self._keep_samples(written, step)

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 
 SOON = 3.0
 
@@ -33,13 +34,14 @@ class Writer:
     """A model that writes.
 
     model      with `generate`; PEFT's wrapper or a causal LM
-    as_author  entered while it writes: no dropout, and a cache of keys and values, whatever the
-               model does while it trains
+    as_author  entered by all processes, whatever each has to write: no dropout, a cache of keys
+               and values, and whole weights, whatever the model does while it trains
     stop       ids that end a completion
     pad        any id; what is written is told from padding by its length and never by this
     context    tokens of prompt and completion together
     reads      whether an id means the same to student and teacher; a completion is cut off at one
                that does not
+    shown      what it reads before every prompt, beside `context`
     shows      whether a bar moves while it writes, where that takes more than SOON seconds
     """
 
@@ -51,13 +53,15 @@ class Writer:
     context: int
     reads: Callable[[int], bool]
     shows: bool = False
+    shown: Context = NO_CONTEXT
 
     def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
         and the weights; the generators of torch are left as they were.
 
-        Every prompt is shorter than `context`.
+        Every prompt is shorter than `context`. All processes call it, with no prompt too.
         """
+        prompts = [self.shown.before(prompt) for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
         found: dict[int, Completion] = {}
         device = self.model.device
@@ -81,7 +85,7 @@ class Writer:
     @torch.no_grad()
     def _batch(self, prompts: Sequence[Sequence[int]], bar: Any) -> list[Completion]:
         longest = max(map(len, prompts))
-        room = [self.context - len(prompt) for prompt in prompts]
+        room = [self.context + len(self.shown) - len(prompt) for prompt in prompts]
         ids = torch.full((len(prompts), longest), self.pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):

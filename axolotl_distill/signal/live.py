@@ -6,7 +6,7 @@ positions that predict.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,11 +23,14 @@ from axolotl_distill.errors import ServerError
 from axolotl_distill.signal.batch import IGNORE, TARGETS
 from axolotl_distill.signal.documents import documents
 from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.teachers.average import Average
 from axolotl_distill.teachers.base import Teacher
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 from axolotl_distill.teachers.hf import HFTeacher, ModelTeacher
 from axolotl_distill.teachers.itself import SelfTeacher
 from axolotl_distill.teachers.load import beside
 from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.sharded import level
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 UNSEEN = 1e-6
@@ -45,7 +48,9 @@ class LiveSignal:
     support      see SignalSource
     temperature  of the loss; in units of its own, of a server that serves a tempered model
     batched      the teacher takes all rows of a call as one batch of tensors: a call has no more
-                 tokens, padding included, than the student's own batch
+                 tokens, padding included, than the student's own batch, or one document
+    together     a call of the teacher is one of all processes: each makes as many
+    context      what the teacher reads before every document
     heard        is told what the teacher says of some positions of a text: its tokens up to the
                  last that is learnt, which of the positions that predict, and the distribution
     seconds      that all calls took so far
@@ -58,6 +63,8 @@ class LiveSignal:
     support: Support
     temperature: float
     batched: bool
+    together: bool = False
+    context: Context = NO_CONTEXT
     heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
     seconds: float = 0.0
 
@@ -91,11 +98,17 @@ class LiveSignal:
                 self.vocabulary.check_ids(text, self.name)
                 texts[document.start], positions[document.start] = text.tolist(), found
         parts: list[tuple[np.ndarray, Signal]] = []
+        groups: Iterable[list[int] | None] = self._groups(texts, ids.size)
+        if self.together:
+            groups = level(list(groups), rows.device)
         try:
-            for group in self._groups(texts, ids.size):
+            for group in groups:
+                if group is None:
+                    self._ask_nothing()
+                    continue
                 graded = self.teacher.grade(
-                    {start: texts[start] for start in group},
-                    {start: positions[start] for start in group},
+                    {start: self.context.before(texts[start]) for start in group},
+                    {start: self.context.at(positions[start]) for start in group},
                     self.want,
                 )
                 for start, part, signal in graded:
@@ -117,12 +130,17 @@ class LiveSignal:
             return
         group: list[int] = []
         for start in sorted(texts, key=lambda start: -len(texts[start])):
-            if group and len(texts[group[0]]) * (len(group) + 1) > budget:
+            longest = len(texts[group[0]]) + len(self.context) if group else 0
+            if group and longest * (len(group) + 1) > budget:
                 yield group
                 group = []
             group.append(start)
         if group:
             yield group
+
+    def _ask_nothing(self) -> None:
+        for _ in self.teacher.grade({0: [0]}, {0: np.zeros(1, dtype=np.int64)}, self.want):
+            pass
 
     def _put_back(
         self, parts: Sequence[tuple[np.ndarray, Signal]], rows: Tensor, size: int
@@ -192,10 +210,12 @@ def live_signal(
     vocabulary: SharedVocabulary,
     student: PreTrainedModel,
     layers: tuple[int, ...] = (),
+    context: Context = NO_CONTEXT,
 ) -> LiveSignal:
     """The source that asks `teacher`: loaded here, reached, or the student itself.
 
-    layers  of a teacher that is here, whose outputs are wanted
+    layers   of a teacher that is here, whose outputs are wanted
+    context  of the teacher's, as tokens
 
     Raises CaptureError where a model cannot be loaded.
     """
@@ -207,12 +227,17 @@ def live_signal(
         return LiveSignal(server, teacher.model, vocabulary, want, support, own, batched=False)
     local: ModelTeacher
     if teacher.self:
-        local = SelfTeacher(student)
+        average = None if teacher.ema is None else Average(student, teacher.ema)
+        local = SelfTeacher(student, teacher.own_weights, average)
     else:
         local = HFTeacher(beside(teacher, student), vocab_size=vocabulary.size)
     want = Want(unprojected=True, layers=layers)
-    temperature = args.temperature
-    return LiveSignal(local, local.name, vocabulary, want, "tail_bucket", temperature, batched=True)
+    return LiveSignal(
+        *(local, local.name, vocabulary, want, "tail_bucket", args.temperature),
+        batched=True,
+        together=bool(teacher.sharded),
+        context=context,
+    )
 
 
 def _to(said: Any, name: str, device: torch.device) -> Tensor:

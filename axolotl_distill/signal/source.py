@@ -19,6 +19,7 @@ from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.signal.live import live_signal
 from axolotl_distill.signal.signal import Signal
 from axolotl_distill.store import TeacherStore
+from axolotl_distill.teachers.context import NO_CONTEXT, Context
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 
@@ -81,6 +82,7 @@ def signal_source(
     student: PreTrainedModel,
     vocabulary: SharedVocabulary | None,
     layers: tuple[int, ...] = (),
+    context: Context = NO_CONTEXT,
 ) -> SignalSource | None:
     """The source for a `distill:` block; None where there is text alone.
 
@@ -88,12 +90,13 @@ def signal_source(
     student     who may be the teacher, too
     vocabulary  that a teacher who answers while the student trains shares with it
     layers      of such a teacher, whose outputs are wanted
+    context     what such a teacher reads before every document
 
     Raises what loading such a teacher does.
     """
     if isinstance(args.teacher, TeacherArgs):
         assert vocabulary is not None
-        return live_signal(args, args.teacher, vocabulary, student, layers)
+        return live_signal(args, args.teacher, vocabulary, student, layers, context)
     if not stores:
         return None
     first = stores[0]

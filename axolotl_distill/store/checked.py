@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,15 +69,17 @@ def check_files(
                 memory.write(found)
 
 
-def check_sizes(store: Path, manifest: Manifest, rows_alone: bool = False) -> dict[str, Stamp]:
-    """By what every file of a store is known again. One stat a file.
+def check_sizes(
+    store: Path, manifest: Manifest, rows_alone: bool = False, elsewhere: Set[str] = frozenset()
+) -> dict[str, Stamp]:
+    """By what every file of a store is known again. One stat a file; none of those `elsewhere`.
 
     Raises StoreMissingError or StoreCorruptError for a file that is missing or cut."""
     return {
         name: _stamp(f"{store}/{name}", about["bytes"], about["sha256"])
         for shard in manifest.shards
         for name, about in shard.files.items()
-        if name == shard.rows_file or not rows_alone
+        if (name == shard.rows_file or not rows_alone) and name not in elsewhere
     }
 
 

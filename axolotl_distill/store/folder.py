@@ -9,6 +9,7 @@ from axolotl_distill.errors import StoreError
 from axolotl_distill.store import journal
 from axolotl_distill.store.checked import check_sizes
 from axolotl_distill.store.manifest import FILE, Manifest
+from axolotl_distill.store.outlet import Outlet
 
 # Rows that are in no shard yet (capture/journal.py), and folders of tokenised text: what a capture
 # keeps beside the store while it runs.
@@ -35,9 +36,10 @@ def refuse_strangers(path: Path, key: str) -> None:
         )
 
 
-def resume(path: Path, manifest: Manifest, key: str) -> Manifest:
+def resume(path: Path, manifest: Manifest, key: str, outlet: Outlet | None = None) -> Manifest:
     """The manifest of a store that was begun, to go on with; `manifest` in its place where nothing
-    was captured. Raises StoreError where it was captured otherwise, and what `check_sizes` does."""
+    was captured. `outlet`: what of it lies elsewhere. Raises StoreError where it was captured
+    otherwise, and what `check_sizes` does."""
     found = Manifest.load(path)
     if not found.shards and not found.complete and not has_open_rows(path):
         # Begun and given up, perhaps for a wrong key that has been mended since.
@@ -55,10 +57,10 @@ def resume(path: Path, manifest: Manifest, key: str) -> Manifest:
             else ""
         )
         raise StoreError(
-            f"{path} was captured with another {another}: {details}.{weights} Use another folder "
-            f"({key}), or delete this one to begin anew."
+            f"{outlet or path} was captured with another {another}: {details}.{weights} Use "
+            f"another folder ({key}), or delete this one to begin anew."
         )
-    check_sizes(path, found)
+    check_sizes(path, found, elsewhere=outlet.sent if outlet else frozenset())
     return found
 
 

@@ -27,7 +27,12 @@ def open_store(
     Raises StoreMissingError, StoreCorruptError, or StoreError for a capture that has not ended.
     """
     if is_address(path):
-        return open_remote(str(path), cache or CachePlace(), check_again=check_again)
+        return open_remote(
+            str(path),
+            cache or CachePlace(),
+            allow_incomplete=allow_incomplete,
+            check_again=check_again,
+        )
     path = Path(path)
     if is_mirror(path):
         return open_mirror(path, cache or CachePlace(), check_again=check_again)

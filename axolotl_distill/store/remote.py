@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from axolotl_distill.disk.lock import file_lock
 from axolotl_distill.disk.refused import refusals
 from axolotl_distill.disk.remote import RemoteFolder
 from axolotl_distill.errors import StoreCorruptError, StoreError, StoreMissingError
+from axolotl_distill.store import journal
 from axolotl_distill.store.checked import SHOWN_AFTER, check_files, check_records
 from axolotl_distill.store.manifest import FILE, MAX_BYTES, Manifest
 from axolotl_distill.store.payloads import Arrays
@@ -159,8 +160,12 @@ def is_mirror(path: Path) -> bool:
     return (path / ORIGIN).is_file()
 
 
-def open_remote(url: str, place: CachePlace, *, check_again: bool = False) -> RemoteStore:
+def open_remote(
+    url: str, place: CachePlace, *, allow_incomplete: bool = False, check_again: bool = False
+) -> RemoteStore:
     """Open the store at an address; see above.
+
+    allow_incomplete  one that is being captured there, as far as it is known to be there
 
     Raises StoreMissingError where there is none, StoreCorruptError for what is not as it was
     written, RemoteError for what is refused or does not come, StoreError for a cache that cannot
@@ -175,13 +180,19 @@ def open_remote(url: str, place: CachePlace, *, check_again: bool = False) -> Re
             "address; where `axolotl distill store push` was stopped, run it again. "
             f"({error})"
         ) from error
-    mirror = cache.folder / STORES / hashlib.sha256(data).hexdigest()[:32]
+    lines = b""
+    if allow_incomplete:
+        with suppress(StoreMissingError):
+            lines = remote.read(journal.FILE, journal.MAX_BYTES)
+    mirror = cache.folder / STORES / hashlib.sha256(data + lines).hexdigest()[:32]
     with refusals(cache.folder, StoreError, KEY):
         mirror.mkdir(parents=True, exist_ok=True)
         with file_lock(mirror / ".lock"):
             if not (mirror / FILE).exists():
+                if lines:
+                    write_atomically(mirror / journal.FILE, lines)
                 write_atomically(mirror / FILE, data)
-            manifest = _loaded(mirror, remote)
+            manifest = _loaded(mirror, remote, allow_incomplete)
             _fetch_rows(remote, mirror, manifest)
             write_atomically(mirror / ORIGIN, json.dumps({"url": url}).encode())
             check_files(mirror, manifest, again=check_again, rows_alone=True)
@@ -198,16 +209,17 @@ def open_mirror(path: Path, place: CachePlace, *, check_again: bool = False) -> 
     return RemoteStore(path, manifest, RemoteFolder(url), cache)
 
 
-def _loaded(mirror: Path, remote: RemoteFolder) -> Manifest:
+def _loaded(mirror: Path, remote: RemoteFolder, allow_incomplete: bool) -> Manifest:
     try:
         manifest = Manifest.load(mirror)
     except StoreError as error:
         (mirror / FILE).unlink()
         raise type(error)(str(error).replace(str(mirror), str(remote))) from error
-    if not manifest.complete:
+    if not manifest.complete and not allow_incomplete:
         raise StoreError(
-            f"{remote} is not complete: it was copied while it was captured. End the capture, and "
-            "push it with `axolotl distill store push`."
+            f"{remote} is not complete: it is being captured, or its capture was stopped. The same "
+            "`axolotl distill capture` command goes on; `axolotl distill inspect` shows what is "
+            "there. If it was copied, end the capture and use `axolotl distill store push`."
         )
     return manifest
 

@@ -28,6 +28,14 @@ def seal_of(values: Mapping[str, Any], before: str = "") -> str:
     return hashlib.sha256((before + text).encode()).hexdigest()
 
 
+def uid_of(data: bytes) -> str:
+    """The uid of a manifest's bytes, as a message shows it."""
+    try:
+        return str(strict_json(data)["uid"])[:8]
+    except (ValueError, KeyError, TypeError):
+        return "damaged"
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):

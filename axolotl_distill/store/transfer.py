@@ -9,7 +9,7 @@ one that is asked for, and is renamed when all of it is there.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ from axolotl_distill.disk.atomic import sync_folder
 from axolotl_distill.disk.journal import Journal
 from axolotl_distill.disk.lock import lock_folder
 from axolotl_distill.disk.refused import refusals
-from axolotl_distill.disk.remote import RemoteFolder
+from axolotl_distill.disk.remote import RemoteFolder, hash_of, mark_of
 from axolotl_distill.disk.rows import json_lines
 from axolotl_distill.errors import StoreError, StoreMissingError
 from axolotl_distill.store.checked import CACHE, check_files
@@ -29,15 +29,12 @@ from axolotl_distill.store.manifest import FILE, MAX_BYTES, Manifest
 from axolotl_distill.store.reader import TeacherStore
 from axolotl_distill.store.remote import fetch_file
 from axolotl_distill.store.schema import Shard
-from axolotl_distill.store.sealed import strict_json
+from axolotl_distill.store.sealed import uid_of
 
 THREADS = 4
 CARD = "README.md"
 PULLING = ".pulling"
 KEY = "LOCAL"
-# What tells one object from another under the same name; which there are depends on the system.
-MARKS = ("ETag", "etag", "md5Hash", "crc32c", "generation", "version_id", "blob_id")
-TIMES = ("LastModified", "last_modified", "last_commit", "created", "mtime", "updated")
 
 
 def push(store: TeacherStore, url: str) -> dict[str, Any]:
@@ -50,7 +47,7 @@ def push(store: TeacherStore, url: str) -> dict[str, Any]:
     there = remote.listing()
     if FILE in there and (seen := remote.read(FILE, MAX_BYTES)) != data:
         raise StoreError(
-            f"{remote} holds another store ({_uid(seen)}, and {store.path} is "
+            f"{remote} holds another store ({uid_of(seen)}, and {store.path} is "
             f"{store.manifest.uid[:8]}). Choose another address, or delete what is there."
         )
     files = [
@@ -115,7 +112,10 @@ def _pulled(remote: RemoteFolder, data: bytes, folder: Path) -> Manifest:
         (folder / FILE).write_bytes(data)
     manifest = Manifest.load(folder)
     if not manifest.complete:
-        raise StoreError(f"{remote} is not complete: it was copied while it was captured.")
+        raise StoreError(
+            f"{remote} is not complete: it is being captured, or was copied while it was. The same "
+            "`axolotl distill capture` command goes on with it."
+        )
     for name in ("data", "teacher"):
         (folder / name).mkdir(exist_ok=True)
     work = [(shard, name) for shard in manifest.shards for name in shard.files]
@@ -153,7 +153,7 @@ def _has(remote: RemoteFolder, name: str, about: Any, there: dict[str, Any]) -> 
     """Whether a file of the right size is there, and has the hash when it is read back."""
     if name not in there or there[name].get("size") != about["bytes"]:
         return False
-    return _hash(remote.blocks(name, about["bytes"])) == about["sha256"]
+    return hash_of(remote.blocks(name, about["bytes"])) == about["sha256"]
 
 
 def _is_whole(file: Path, about: Any) -> bool:
@@ -161,20 +161,6 @@ def _is_whole(file: Path, about: Any) -> bool:
         return False
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest() == about["sha256"]
-
-
-def _hash(blocks: Iterable[bytes]) -> str:
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(block)
-    return digest.hexdigest()
-
-
-def _uid(data: bytes) -> str:
-    try:
-        return str(strict_json(data)["uid"])[:8]
-    except (ValueError, KeyError, TypeError):
-        return "damaged"
 
 
 class _Sent:
@@ -189,11 +175,11 @@ class _Sent:
         self._journal: Journal | None = None
 
     def has(self, name: str, about: Any, there: dict[str, Any] | None) -> bool:
-        mark = _mark(there) if there else ""
+        mark = mark_of(there) if there else ""
         return bool(mark) and self._noted.get(name) == (about["sha256"], mark)
 
     def add(self, name: str, about: Any, there: dict[str, Any]) -> None:
-        if self._journal is not None and (mark := _mark(there)):
+        if self._journal is not None and (mark := mark_of(there)):
             line = {"name": name, "sha256": about["sha256"], "mark": mark}
             with suppress(OSError):
                 self._journal.append(json.dumps(line).encode() + b"\n")
@@ -214,11 +200,3 @@ class _Sent:
     def __exit__(self, *_: object) -> None:
         if self._journal is not None:
             self._journal.close()
-
-
-def _mark(about: dict[str, Any]) -> str:
-    """'' where the system tells nothing by which an object is known again."""
-    known = {key: str(about[key]) for key in MARKS if about.get(key)}
-    times = {key: str(about[key]) for key in TIMES if about.get(key)}
-    found = known or times
-    return json.dumps({**found, "size": about.get("size")}, sort_keys=True) if found else ""

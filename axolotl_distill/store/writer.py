@@ -32,6 +32,7 @@ from axolotl_distill.store.folder import (
     resume,
 )
 from axolotl_distill.store.manifest import FILE, Manifest
+from axolotl_distill.store.outlet import Outlet
 from axolotl_distill.store.payloads import RecordBatch, Shape, join_batches
 from axolotl_distill.store.rows import rows_table, write_table
 from axolotl_distill.store.schema import LONGEST_SHARD, MAX_SHARDS, File, Shard, shard_name
@@ -50,8 +51,16 @@ class StoreWriter:
     what was committed stays, and a later writer goes on with it.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, lock: FileLock, key: str = KEY):
+    def __init__(
+        self,
+        path: Path,
+        manifest: Manifest,
+        lock: FileLock,
+        key: str = KEY,
+        outlet: Outlet | None = None,
+    ):
         self.path = path
+        self._outlet = outlet
         self.manifest = manifest
         self._lock = lock
         self._key = key
@@ -60,29 +69,41 @@ class StoreWriter:
         self._start_shard()
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, manifest: Manifest, key: str = KEY) -> Self:
-        """Begin a store, or go on with one whose header is the same. `key`: by what another folder
-        is named.
+    def create_or_resume(
+        cls, path: str | Path, manifest: Manifest, key: str = KEY, outlet: Outlet | None = None
+    ) -> Self:
+        """Begin a store, or go on with one whose header is the same.
+
+        key     by what another folder is named
+        outlet  the address that the shards go to, `path` being its spool
 
         Raises StoreError when another writer is at work, when the folder holds something else or
         cannot be written or locked, or when a field of the header differs from what was captured
-        so far; StoreMissingError and StoreCorruptError when a shard of it is missing or cut.
+        so far; StoreMissingError and StoreCorruptError when a shard of it is missing or cut; what
+        `Outlet.begin` does.
         """
         path = Path(path)
         with refusals(path, StoreError, key):
-            refuse_strangers(path, key)
+            if outlet is None:
+                refuse_strangers(path, key)
             for folder in (path, *(path / name for name in FOLDERS)):
                 folder.mkdir(parents=True, exist_ok=True)
             sync_folder(path.parent)
             lock = lock_folder(path, StoreError, key)
             try:
+                if outlet is not None:
+                    outlet.begin()
                 if (path / FILE).exists():
-                    manifest = resume(path, manifest, key)
+                    manifest = resume(path, manifest, key, outlet)
                 else:
                     manifest.save(path)
                 remove_uncommitted(path, manifest)
-                return cls(path, manifest, lock, key)
+                if outlet is not None:
+                    outlet.go_on(manifest)
+                return cls(path, manifest, lock, key, outlet)
             except BaseException:
+                if outlet is not None:
+                    outlet.give_up()
                 lock.release()
                 raise
 
@@ -163,6 +184,8 @@ class StoreWriter:
             source_stop=self.next_source_row,
             files={},
         )
+        if self._outlet is not None:
+            self._outlet.wait_for_room()
         tensors = save(self.manifest.payloads.pack(records, self.manifest.shape_of(shard)))
         with refusals(self.path, StoreError, self._key):
             shard.files[shard.rows_file] = self._write(
@@ -175,6 +198,8 @@ class StoreWriter:
                 self._journal = journal.ShardJournal(self.path, self.manifest.seal)
             self._journal.append(shard.model_dump())
         self.manifest.shards.append(shard)
+        if self._outlet is not None:
+            self._outlet.add(shard)
         self._start_shard()
 
     def _entries_that_fit(self, records: RecordBatch) -> int:
@@ -199,11 +224,15 @@ class StoreWriter:
             self._check_complete()
             if self.manifest.shards:
                 self.manifest.shards[-1].source_stop = self.next_source_row
+            if self._outlet is not None:
+                self._outlet.drain()
             self.manifest.complete = True
             with refusals(self.path, StoreError, self._key):
                 write_atomically(self.path / "README.md", dataset_card(self.manifest).encode())
                 self.manifest.save(self.path)
                 (self.path / journal.FILE).unlink(missing_ok=True)
+            if self._outlet is not None:
+                self._outlet.finish(self.manifest)
         finally:
             self.abandon()
 
@@ -214,11 +243,15 @@ class StoreWriter:
         """
         if self._journal is not None:
             self._journal.close()
+        if self._outlet is not None:
+            self._outlet.stop()
         if not (self.manifest.shards or self.manifest.complete or has_open_rows(self.path)):
             with suppress(OSError):
                 remove_uncommitted(self.path, self.manifest)
                 for name in (FILE, journal.FILE):
                     (self.path / name).unlink(missing_ok=True)
+            if self._outlet is not None:
+                self._outlet.forget()
         self._lock.release()
 
     def _check_complete(self) -> None:

@@ -66,9 +66,13 @@ class ModelTeacher:
                 if head is not None:
                     hidden_BSD = head.cast(self.model.base_model(**inputs, use_cache=False)[0])
             if head is not None:
-                for row, (number, hidden_SD) in enumerate(zip(rows, hidden_BSD, strict=True)):
-                    layers = states.of_row(row, torch.from_numpy(positions[number]))
-                    yield self._unprojected(head, number, hidden_SD, positions[number], layers)
+                said = []
+                with self.as_teacher():  # Whose head it is, too.
+                    for row, (number, hidden_SD) in enumerate(zip(rows, hidden_BSD, strict=True)):
+                        own = positions[number]
+                        layers = states.of_row(row, torch.from_numpy(own))
+                        said.append(self._unprojected(head, number, hidden_SD, own, layers))
+                yield from said
                 return
         if not self._keeps:
             with self.as_teacher(), LayerStates(self.model, want.layers) as states:

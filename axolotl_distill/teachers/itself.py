@@ -1,33 +1,50 @@
-"""The student as its own teacher: what it was before its adapter learnt anything."""
+"""The student as its own teacher: what it was before its adapter learnt anything, or what it is
+now, where it is shown more than the student."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import PreTrainedModel
 
+from axolotl_distill.teachers.average import Average
 from axolotl_distill.teachers.hf import ModelTeacher
+
+OwnWeights = Literal["base", "now", "average"]
 
 
 class SelfTeacher(ModelTeacher):
-    """A ModelTeacher that is the student with its adapters off, in evaluation mode.
-
-    It is the base model as the student has it, quantised where that is, and in the precision that
-    the trainer computes in. The student is left as it was found.
+    """A ModelTeacher that is the student in evaluation mode, in the precision that the trainer
+    computes in and quantised where the student is. The student is left as it was found.
 
     causal_lm  the student's model within its adapter
+    weights    base: with its adapters off, which is the model that they were put on; now: as they
+               are when it is asked; average: as `average` has them
     """
 
-    def __init__(self, causal_lm: PreTrainedModel):
+    def __init__(
+        self,
+        causal_lm: PreTrainedModel,
+        weights: OwnWeights = "base",
+        average: Average | None = None,
+    ):
+        assert (average is None) is (weights != "average")
         size = causal_lm.get_output_embeddings().weight.shape[0]
         super().__init__(causal_lm, "the student itself", vocab_size=size)
+        self.weights, self.average = weights, average
 
     @contextmanager
     def as_teacher(self) -> Iterator[None]:
         """See ModelTeacher."""
-        with torch.no_grad(), evaluating(self.model), _adapters_off(self.model):
+        own: AbstractContextManager[None] = nullcontext()
+        if self.weights == "base":
+            own = _adapters_off(self.model)
+        elif self.average is not None:
+            own = self.average.in_place()
+        with torch.no_grad(), evaluating(self.model), own:
             yield
 
 

@@ -2,17 +2,25 @@
 
 import json
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, modeling_utils
+from transformers.integrations import accelerate as placing
 
 from axolotl_distill.config.teacher import ModelArgs, TeacherArgs
+from axolotl_distill.teachers.sharded import spread_layers
 
 CANNOT_LOAD = (OSError, ValueError, ImportError, RuntimeError)
 """What transformers, accelerate, peft and bitsandbytes raise for a model that they cannot load."""
 ADAPTER_CONFIG = "adapter_config.json"
+FSDP_LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Of accelerate: other processes than the first get no weights, and wait for FSDP's."""
+ASK_FOR_ZERO3: tuple[Any, ...] = (modeling_utils, placing)
 
 
 def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
@@ -25,14 +33,38 @@ def load_causal_lm(teacher: TeacherArgs) -> PreTrainedModel:
     Raises CANNOT_LOAD.
     """
     name, adapter, options = teacher.model, teacher.adapter, loading_options(teacher)
+    if teacher.sharded:
+        options["device_map"] = {"": "cpu"}
     if adapter is None and (base := _base_of(name)) is not None:
         adapter, name = name, base["base_model_name_or_path"]
         if base.get("revision"):
             options["revision"] = base["revision"]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
-    if adapter is not None:
-        model = _with_adapter(model, adapter, merged=teacher.quantization is None)
-    return model.eval()
+    with apart_from_the_student():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, **options)
+        if adapter is not None:
+            model = _with_adapter(model, adapter, merged=teacher.quantization is None)
+    model.eval()
+    if teacher.sharded:
+        spread_layers(model, resolve_device(teacher.device))
+    return model
+
+
+@contextmanager
+def apart_from_the_student() -> Iterator[None]:
+    """While it lasts a model is loaded whole, in every process. What shards the student would have
+    transformers load a part of it, or nothing at all, for an engine that will never see it."""
+    efficient = os.environ.pop(FSDP_LOADS_ONCE, None)
+    # Axolotl puts a function of its own there, which says that ZeRO-3 is on.
+    asked = [(module, module.is_deepspeed_zero3_enabled) for module in ASK_FOR_ZERO3]
+    for module in ASK_FOR_ZERO3:
+        module.is_deepspeed_zero3_enabled = lambda: False
+    try:
+        yield
+    finally:
+        for module, is_enabled in asked:
+            module.is_deepspeed_zero3_enabled = is_enabled
+        if efficient is not None:
+            os.environ[FSDP_LOADS_ONCE] = efficient
 
 
 def loading_options(args: ModelArgs) -> dict[str, Any]:

@@ -177,11 +177,18 @@ class ServerTeacher:
         size = k + 1 if want.realised else k
 
         def check(answer: Answer) -> None:
-            rows = self._engine.rows(answer, k, want.realised)
-            if len(rows) != len(input_ids):
-                raise ValueError(f"it has {len(rows)} rows for a text of {len(input_ids)} tokens")
-            wanted = [rows[position + 1] for position in positions]
-            found.append(top_logprobs(wanted, k=size, vocab_size=self.vocab_size))
+            try:
+                rows = self._engine.rows(answer, k, want.realised)
+                if len(rows) != len(input_ids):
+                    raise ValueError(f"it has {len(rows)} rows for {len(input_ids)} tokens of text")
+                wanted = [rows[position + 1] for position in positions]
+                found.append(top_logprobs(wanted, k=size, vocab_size=self.vocab_size))
+            except (AttributeError, KeyError, IndexError, TypeError) as error:
+                # Rows that are no rows are no answer, whatever they are instead.
+                raise ValueError(
+                    f"a row of it is not what such a server writes "
+                    f"({type(error).__name__}: {error}). Is `server.engine` what the server is?"
+                ) from error
 
         path = self._engine.path(self._client.root)
         body = self._engine.body(self.name, list(input_ids), k, temperature)

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 import yaml
 from support.axolotl_run import run_axolotl
 from support.cli import distill_here
 from support.strategies import LORA
+from transformers import AutoModelForCausalLM
 
 from axolotl_distill.rollout.kept import graded_rows
 
@@ -81,6 +83,7 @@ def test_from_a_step_s_text_to_a_training_on_it(tmp_path, config):
     )
     assert 0 < json.loads(made.stdout)["rows"] <= len(whole)
 
+    check_the_records(tmp_path, config)
     offline = {
         **config,
         "distill": {"divergence": "reverse_kl", "alpha": 0.5},
@@ -95,3 +98,39 @@ def test_from_a_step_s_text_to_a_training_on_it(tmp_path, config):
     taught = [step for step in run.steps if "distill/kl" in step]
     assert taught and all(0.0 < step["distill/kl"] < 20.0 for step in taught)
     assert all(0.0 < step["distill/teacher_mass"] <= 1.0 for step in taught)
+
+
+def check_the_records(tmp_path, config):
+    """The first step on all rows has the KL of what both models say where the rows were written:
+    records that stand one token off would have another."""
+    store = tmp_path / "rollouts/store"
+    number = len(list(graded_rows(tmp_path / "rollouts/part-00000.jsonl")))
+    once = {
+        **config,
+        "distill": {"divergence": "reverse_kl", "alpha": 1.0},
+        "datasets": [{"path": str(store), "type": "axolotl_distill.store"}],
+        "micro_batch_size": number,
+        "max_steps": 1,
+        "lora_dropout": 0.0,
+        "save_strategy": "no",
+    }
+    run = run_axolotl(tmp_path / "once", once)
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        for folder in (config["base_model"], tmp_path / "teacher")
+    )
+    kls = []
+    for row in graded_rows(tmp_path / "rollouts/part-00000.jsonl"):
+        ids = torch.from_numpy(row.ids.astype("int64"))[None]
+        with torch.no_grad():
+            q, p = (model(ids).logits[0].log_softmax(-1) for model in (student, teacher))
+        predicting = range(row.prompt_tokens - 1, len(row.ids) - 1)
+        kls += [reverse_kl_of_top(q[t], p[t], k=64) for t in predicting]
+    assert run.steps[0]["distill/kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
+
+
+def reverse_kl_of_top(log_q, log_p, k):
+    """KL(student || teacher) where all but the teacher's k likeliest tokens are one."""
+    top = log_p.topk(k).indices
+    q, p = (torch.cat([log[top].exp(), 1 - log[top].exp().sum(0, True)]) for log in (log_q, log_p))
+    return float((q * (q / p).log()).sum())

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from support.axolotl_run import run_axolotl
-from support.strategies import LORA
+from support.axolotl_run import Plan, run_axolotl, run_fleet
+from support.strategies import LORA, fsdp2
 
 pytestmark = pytest.mark.axolotl
 
@@ -46,10 +46,18 @@ def on_policy_config(tmp_path_factory, tiny_model, tiny_llama_dir):
 
 
 def test_half_of_the_steps_learn_from_its_own_text(tmp_path, on_policy_config):
-    run = run_axolotl(tmp_path, on_policy_config)
+    evaluated = {"val_set_size": 6, "eval_steps": 3}
+    evaluated["distill"] = {**on_policy_config["distill"]}
+    evaluated["distill"]["on_policy"] = {**evaluated["distill"]["on_policy"], "evaluate": 3}
+    run = run_axolotl(tmp_path, {**on_policy_config, **evaluated})
+    for seen in run.evaluations:
+        assert 1 <= seen["eval_rollout_length"] <= 12 and 0 <= seen["eval_rollout_overlap"] <= 1
+        assert seen["eval_rollout_kl"] > 0 and seen["eval_rollout_kl"] != seen["eval_distill/kl"]
+    assert len(run.evaluations) >= 2
     drawn = [step["rollout/own_text"] for step in run.steps]
     assert len(drawn) == 6 and set(drawn) == {0.0, 1.0}
     for step, own in zip(run.steps, drawn, strict=True):
+        assert ("rollout/overlap" in step) is ("rollout/kl" in step)
         assert ("rollout/kl" in step) is ("rollout/length" in step) is (own == 1.0)
         if own:
             assert step["rollout/kl"] == step["distill/kl"] and 1 <= step["rollout/length"] <= 12
@@ -86,3 +94,35 @@ def test_two_processes_write_each_its_own_and_learn_as_one(tmp_path, on_policy_c
     # One loss and one gradient, of unlike texts.
     assert [s["grad_norm"] for s in one["steps"]] == [s["grad_norm"] for s in two["steps"]]
     assert one["tokens"] != two["tokens"] and len(one["tokens"]) == len(two["tokens"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["lora", "full"])
+def test_a_student_that_fsdp2_shards_writes_what_ddp_s_does(tmp_path, on_policy_config, student):
+    """Each process its own text, some of them longer: the same tokens, losses and norms."""
+    config = {
+        **on_policy_config,
+        **fsdp2(),
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "lora_dropout": 0.0,
+        "adam_epsilon": 1e-3,
+    }
+    if student == "full":
+        config = {key: value for key, value in config.items() if "lora" not in key}
+        del config["adapter"]
+    keys = set(fsdp2())
+    plans = {
+        "ddp": Plan({k: v for k, v in config.items() if k not in keys}, 2),
+        "fsdp2": Plan(config, 2, as_gpus=True),
+    }
+    runs = run_fleet(tmp_path, plans)
+    assert all(run.code == 0 for run in runs.values())
+    for ours, other in zip(runs["fsdp2"].inside, runs["ddp"].inside, strict=True):
+        assert ours["kind"] == "FSDP" and other["wrapper"] == "DistributedDataParallel"
+        assert ours["tokens"] == other["tokens"] and set(ours["head_held"]) == {49152 * 32}
+        for step, like in zip(ours["steps"], other["steps"], strict=True):
+            assert step == pytest.approx(like, rel=1e-4)
+    one, two = runs["fsdp2"].inside
+    assert one["tokens"] != two["tokens"]
+    assert "the teacher's layers are shared by 2 processes" in runs["fsdp2"].log

@@ -117,10 +117,6 @@ def test_sizes(written, size):
         ({"cache": {"size": "much"}}, r"`distill.cache.size`: must be a size, as in 200GB"),
         ({"cache": {"size": 0}}, r"greater than or equal to 1"),
         ({"cache": {"path": "x"}}, r"unknown key `path`"),
-        (
-            {"capture": {"teacher": "x", "output": "s3://bucket/x"}},
-            r"`distill.capture.output`: a store is captured to a local folder.*store push",
-        ),
     ],
 )
 def test_what_is_refused(block, said):

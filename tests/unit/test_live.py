@@ -1,5 +1,6 @@
 """A teacher that answers while the student trains: its loss is that of its own logits."""
 
+import asyncio
 from typing import get_args
 
 import numpy as np
@@ -320,6 +321,62 @@ def test_answers_that_are_broken_are_asked_for_again():
     assert seen.loss.item() == pytest.approx(alone.loss.item(), rel=1e-4)
 
 
+def spoilt(kind):
+    def spoil(rows):
+        first = rows[8]
+        if kind == "short":
+            return rows[:-1]
+        if isinstance(first, dict):
+            name = next(iter(first))
+            about = {
+                "nan": {**first, name: {**first[name], "logprob": float("nan")}},
+                "none": {**first, name: {**first[name], "logprob": None}},
+                "text": {**first, name: {**first[name], "logprob": "-1.0"}},
+                "bare": {name: -1.0},
+                "nameless": {name: {"rank": 1}},
+                "list": [1, 2],
+                "null": None,
+                "number": 3,
+                "infinite": {**first, name: {**first[name], "logprob": float("inf")}},
+            }
+        else:
+            value, token, _ = first[0]
+            about = {
+                "nan": [[float("nan"), token, None]],
+                "none": [[None, token, None]],
+                "text": [["-1.0", token, None]],
+                "bare": [value],
+                "nameless": [[value]],
+                "list": {"a": 1},
+                "null": None,
+                "number": 3,
+                "infinite": [[float("inf"), token, None]],
+            }
+        return [*rows[:8], about[kind], *rows[9:]]
+
+    return spoil
+
+
+KINDS = ["short", "nan", "none", "text", "bare", "nameless", "list", "null", "number", "infinite"]
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_answer_is_said_and_never_learnt_from(engine, kind, monkeypatch):
+    monkeypatch.setattr("asyncio.sleep", no_sleep(asyncio.sleep))
+    served = Served(engine, 4)
+    served.served.spoil = spoilt(kind)
+    with served as source:
+        attach(student := tiny("llama"), source)
+        with pytest.raises(ServerError, match="3 answers that cannot be used"):
+            student(**{k: v[:1] for k, v in BATCHES["right"].items()})
+    assert len(served.server.answered) == 3
+
+
+def no_sleep(sleep):
+    return lambda seconds: sleep(0)
+
+
 def test_a_token_that_only_the_student_has():
     source = live(another())
     source.vocabulary = SharedVocabulary(size=VOCAB, foreign={TEXTS[2]["input_ids"][4]: "<new>"})
@@ -338,7 +395,11 @@ def test_a_padded_head_is_cut():
 @pytest.mark.parametrize(
     ("block", "said"),
     [
-        ({"teacher": {"self": True, "context": "x"}}, "context` cannot be used yet"),
+        ({"teacher": {"self": True, "context": ""}}, "`context` is empty"),
+        ({"teacher": {"self": True, "weights": "now"}}, "nothing to learn"),
+        ({"teacher": {"model": "m", "context": "x"}}, "is read by `self: true` only"),
+        ({"teacher": {"model": "m", "weights": "now"}}, "is read by `self: true` only"),
+        ({"teacher": {"self": True, "weights": "then"}}, "must be one of base, now"),
         ({"teacher": "m", "support": "tail_bucket"}, "its whole distribution"),
         ({"teacher": "m", "k": 4}, "`k: 4` is not read without `teacher.server`"),
         ({"teacher": {"model": "m", "server": {"base_url": "http://h/v1"}}}, "vllm or sglang"),

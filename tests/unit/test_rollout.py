@@ -253,6 +253,18 @@ def test_its_loss_is_divided_by_the_tokens_that_were_written(tokenizer):
         assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("is_packed", [False, True], ids=["padded", "packed"])
+def test_a_micro_batch_has_a_mask_where_the_data_s_has_one(tokenizer, is_packed):
+    """With sdpa Axolotl leaves it out of packed rows: beside one, documents see each other."""
+    mask = "attention_mask"
+    bare = [{k: v for k, v in batch.items() if k != mask} for batch in BATCHES[is_packed]]
+    if is_packed:
+        made = step(tokenizer, is_packed).replace(bare, 1)
+        assert all(mask not in batch and "position_ids" in batch for batch in made)
+    made = step(tokenizer, is_packed).replace(BATCHES[is_packed], 1)
+    assert all(mask in batch for batch in made)
+
+
 def test_what_finds_no_room_is_counted():
     batches = BATCHES[True]
     written = [(Prompt(0, [5] * 50), Completion([6] * 10, False))] * 4
