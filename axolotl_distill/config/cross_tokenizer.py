@@ -1,21 +1,14 @@
 """`distill.cross_tokenizer`: a teacher that has another tokenizer than the student."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from axolotl_distill.config.block import Block, ReadBy
 
-# What others call it, and why it is not here.
-NOT_HERE = {
-    "common_tokens": "it keeps the tokens that both have, whatever may follow them: on numerals "
-    "that is another distribution. `span` gives such tokens the teacher's own probability where "
-    "that is theirs",
-    "min_ed": "it pairs tokens by how alike they are written, and no such pair is a probability",
-    "embedding": "it needs a projection that is learnt beside the training",
-}
-
-
+LEAST_SAMPLES = 20
+RECORDS = ("span", "common_tokens", "min_ed", "embedding")
+"""Methods that make records of the student's tokens, for a store or at once"""
 BESIDE = ("uld", "gold", "alm")
 """Methods that make no record: they need the teacher beside the training"""
 NOT_WITH = ("divergence", "support", "label_smoothing", "backend")
@@ -25,19 +18,39 @@ NOT_WITH = ("divergence", "support", "label_smoothing", "backend")
 class CrossTokenizerArgs(Block):
     """How a teacher's distributions over its tokens become the student's."""
 
-    method: Literal["span", "uld", "gold", "alm"] = Field(
+    method: Literal["span", "common_tokens", "min_ed", "embedding", "uld", "gold", "alm"] = Field(
         "span",
         description="span: exact probabilities of the student's own cuts of the text; what cannot "
-        "be had from one pass of the teacher is in the tail. With a live teacher also uld, sorted "
-        "probabilities; gold, tokens that both have, and sorted others; alm, likelihoods of pieces "
-        "of the text.",
+        "be had from one pass of the teacher is in the tail. common_tokens, min_ed and embedding "
+        "map token to token where both cut, and are wrong on numerals: by bytes, to what is "
+        "written most alike, to the first token of the student's. With a live teacher also uld, "
+        "sorted probabilities; gold, tokens that both have, and sorted others; alm, likelihoods of "
+        "pieces of the text.",
     )
     chat_template: str | None = Field(
         None,
         description="For the teacher's side, as Axolotl's `chat_template`. Default: its own.",
     )
+    check: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="At its start a capture says how much of the teacher's probability the records "
+        "of a few rows carry. With a number, such as 200, they are also held to what the teacher "
+        "writes there, by so many samples a place.",
+    )
 
-    k: Annotated[int, ReadBy("method", "span"), ReadBy("teacher", unless=("store", "text"))] = (
+    @field_validator("check")
+    @classmethod
+    def _counts(cls, value: int) -> int:
+        if 0 < value < LEAST_SAMPLES:
+            raise ValueError(
+                f"{value} samples are too few to count: half of them choose a token. Use 200, or "
+                "0 for none"
+            )
+        return value
+
+    k: Annotated[int, ReadBy("method", *RECORDS), ReadBy("teacher", unless=("store", "text"))] = (
         Field(64, ge=1, description="Of a live teacher: entries of a record, at most.")
     )
     weights: Annotated[list[float] | None, ReadBy("method", "gold")] = Field(
@@ -61,12 +74,4 @@ class CrossTokenizerArgs(Block):
     def _two_of_them(cls, value: list[float] | None) -> list[float] | None:
         if value is not None and (len(value) != 2 or min(value) < 0 or max(value) == 0):
             raise ValueError("must be two numbers from 0, not both 0, as in [0.8, 0.2]")
-        return value
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _is_here(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.lower().replace("-", "_") in NOT_HERE:
-            name = value.lower().replace("-", "_")
-            raise ValueError(f"`{value}` is not among the methods: {NOT_HERE[name]}. Use span.")
         return value

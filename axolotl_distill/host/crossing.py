@@ -115,8 +115,8 @@ class Crossing:
                 f"another tokenizer: {SHARDED}"
             )
         teacher = HFTeacher(beside(self.teacher, student), vocab_size=len(self.theirs))
-        if self.cross.method == "span":
-            return SpanSignal(teacher, self.cross.k)
+        if self.cross.method not in BESIDE:
+            return SpanSignal(teacher, self.cross.k, self.cross.method)
         vocabulary = SharedVocabulary(len(self.theirs))
         return PairedSignal(
             teacher, self.teacher.model, vocabulary, Want(unprojected=True), "tail_bucket", 1.0,
