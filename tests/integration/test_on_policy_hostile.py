@@ -69,7 +69,8 @@ def test_a_server_that_dies_in_mid_run_and_comes_back(tmp_path, tiny_model, conf
 
 
 def test_a_packed_run_goes_on(tmp_path, tiny_model, config):
-    """To the last bit, as one that is not packed does."""
+    """To the last bit, where its rows come in the data's order: shuffled, Axolotl packs others
+    together after a resume."""
     model = tiny_model(seed=1)
     model.save_pretrained(tmp_path / "teacher")
     model.tokenizer.save_pretrained(tmp_path / "teacher")
@@ -80,6 +81,7 @@ def test_a_packed_run_goes_on(tmp_path, tiny_model, config):
         "attn_implementation": "sdpa",
         "micro_batch_size": 1,
         "gradient_accumulation_steps": 2,
+        "curriculum_sampling": True,
     }
     whole = run_axolotl(tmp_path / "whole", config)
     checkpoint = str(whole.output / "checkpoint-2")
