@@ -2,10 +2,40 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from axolotl_distill.address import is_address
 from axolotl_distill.config.block import Block, PathText, expanded
+from axolotl_distill.config.server import ServerArgs
+
+
+class RolloutServerArgs(ServerArgs):
+    """A vLLM server that holds the student: it is given the adapter, and writes with it."""
+
+    engine: Literal["vllm"] = Field("vllm", description="No other can be given an adapter yet.")
+    concurrency: int = Field(
+        64, ge=1, description="Completions under way at once, asked for by each process."
+    )
+    model: str | None = Field(
+        None,
+        min_length=1,
+        description="Name by which it serves the base model. Default: `base_model`, or the one "
+        "model that is served.",
+    )
+    adapters: PathText | None = Field(
+        None,
+        description="Folder that the adapter is written to, which the server reads. Default: "
+        "rollout-adapters in `output_dir`.",
+    )
+    adapters_there: str | None = Field(
+        None, min_length=1, description="The same folder as the server names it. Default: as here."
+    )
+    tolerance: float = Field(
+        0.1,
+        gt=0.0,
+        description="Nats a token by which the server's log-probabilities may differ from the "
+        "trainer's, in the mean over a fixed text.",
+    )
 
 
 class OnPolicyArgs(Block):
@@ -35,6 +65,9 @@ class OnPolicyArgs(Block):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Of the sampling.")
     top_k: int = Field(0, ge=0, description="Of the sampling; 0 = all tokens.")
     batch_size: int = Field(64, ge=1, description="Completions under way at once, in each process.")
+    server: RolloutServerArgs | None = Field(
+        None, description="A vLLM server that writes instead of the student's own `generate`."
+    )
     truncated: Literal["keep", "drop"] = Field(
         "keep", description="Completions that end for want of room: learnt from, or left out."
     )
@@ -62,3 +95,13 @@ class OnPolicyArgs(Block):
                 "with `axolotl distill store push FOLDER/store ADDRESS`"
             )
         return expanded(value)
+
+    @model_validator(mode="after")
+    def _says_how_many_once(self) -> "OnPolicyArgs":
+        if self.server is not None and "batch_size" in self.model_fields_set and not self.seq_kd:
+            raise ValueError(
+                f"`batch_size: {self.batch_size}` is not read with `server`, which batches by "
+                "itself; `server.concurrency` is how many completions it is asked for at once. "
+                "Remove it."
+            )
+        return self

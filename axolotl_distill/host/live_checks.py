@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from axolotl_distill.config.distill import DistillArgs
+from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
 from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
@@ -48,7 +49,11 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
                 "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
                 "or let it see more than the student does: `context`; or average its steps: `ema`.",
             )
-        yield from _moved_base(cfg)
+        yield from moved_base(
+            cfg,
+            "with its adapter off the student is not the model that it was "
+            "(`distill.teacher.self`)",
+        )
     if teacher.self:
         yield from _sharded_self(cfg)
     if teacher.ema is not None:
@@ -57,13 +62,8 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
         yield from _on_policy_findings(cfg)
         if args.on_policy.evaluate:
             yield from _evaluation_findings(cfg)
-        if args.on_policy.seq_kd and teacher.sharded:
-            yield Finding(
-                "distill.teacher.sharded",
-                "`distill.teacher.sharded: true` cannot be combined with `on_policy.seq_kd`:",
-                "the processes would have to write equally many tokens.",
-                "Remove one of them.",
-            )
+        if teacher.sharded:
+            yield from _unequal_calls(args.on_policy)
     if teacher.server is not None:
         return
     if isinstance(teacher.device_map, str) and world_size() > 1:
@@ -97,6 +97,18 @@ def with_the_student(args: DistillArgs) -> DistillArgs:
     return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
 
 
+def _unequal_calls(given: OnPolicyArgs) -> Iterator[Finding]:
+    """What has processes run a teacher that they share a different number of times."""
+    for key, alike in (("seq_kd", "tokens"), ("evaluate", "batches")):
+        if getattr(given, key):
+            yield Finding(
+                "distill.teacher.sharded",
+                f"`distill.teacher.sharded: true` cannot be combined with `on_policy.{key}`:",
+                f"the processes would have to write equally many {alike}.",
+                "Remove one of them.",
+            )
+
+
 def _sharded_self(cfg: Any) -> Iterator[Finding]:
     for key in ("fsdp_config", "fsdp", "deepspeed"):
         if cfg.get(key):
@@ -108,8 +120,9 @@ def _sharded_self(cfg: Any) -> Iterator[Finding]:
             )
 
 
-def _moved_base(cfg: Any) -> Iterator[Finding]:
-    """What makes the model below the adapter another than the one that is named."""
+def moved_base(cfg: Any, why: str) -> Iterator[Finding]:
+    """What makes the model below the adapter another than the one that is named, and `why` that
+    cannot be."""
     quantised = ((cfg.get("peft") or {}).get("loftq_config") or {}).get("loftq_bits")
     moving = {
         "peft_init_lora_weights": cfg.get("peft_init_lora_weights"),
@@ -124,9 +137,10 @@ def _moved_base(cfg: Any) -> Iterator[Finding]:
             yield Finding(
                 key,
                 f"`{key}` changes the weights below the adapter,",
-                "and with its adapter off the student is not the model that it was "
-                "(`distill.teacher.self`).",
-                "Remove the key, or name a `model` as the teacher: the base model itself will do.",
+                f"and {why}.",
+                "Remove the key, or name a `model` as the teacher: the base model itself will do."
+                if "self" in why
+                else "Remove the key, or the block.",
             )
 
 

@@ -162,11 +162,9 @@ class DistillPlugin(BasePlugin):
             callbacks.append(Averages(average))
         given = _args(cfg).on_policy
         if given is not None:
-            from axolotl_distill.host.rollouts import KeepRollouts, on_policy
+            from axolotl_distill.host.rollouts import rollouts
 
-            trainer.on_policy = on_policy(cfg, _args(cfg), trainer, self._source)
-            if given.keep is not None:
-                callbacks.append(KeepRollouts(cfg, _args(cfg), trainer, self._source))
+            callbacks += rollouts(cfg, _args(cfg), trainer, self._source)
         return callbacks
 
     def _check(self, cfg: Any) -> None:
@@ -181,12 +179,14 @@ class DistillPlugin(BasePlugin):
             live_vocabulary,
         )
         from axolotl_distill.host.parallelism import parallelism
+        from axolotl_distill.host.served_rollouts import check_rollout_server, served_findings
         from axolotl_distill.host.store_checks import stores_findings
         from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
         enforce(live_findings(cfg, _args(cfg)))
+        enforce(served_findings(cfg, _args(cfg)))
         enforce(cross_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
@@ -198,6 +198,7 @@ class DistillPlugin(BasePlugin):
         elif teacher is not None:
             self._vocabulary = live_vocabulary(cfg, teacher)
             self._context = live_context(cfg, teacher)
+        check_rollout_server(cfg, _args(cfg))
         self._checked = cfg
 
 

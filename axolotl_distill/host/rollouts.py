@@ -13,6 +13,7 @@ from axolotl_distill.capture.teacher import estimated_at
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.teacher import TeacherArgs
+from axolotl_distill.host.served_rollouts import ServedRollouts
 from axolotl_distill.rollout.conversation import Conversations
 from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.gather import gather_inside
@@ -21,7 +22,7 @@ from axolotl_distill.rollout.kept import Part, begin
 from axolotl_distill.rollout.records import record_args
 from axolotl_distill.rollout.step import OnPolicy
 from axolotl_distill.rollout.whole import whole
-from axolotl_distill.rollout.writer import Writer, stop_tokens
+from axolotl_distill.rollout.writer import Author, Writer, stop_tokens
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.store.payloads import distribution_of
 from axolotl_distill.teachers.fingerprint import identity
@@ -32,17 +33,39 @@ from axolotl_distill.terms import check_terms
 LOG = get_logger(__name__)
 
 
-def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolicy:
-    """Writes the text of a trainer's steps. Raises ConfigError where nothing ends a completion."""
+def rollouts(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> list[TrainerCallback]:
+    """Has the trainer learn from text that is written as it trains; what is to be called besides.
+
+    Raises ConfigError where nothing ends a completion, or a server could not be given the adapter.
+    """
+    given = args.on_policy
+    assert given is not None
+    callbacks: list[TrainerCallback] = []
+    served = None
+    if given.server is not None:
+        served = ServedRollouts(cfg, given.server, trainer, lambda: _writes(trainer))
+        callbacks.append(served)
+    trainer.on_policy = on_policy(cfg, args, trainer, source, served)
+    if given.keep is not None:
+        callbacks.append(KeepRollouts(cfg, args, trainer, source))
+    return callbacks
+
+
+@contextmanager
+def _writes(trainer: Any) -> Iterator[None]:
+    """The student as it writes: no dropout, in the precision that it trains in."""
+    with whole(trainer.model), evaluating(trainer.model), trainer.accelerator.autocast():
+        yield
+
+
+def on_policy(
+    cfg: Any, args: DistillArgs, trainer: Any, source: Any, served: ServedRollouts | None = None
+) -> OnPolicy:
+    """Writes the text of a trainer's steps; `served` where the student writes behind a server.
+    Raises ConfigError where nothing ends a completion."""
     given = args.on_policy
     assert given is not None
     model, tokenizer, accelerator = trainer.model, trainer.processing_class, trainer.accelerator
-
-    @contextmanager
-    def student_writes() -> Iterator[None]:
-        with whole(model), evaluating(model), accelerator.autocast():
-            yield
-
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     context = min(cfg.sequence_len, positions or cfg.sequence_len)
 
@@ -52,6 +75,10 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         shows = accelerator.is_main_process
         return Writer(model, as_author, given, stop, pad, context, source.vocabulary.reads, shows)
 
+    itself = writer(model, lambda: _writes(trainer))
+    student: Author = itself
+    if served is not None:
+        student = served.writer(given, itself.stop, context, itself.reads)
     teacher = None
     if given.seq_kd:
         assert isinstance(source.teacher, ModelTeacher)  # the config sees to it
@@ -61,12 +88,11 @@ def on_policy(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> OnPolic
         f"axolotl-distill: with probability {given.lmbda:g} a step learns from the student's own "
         f"text, else from {'the teacher’s' if given.seq_kd else 'the data'}"
     )
-    student = writer(model, student_writes)
     evaluation = None
     if given.evaluate:
         collate = trainer.eval_data_collator
         evaluation = OwnText(
-            student=student,
+            student=itself,
             most=given.evaluate,
             drop=given.truncated == "drop",
             collate=collate,

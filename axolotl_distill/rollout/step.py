@@ -16,7 +16,7 @@ from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.keeper import Keeper
 from axolotl_distill.rollout.repack import Batch, Collate, Prompt, prompts_of, repacked
-from axolotl_distill.rollout.writer import Completion, Writer
+from axolotl_distill.rollout.writer import Author, Completion
 from axolotl_distill.show import foreign
 
 SHOWN = 400
@@ -50,8 +50,8 @@ class OnPolicy:
     """
 
     args: OnPolicyArgs
-    student: Writer
-    teacher: Writer | None
+    student: Author
+    teacher: Author | None
     collate: Collate
     packed: bool
     sequence_len: int
@@ -91,7 +91,9 @@ class OnPolicy:
         self._count(self._returned - began, graded, update)
         return batches
 
-    def _written(self, batches: list[Batch], step: int, author: Writer) -> list[Batch]:
+    def _written(self, batches: list[Batch], step: int, author: Author) -> list[Batch]:
+        # Before anything that may differ from rank to rank: a server is prepared by all of them.
+        found = author.prepare(step)
         prompts = prompts_of(batches)
         asked = [prompt for prompt in prompts if len(prompt.ids) < author.context]
         if len(asked) < len(prompts) and not self._said:
@@ -114,7 +116,7 @@ class OnPolicy:
             batches, kept, self.collate, packed=self.packed, sequence_len=self.sequence_len
         )
         if author is self.student:
-            self._measure(completions, len(kept) - len(placed))
+            self._measure(completions, len(kept) - len(placed), found)
             if self.keeper is not None:
                 self.keeper.expect(step, placed)
         return made
@@ -135,13 +137,16 @@ class OnPolicy:
         named = f"{self.seed} {step} {self.rank}".encode()
         return int.from_bytes(hashlib.sha256(named).digest()[:8]) >> 1
 
-    def _measure(self, completions: list[Completion], left_out: int) -> None:
+    def _measure(
+        self, completions: list[Completion], left_out: int, found: Mapping[str, float]
+    ) -> None:
         written = len(completions)
         self._sums.add(
             {
                 "length": self._pair(sum(len(c.ids) for c in completions), written),
                 "truncated": self._pair(sum(not c.finished for c in completions), written),
                 "left_out": self._pair(left_out, written),
+                **{name: self._pair(value, 1) for name, value in found.items()},
             }
         )
 

@@ -1,10 +1,10 @@
 """Completions by a model's own `generate`."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,24 @@ class Completion:
 
     ids: list[int]
     finished: bool
+
+
+class Author(Protocol):
+    """Who writes the text of a step."""
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and completion together."""
+        ...
+
+    def prepare(self, step: int) -> Mapping[str, float]:
+        """Whatever is to be done before the text of optimizer step `step` is written; what is to be
+        logged of it. All ranks call it, each for the same steps."""
+        ...
+
+    def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
+        """One completion a prompt, in their order. Every prompt is shorter than `context`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,10 @@ class Writer:
     reads: Callable[[int], bool]
     shows: bool = False
     shown: Context = NO_CONTEXT
+
+    def prepare(self, step: int) -> Mapping[str, float]:
+        """See Author; the model's weights are where it writes."""
+        return {}
 
     def write(self, prompts: Sequence[Sequence[int]], seed: int) -> list[Completion]:
         """One completion a prompt, in their order. What is drawn follows from `seed`, the prompts
@@ -100,7 +122,8 @@ class Writer:
                 stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
             )
         new = written[:, longest:].tolist()
-        return [self._completion(row[:most]) for row, most in zip(new, room, strict=True)]
+        rows = zip(new, room, strict=True)
+        return [completed(row[:most], self.stop, self.reads) for row, most in rows]
 
     def _bar(self, batches: int) -> Any:
         return tqdm(
@@ -125,13 +148,16 @@ class Writer:
             use_cache=True,
         )
 
-    def _completion(self, ids: list[int]) -> Completion:
-        for at, token in enumerate(ids):
-            if not self.reads(token):
-                return Completion(ids[:at], False)
-            if token in self.stop:
-                return Completion(ids[: at + 1], True)
-        return Completion(ids, False)
+
+def completed(ids: list[int], stop: Sequence[int], reads: Callable[[int], bool]) -> Completion:
+    """What of `ids` is a completion: all up to the first that ends it, or that student and teacher
+    do not both read."""
+    for at, token in enumerate(ids):
+        if not reads(token):
+            return Completion(ids[:at], False)
+        if token in stop:
+            return Completion(ids[: at + 1], True)
+    return Completion(ids, False)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

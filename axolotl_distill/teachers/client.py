@@ -39,10 +39,16 @@ class ServerClient:
     time-outs are retried by the openai client with exponential backoff, which heeds Retry-After;
     an answer that is no JSON, or that `check` finds wanting, is asked for again. Both kinds of
     tries together are at most 1 + `server.retries`.
+
+    again   ends an error that another start may do away with
     """
 
-    def __init__(self, server: ServerArgs):
-        self.server = server
+    def __init__(
+        self,
+        server: ServerArgs,
+        again: str = "What was received is kept; run the same command again.",
+    ):
+        self.server, self.again = server, again
         self._slots = asyncio.Semaphore(server.concurrency)
         self._client = openai.AsyncOpenAI(
             base_url=server.base_url,
@@ -106,8 +112,7 @@ class ServerClient:
                     raise ServerError(
                         f"{self._at(path)} does not answer, however often it is asked (`retries: "
                         f"{self.server.retries}`): {error.__cause__ or error}. Is the server up, "
-                        "and `base_url` right? What was received is kept; run the same command "
-                        "again."
+                        f"and `base_url` right? {self.again}"
                     ) from error
                 whole = False
                 try:
@@ -124,7 +129,7 @@ class ServerClient:
                     tries -= raw.retries_taken + 1
         raise TriesUsedUpError(
             f"{self._at(path)} gave {broken} answers that cannot be used; the last: "
-            f"{redact(fault)}. What was received is kept; run the same command again."
+            f"{redact(fault)}. {self.again}"
         )
 
     async def close(self) -> None:
@@ -139,6 +144,6 @@ class ServerClient:
         if error.status_code in (400, 413, 422):
             return RequestRefusedError(message)
         if error.status_code >= 500:
-            return TriesUsedUpError(f"{message} What was received is kept; run the command again.")
-        hint = FATAL.get(error.status_code, "What was received is kept; run the command again.")
+            return TriesUsedUpError(f"{message} {self.again}")
+        hint = FATAL.get(error.status_code, self.again)
         return ServerError(f"{message} {hint}")

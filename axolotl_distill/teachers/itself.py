@@ -41,7 +41,7 @@ class SelfTeacher(ModelTeacher):
         """See ModelTeacher."""
         own: AbstractContextManager[None] = nullcontext()
         if self.weights == "base":
-            own = _adapters_off(self.model)
+            own = adapters_off(self.model)
         elif self.average is not None:
             own = self.average.in_place()
         with torch.no_grad(), evaluating(self.model), own:
@@ -69,7 +69,7 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _adapters_off(model: torch.nn.Module) -> Iterator[None]:
+def adapters_off(model: torch.nn.Module) -> Iterator[None]:
     """PEFT's own switch takes the adapters' `requires_grad` away and gives it to all of them back,
     under the hooks of whatever synchronises their gradients; this one leaves it alone."""
     layers = [
