@@ -29,8 +29,10 @@ class ULDObjective(CrossObjective):
 def sorted_distance(own: Tensor, theirs: Tensor) -> Tensor:
     """[G]: the L1 distance of two rows of probabilities, [G, V] and [G, Vt], each in its order."""
     size = max(own.shape[1], theirs.shape[1])
-    ours, others = (
-        F.pad(probs.sort(-1, descending=True).values, (0, size - probs.shape[1]))
-        for probs in (own, theirs)
-    )
+    ours, others = (_in_order(probs, size) for probs in (own, theirs))
     return (ours - others).abs().sum(-1)
+
+
+def _in_order(probs: Tensor, size: int) -> Tensor:
+    ordered, _ = probs.sort(-1, descending=True)
+    return F.pad(ordered, (0, size - probs.shape[1]))
