@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from axolotl_distill.align.pieces import Pieces
+from axolotl_distill.align.kept import kept
+from axolotl_distill.align.pieces import Pieces, prefixed
 
 NONE = -1
 KEPT_CUTS = 1 << 16
@@ -18,6 +19,8 @@ KEPT_CUTS = 1 << 16
 MOST_OPEN, MOST_OPEN_WORD, GUESSED = 0.1, 0.5, 2.0
 # A vocabulary begins with letters and signs, none of which is as frequent as Zipf's first.
 FIRST_RANK = 3.0
+
+Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class Going(NamedTuple):
@@ -74,9 +77,16 @@ class Pair:
     @cached_property
     def _in_parts(self) -> dict[int, list[int]]:
         """{student's id: the teacher's tokens}, of what the teacher writes in several."""
+        numbers, starts, flat = kept(
+            "parts", self.teacher, self.student, self._found_in_parts, self._are_parts
+        )
+        parts = np.split(flat, starts[1:-1]) if numbers.size else []
+        return {int(number): each.tolist() for number, each in zip(numbers, parts, strict=True)}
+
+    def _found_in_parts(self) -> Lists:
         texts = [_text(raw) for raw in self.student.bytes_of]
         own = self.student.cut(texts)
-        return {
+        found = {
             number: parts
             for number, (parts, reached) in enumerate(
                 zip(self.teacher.cut(texts), own, strict=True)
@@ -86,6 +96,15 @@ class Pair:
             and reached == [number]
             and sum(self.teacher.lengths[parts]) == self.student.lengths[number]
         }
+        return np.array([*found], np.int64), *_flat(list(found.values()))
+
+    def _are_parts(self, arrays: tuple[np.ndarray, ...]) -> bool:
+        if len(arrays) != 3:
+            return False
+        numbers, starts, flat = arrays
+        return _lists(starts, flat, len(numbers), len(self.teacher)) and _within(
+            numbers, len(self.student)
+        )
 
     @cached_property
     def expected_open(self) -> np.ndarray:
@@ -157,7 +176,7 @@ class Pair:
         fresh  the student cuts before `written` too
         lead   white space before the text on the student's side
         """
-        first, behind = _range(self.teacher.sorted[0], written)
+        first, behind = prefixed(self.teacher.sorted[0], written)
         tokens = self.teacher.sorted[1][first:behind]
         if fresh and cut != NONE:
             starts, ends, ids = self._cut_tokens
@@ -207,6 +226,11 @@ class Pair:
         """How the student cuts each of the teacher's tokens, in the order of `teacher.sorted`:
         starts int64 [tokens + 1]; ends, in bytes, and ids, int64 [all of them]. A part of a
         character has none, unless it is a token of the student's."""
+        starts, flat = kept("cuts", self.teacher, self.student, self._found_cuts, self._are_cuts)
+        total = np.concatenate([[0], np.cumsum(self.student.lengths[flat])])
+        return starts, total[1:] - np.repeat(total[starts[:-1]], np.diff(starts)), flat
+
+    def _found_cuts(self) -> tuple[np.ndarray, np.ndarray]:
         raws = self.teacher.sorted[0]
         cuts: list[list[int]] = [[]] * len(raws)
         asked = {}
@@ -217,10 +241,11 @@ class Pair:
                 asked[place] = text
         for place, ids in zip(asked, self.student.cut(list(asked.values())), strict=True):
             cuts[place] = ids or []
-        starts = np.concatenate([[0], np.cumsum([len(ids) for ids in cuts])])
-        flat = np.array([number for ids in cuts for number in ids], np.int64)
-        total = np.concatenate([[0], np.cumsum(self.student.lengths[flat])])
-        return starts, total[1:] - np.repeat(total[starts[:-1]], np.diff(starts)), flat
+        return _flat(cuts)
+
+    def _are_cuts(self, arrays: tuple[np.ndarray, ...]) -> bool:
+        lists = len(self.teacher.sorted[0])
+        return len(arrays) == 2 and _lists(*arrays, lists, len(self.student))
 
     @cached_property
     def _partial(self) -> np.ndarray:
@@ -263,16 +288,30 @@ class Pair:
         return found
 
 
+def _flat(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [lists + 1], where each begins, and all of them one after another."""
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in lists])]).astype(np.int64)
+    return starts, np.array([number for one in lists for number in one], np.int64)
+
+
+def _lists(starts: np.ndarray, flat: np.ndarray, count: int, size: int) -> bool:
+    """Whether these are so many lists of ids below `size`."""
+    return (
+        starts.shape == (count + 1,)
+        and starts[0] == 0
+        and starts[-1] == flat.size
+        and bool((np.diff(starts) >= 0).all())
+        and _within(flat, size)
+    )
+
+
+def _within(ids: np.ndarray, size: int) -> bool:
+    return not ids.size or bool(ids.min() >= 0 and ids.max() < size)
+
+
 def _text(raw: bytes) -> str:
     """Nothing for a part of a character."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return ""
-
-
-def _range(ordered: list[bytes], prefix: bytes) -> tuple[int, int]:
-    """Where those lie that begin with `prefix`."""
-    first = bisect_left(ordered, prefix)
-    # No byte of UTF-8 is FF.
-    return first, bisect_left(ordered, prefix + b"\xff" * 2, first) if prefix else len(ordered)

@@ -4,8 +4,10 @@ Exact for byte-level BPE (GPT-2's alphabet; tekken) and for SentencePiece with b
 because names of tokens mean nothing to another tokenizer: `Ġthe`, `▁the` and ` the` are one token.
 """
 
+import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,10 +52,10 @@ class Pieces:
             if number not in self.special:
                 self.bytes_of[number] = token.encode() if number in added else read(token)
         self._anchored = False
-        self._anchored = self._spell(self._cut(["a"])[0]) != b"a"
+        self._anchored = self.spell(self._cut(["a"])[0]) != b"a"
         for text in PROBES:
             (ids,) = self.cut([text])
-            made = self._spell(ids or [])
+            made = self.spell(ids or [])
             if made != text.encode():
                 raise TokenizerMismatchError(
                     f"The tokenizer of {self.name} ({type(tokenizer).__name__}) does not give a "
@@ -70,6 +72,16 @@ class Pieces:
     def fingerprint(self) -> str:
         """sha256 over every id and token."""
         return tokenizer_fingerprint(self.tokenizer)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over all that decides how it cuts a text, and which tokens are no text; empty
+        where that cannot be told. Two of one vocabulary need not cut alike."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return ""
+        said = f"{backend.to_str()}{sorted(self.special)}{self._anchored}"
+        return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -93,12 +105,16 @@ class Pieces:
         order = sorted((raw, number) for number, raw in enumerate(self.bytes_of) if raw)
         return [raw for raw, _ in order], np.array([number for _, number in order], np.int64)
 
+    def beginning(self, prefix: bytes) -> np.ndarray:
+        """int64: the tokens that begin with it."""
+        return self.sorted[1][slice(*prefixed(self.sorted[0], prefix))]
+
     def cut(self, texts: Sequence[str]) -> list[list[int] | None]:
         """Ids of each text as it is cut amid a document, without any special token; None where
         the tokenizer would cut across its beginning."""
         if not self._anchored:
             return list(self._cut(texts))
-        skipped = len(self._spell(self._cut([ANCHOR])[0]))
+        skipped = len(self.spell(self._cut([ANCHOR])[0]))
         return [self._after(ids, skipped) for ids in self._cut([ANCHOR + text for text in texts])]
 
     def _cut(self, texts: Sequence[str]) -> list[list[int]]:
@@ -116,8 +132,16 @@ class Pieces:
             at += len(self.bytes_of[number])
         return [] if at == skipped else None
 
-    def _spell(self, ids: Iterable[int]) -> bytes:
+    def spell(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ids one after another."""
         return b"".join(self.bytes_of[number] for number in ids)
+
+
+def prefixed(ordered: list[bytes], prefix: bytes) -> tuple[int, int]:
+    """Where those lie that begin with `prefix`."""
+    first = bisect_left(ordered, prefix)
+    # No byte of UTF-8 is FF.
+    return first, bisect_left(ordered, prefix + b"\xff" * 2, first) if prefix else len(ordered)
 
 
 def is_byte_level(tokenizer: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from axolotl_distill.align import Pair
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.config.distill import Support
@@ -23,16 +24,17 @@ from axolotl_distill.teachers.base import Teacher
 
 
 class SpanSignal:
-    """A SignalSource: the records of `distill.cross_tokenizer: {method: span}`.
+    """A SignalSource: the records of `distill.cross_tokenizer`, of those methods that make some.
 
     teacher  whose vocab_size is that of its own tokenizer
     k        entries of a record, at most
+    method   span, or one of METHODS
     """
 
     support: Support = "tail_bucket"
 
-    def __init__(self, teacher: Teacher, k: int):
-        self.teacher, self.k = teacher, k
+    def __init__(self, teacher: Teacher, k: int, method: str = "span"):
+        self.teacher, self.k, self.method = teacher, k, method
         self._source: CrossSource | None = None
 
     def settle(self, survey: Survey) -> None:
@@ -40,7 +42,10 @@ class SpanSignal:
         batch."""
         pair = Pair(survey.teacher, survey.student, survey.ends)
         doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
-        self._source = CrossSource(self.teacher, pair, doubtful, k=self.k, batch_tokens=1)
+        mapping = METHODS[self.method](pair) if self.method in METHODS else None
+        self._source = CrossSource(
+            self.teacher, pair, doubtful, k=self.k, batch_tokens=1, mapping=mapping
+        )
         self._stored = StoredSignal(len(survey.student), self.support, 1.0)
 
     @torch.compiler.disable

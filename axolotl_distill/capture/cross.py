@@ -10,6 +10,7 @@ from torch import Tensor
 
 from axolotl_distill.align import Pair, pair_rows
 from axolotl_distill.align.chain import Cut, chain
+from axolotl_distill.align.methods import VocabularyMap
 from axolotl_distill.align.pair import NONE
 from axolotl_distill.capture.graded import batches
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
@@ -33,6 +34,7 @@ class CrossSource:
     the student's tokens (align/chain.py).
 
     doubtful      bool [student's ids], see Pair.doubtful
+    mapping       in place of `span`, where both cut
     k             entries of a record, at most
     batch_tokens  of rows of like length that the teacher gets together
     """
@@ -41,49 +43,61 @@ class CrossSource:
     workers = 1
 
     def __init__(
-        self, teacher: Teacher, pair: Pair, doubtful: np.ndarray, *, k: int, batch_tokens: int
+        self,
+        teacher: Teacher,
+        pair: Pair,
+        doubtful: np.ndarray,
+        *,
+        k: int,
+        batch_tokens: int,
+        mapping: VocabularyMap | None = None,
     ):
         self.teacher, self.pair, self.batch_tokens = teacher, pair, batch_tokens
+        self.mapping = mapping
         self.teacher_seconds = 0.0
-        self.pushing = Pushing(pair, doubtful, k)
+        if mapping is None:
+            self.pushing = Pushing(pair, pair.firsts, doubtful, k)
+        else:
+            self.pushing = Pushing(pair, mapping.targets, np.zeros(len(pair.student), bool), k)
 
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        theirs = {
-            index: {"input_ids": row[TEACHER_IDS], "labels": row["labels"]}
-            for index, row in rows.items()
+        for batch in batches(rows, wanted, self.batch_tokens):
+            for index, records in self.grade({index: rows[index] for index in batch}):
+                if index in wanted:
+                    yield index, records
+
+    def grade(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
+        """The records of one batch; every row has a supervised token."""
+        heard = {
+            index: Heard(row, self.pair, self.pushing, self.mapping) for index, row in rows.items()
         }
-        for batch in batches(theirs, wanted, self.batch_tokens):
-            heard = {index: Heard(rows[index], self.pair, self.pushing) for index in batch}
-            ids = {index: rows[index][TEACHER_IDS] for index in batch}
-            positions = {index: heard[index].positions for index in batch}
+        ids = {index: row[TEACHER_IDS] for index, row in rows.items()}
+        positions = {index: heard[index].positions for index in rows}
+        start = time.monotonic()
+        for index, part, signal in self.teacher.grade(ids, positions, Want()):
+            assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+            self.teacher_seconds += time.monotonic() - start
+            logits = signal.distribution.logits
+            if not bool(torch.isfinite(logits).all()):
+                raise CaptureError(
+                    f"The teacher gave logits that are not finite for row {index}. Capture "
+                    "with `distill.capture.teacher.dtype: float32`, or look at that row."
+                )
+            heard[index].take(part, logits.log_softmax(-1))
+            if part.stop == positions[index].size:
+                yield index, heard.pop(index).records()
             start = time.monotonic()
-            for index, part, signal in self.teacher.grade(ids, positions, Want()):
-                assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
-                self.teacher_seconds += time.monotonic() - start
-                logits = signal.distribution.logits
-                if not bool(torch.isfinite(logits).all()):
-                    raise CaptureError(
-                        f"The teacher gave logits that are not finite for row {index}. Capture "
-                        "with `distill.capture.teacher.dtype: float32`, or look at that row."
-                    )
-                heard[index].take(part, logits.log_softmax(-1))
-                if part.stop == positions[index].size:
-                    records = heard.pop(index).records()
-                    if index in wanted:
-                        yield index, records
-                start = time.monotonic()
 
 
 class Pushing:
-    """The teacher's probabilities as the student's tokens': a sum over all tokens that begin with
-    one and the same of the student's."""
+    """The teacher's probabilities as the student's tokens': a sum over all tokens that have one and
+    the same of the student's in `firsts`, int64 [teacher's ids]."""
 
-    def __init__(self, pair: Pair, doubtful: np.ndarray, k: int):
+    def __init__(self, pair: Pair, firsts: np.ndarray, doubtful: np.ndarray, k: int):
         self.size, self.k = len(pair.student), min(k, len(pair.student))
-        firsts = np.where(pair.firsts == NONE, self.size, pair.firsts)
-        self.firsts = torch.from_numpy(firsts)
+        self.firsts = torch.from_numpy(np.where(firsts == NONE, self.size, firsts))
         self.doubtful = torch.from_numpy(np.append(doubtful, True))
 
     def likeliest(
@@ -93,8 +107,9 @@ class Pushing:
         own: np.ndarray,
         count: int,
         like: Tensor,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, probabilities) [count, k] of the likeliest tokens but `own`, int64 [count].
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(ids, probabilities) [count, k] of the likeliest tokens but `own`, int64 [count], and the
+        probabilities of these, float64 [count].
 
         dense   (record, log-probabilities [teacher's ids], tokens left out, log of a factor)
         items   (record, student's token, probability) of single ones
@@ -113,9 +128,11 @@ class Pushing:
             place = tuple(torch.from_numpy(axis).to(like.device) for axis in (records, tokens))
             pushed.index_put_(place, torch.from_numpy(values).to(pushed), accumulate=True)
         pushed[:, self.doubtful] = 0.0
-        pushed[torch.arange(count), torch.from_numpy(own)] = 0.0
+        here = (torch.arange(count), torch.from_numpy(own))
+        came = pushed[here].double().cpu().numpy()
+        pushed[here] = 0.0
         top = pushed.topk(min(self.k, self.size), dim=-1)
-        return top.indices.cpu().numpy(), top.values.double().cpu().numpy()
+        return top.indices.cpu().numpy(), top.values.double().cpu().numpy(), came
 
 
 class Heard:
@@ -124,8 +141,10 @@ class Heard:
     positions  int64, ascending: where the teacher is asked
     """
 
-    def __init__(self, row: Row, pair: Pair, pushing: Pushing):
-        self.pair, self.pushing = pair, pushing
+    def __init__(
+        self, row: Row, pair: Pair, pushing: Pushing, mapping: VocabularyMap | None = None
+    ):
+        self.pair, self.pushing, self.mapping = pair, pushing, mapping
         self.theirs = np.asarray(row[TEACHER_IDS], np.int64)
         self.own = np.asarray(row["input_ids"], np.int64)
         answers = pair_rows(
@@ -140,6 +159,8 @@ class Heard:
         self.positions = np.unique(np.concatenate(asked))
         self.written = np.zeros(len(self.theirs) + 1)
         self.found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        # Of tokens that came and were mapped, by the map.
+        self.came: dict[int, float] = {}
 
     def _flatten(self) -> None:
         """All cuts of the row one after another, and the terms of their sums as arrays."""
@@ -182,12 +203,20 @@ class Heard:
         asked = [
             number
             for number in self.tokens
-            if at[0] <= self.main[number] <= at[-1] and not self.cuts[number].given
+            if at[0] <= self.main[number] <= at[-1] and self._is_asked(number)
         ]
         size = max(1, PUSHED_BYTES // (logprobs.element_size() * self.pushing.size))
         totals = self._totals()
         for start in range(0, len(asked), size):
             self._push(asked[start : start + size], at, logprobs, totals)
+
+    def _is_asked(self, number: int) -> bool:
+        """Whether there are entries behind this cut but that of the token that came."""
+        cut = self.cuts[number]
+        if self.mapping is None or cut.given or cut.at == NONE:
+            return not cut.given and self.mapping is None
+        token = self.own[self.tokens[number]]
+        return not self.mapping.alike or self.mapping.targets[self.theirs[cut.at]] == token
 
     def _find_broken(self, at: np.ndarray, logprobs: Tensor) -> None:
         """Among the LIKELIEST tokens at each cut."""
@@ -208,6 +237,16 @@ class Heard:
             self.broken[number], self.lost[number] = tokens[row][breaks], values[row][breaks].sum()
 
     def _push(self, asked: list[int], at: np.ndarray, logprobs: Tensor, totals: np.ndarray) -> None:
+        own = self.own[[self.tokens[number] for number in asked]]
+        if self.mapping is not None:
+            none = np.empty(0, np.int64)
+            rows = np.searchsorted(at, self.main[asked])
+            dense = [(i, logprobs[int(row)], none, 0.0) for i, row in enumerate(rows)]
+            items = (none, none, np.empty(0))
+            ids, probs, came = self.pushing.likeliest(dense, items, own, len(asked), logprobs)
+            self.found |= {number: (ids[i], probs[i]) for i, number in enumerate(asked)}
+            self.came |= dict(zip(asked, came.tolist(), strict=True))
+            return
         dense = []
         for record, number in enumerate(asked):
             cut = self.cuts[number]
@@ -221,8 +260,7 @@ class Heard:
         here = np.flatnonzero(place[self.of_cut] != NONE)
         values = np.exp(self.written[self.at[here]] + self.term[here] - totals[self.of_cut[here]])
         items = (place[self.of_cut[here]], self.first[here], values)
-        own = self.own[[self.tokens[number] for number in asked]]
-        ids, probs = self.pushing.likeliest(dense, items, own, len(asked), logprobs)
+        ids, probs, _ = self.pushing.likeliest(dense, items, own, len(asked), logprobs)
         self.found |= {number: (ids[i], probs[i]) for i, number in enumerate(asked)}
 
     def _totals(self) -> np.ndarray:
@@ -252,12 +290,14 @@ class Heard:
             number = by_place[int(position) + 1]
             token = int(self.own[position + 1])
             own = float(np.exp(min(0.0, totals[number + 1] - totals[number])))
+            own = self.came.get(number, own)
             ids, probs = self.found.get(number, (np.empty(0, np.int64), np.empty(0)))
             kept = np.flatnonzero(probs > 0)[: k - 1]
             ids, probs = ids[kept], probs[kept]
             if (mass := probs.sum()) > 1.0 - own:
                 probs = probs * ((1.0 - own) / mass)
-            ids, probs = np.append(ids, token), np.append(probs, max(own, 1e-14))
+            if own > 0.0 or not ids.size:
+                ids, probs = np.append(ids, token), np.append(probs, max(own, 1e-14))
             order = np.argsort(-probs, kind="stable")
             with np.errstate(divide="ignore"):
                 rest = np.log(max(0.0, 1.0 - probs.sum()))

@@ -2,14 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from axolotl_distill.align import Pair, Pieces, pair_rows
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import describe_tokenizer
 from axolotl_distill.teachers.tokenizer import other_tokenizer
@@ -30,8 +34,8 @@ class Crossing:
     one that cannot be read, and for a row whose text is not the same to both, by its number.
     """
 
-    def __init__(self, args: CaptureArgs, rows: Any, tokenizer: Any):
-        self.args = args
+    def __init__(self, args: CaptureArgs, cross: CrossTokenizerArgs, rows: Any, tokenizer: Any):
+        self.args, self.cross = args, cross
         self.teacher, self.student = Pieces(other_tokenizer(args.teacher)), Pieces(tokenizer)
         self.survey = Survey(self.teacher, self.student)
         self.used: set[int] = set()
@@ -61,7 +65,7 @@ class Crossing:
         return {
             "tokenizer": self.args.teacher.model,
             "tokenizer_fingerprint": self.teacher.fingerprint,
-            "cross_tokenizer": "span",
+            "cross_tokenizer": self.cross.method,
         }
 
     def summary(self) -> str:
@@ -73,13 +77,35 @@ class Crossing:
             f"{spans[1, 1] / total:.1%} are one token of each"
         )
 
+    @property
+    def shared(self) -> "Crossed":
+        """What every process that grades has to know."""
+        survey = self.survey
+        return Crossed(
+            self.cross.method, self.student.tokenizer, survey.ends, survey.occurrences,
+            survey.open_ends,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """What one process found out of all rows, for itself and others: see Crossing and Survey. Goes
+    by pickle."""
+
+    method: str
+    student: Any
+    ends: dict[int, int]
+    occurrences: np.ndarray
+    open_ends: np.ndarray
+
     @contextmanager
-    def opened(self) -> Iterator[CrossSource]:
-        """The teacher, loaded into this process."""
+    def opened(self, args: CaptureArgs) -> Iterator[CrossSource]:
+        """The teacher, loaded into this process. Raises what Crossing and HFTeacher do."""
         from axolotl_distill.teachers.hf import HFTeacher
 
-        pair = Pair(self.teacher, self.student, self.survey.ends)
-        doubtful = pair.doubtful(self.survey.occurrences, self.survey.open_ends)
-        model = HFTeacher(self.args.teacher, vocab_size=len(self.teacher))
-        tokens = self.args.batch_tokens or (2048 if model.device == "cpu" else 8192)
-        yield CrossSource(model, pair, doubtful, k=self.args.k, batch_tokens=tokens)
+        pair = Pair(Pieces(other_tokenizer(args.teacher)), Pieces(self.student), self.ends)
+        doubtful = pair.doubtful(self.occurrences, self.open_ends)
+        mapping = METHODS[self.method](pair) if self.method in METHODS else None
+        model = HFTeacher(args.teacher, vocab_size=len(pair.teacher))
+        tokens = args.batch_tokens or (2048 if model.device == "cpu" else 8192)
+        yield CrossSource(model, pair, doubtful, k=args.k, batch_tokens=tokens, mapping=mapping)

@@ -14,7 +14,7 @@ from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
-from axolotl_distill.signal.batch import supervised_positions
+from axolotl_distill.signal.batch import OTHER_IDS, supervised_positions
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store import RecordBatch
 from axolotl_distill.store.payloads import distribution_of, join_batches
@@ -98,10 +98,14 @@ def batches(rows: dict[int, Row], wanted: Set[int], batch_tokens: int) -> Iterat
 
 def length_batches(rows: dict[int, Row], batch_tokens: int) -> Iterator[list[int]]:
     """Their numbers grouped by length, so that rows x longest stays within `batch_tokens`; a longer
-    row is a batch of its own."""
+    row is a batch of its own. Tokens are the teacher's, where it has its own."""
+    lengths = {
+        index: len(row[OTHER_IDS.name if OTHER_IDS.name in row else "input_ids"])
+        for index, row in rows.items()
+    }
     batch: list[int] = []
-    for index in sorted(rows, key=lambda index: len(rows[index]["input_ids"])):
-        longest = len(rows[index]["input_ids"])
+    for index in sorted(rows, key=lengths.__getitem__):
+        longest = lengths[index]
         if batch and longest * (len(batch) + 1) > batch_tokens:
             yield batch
             batch = []

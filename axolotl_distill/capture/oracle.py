@@ -3,35 +3,74 @@ what it wrote, and the first token is counted. Nothing of align/chain.py is used
 held to this."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from distill_kernels import DenseLogits
 
 from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.methods import VocabularyMap
 from axolotl_distill.align.pair import NONE
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
 from axolotl_distill.capture.source import Row
-from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import IGNORE
 from axolotl_distill.signal.signal import Want
 from axolotl_distill.store import RecordBatch, encoding
-from axolotl_distill.teachers.hf import HFTeacher
+from axolotl_distill.teachers.base import Teacher
 
 # A sample is long enough when so many of the student's tokens follow the prompt, or the teacher
 # wrote so many: what comes later does not move the first cut.
 DECIDED, DEEPEST = 3, 6
 AT_ONCE = 64
+SPAN: Mapping[str, VocabularyMap | None] = {"span": None}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a teacher writes on from: a text that both cut at its end, and what each has before it.
+
+    before, student_before   ids before that text
+    theirs, own              the text; at least one token of each
+    """
+
+    before: list[int]
+    theirs: list[int]
+    student_before: list[int]
+    own: list[int]
+
+    def continued(self, written: str, pair: Pair) -> Row:
+        """The row of both with `written` behind the text, which each cuts as it does."""
+        row: Row = {}
+        for pieces, before, ids, ids_key, labels_key in (
+            (pair.teacher, self.before, self.theirs, TEACHER_IDS, TEACHER_LABELS),
+            (pair.student, self.student_before, self.own, "input_ids", "labels"),
+        ):
+            text = b"".join(pieces.bytes_of[i] for i in ids).decode() + written
+            cut = pieces.cut([text])[0] or []
+            row[ids_key] = [*before, *cut]
+            row[labels_key] = [*[IGNORE] * len(before), *cut]
+        return row
 
 
 class Oracle:
-    """A teacher, loaded here, and a pair of tokenizers."""
+    """A teacher, loaded here, and a pair of tokenizers.
 
-    def __init__(self, args: TeacherArgs, pair: Pair, survey: Survey, seed: int = 0):
-        self.pair = pair
-        self.teacher = HFTeacher(args, vocab_size=len(pair.teacher))
+    methods  {name: its map}, of those whose records are looked at; None is `span`
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        pair: Pair,
+        survey: Survey,
+        methods: Mapping[str, VocabularyMap | None] = SPAN,
+        seed: int = 0,
+    ):
+        self.teacher, self.pair, self.methods = teacher, pair, methods
         self.doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
         self.rng = np.random.default_rng(seed)
 
@@ -40,55 +79,71 @@ class Oracle:
         come back from the tokens."""
         return plain_row(text, self.pair)
 
-    def records(self, row: Row, k: int | None = None) -> RecordBatch:
+    def records(self, row: Row, k: int | None = None, method: str = "span") -> RecordBatch:
         """Of every token of a row, with all entries that there are."""
         source = CrossSource(
-            self.teacher, self.pair, self.doubtful, k=k or len(self.pair.student), batch_tokens=1
+            self.teacher,
+            self.pair,
+            self.doubtful,
+            k=k or len(self.pair.student),
+            batch_tokens=1,
+            mapping=self.methods[method],
         )
         ((_, records),) = source.records({0: row}, {0})
         return records
 
-    def masses(self, row: Row) -> np.ndarray:
+    def masses(self, row: Row, method: str = "span") -> np.ndarray:
         """float64 [tokens]: the share of the teacher's probability that is not in the tail, with
         every entry kept."""
-        return 1.0 - np.exp(encoding.decode_tail(self.records(row).tail[:, 0]))
+        return 1.0 - np.exp(encoding.decode_tail(self.records(row, method=method).tail[:, 0]))
 
-    def compare(self, prompt: str, samples: int) -> dict[str, Any]:
+    def compare(self, text: str, samples: int) -> dict[str, Any]:
+        """As compare_at, behind a text without roles."""
+        row = self.row(text)
+        (before, *theirs), (first, *own) = row[TEACHER_IDS], row["input_ids"]
+        return {"prompt": text, **self.compare_at(Prompt([before], theirs, [first], own), samples)}
+
+    def compare_at(self, prompt: Prompt, samples: int) -> dict[str, Any]:
         """One token that may follow `prompt`: its probability by counting (`oracle`, with its
-        standard `error`), of the record (`span`), and of a next-token map (`map`). Half of the
-        samples choose the token, the other half are counted."""
-        row = self.row(prompt)
-        theirs, (_, *own) = list(row[TEACHER_IDS]), row["input_ids"]
-        continued = self._sample(theirs, own, samples)
+        standard `error`), and in the record of each method. Half of the samples choose the token,
+        the other half are counted. Raises CaptureError where too few of them can be."""
+        continued = self._sample(prompt, samples)
         half = len(continued) // 2
         if half < 2:
             raise CaptureError(
-                f"Of {samples} samples after {prompt!r} the student cut {len(continued)} at its "
-                "end: too few to count. Use more `--samples`."
+                f"Of {samples} samples after {self._spell(prompt.theirs)[-40:]!r} the student cut "
+                f"{len(continued)} at its end: too few to count. Use more `--samples`."
             )
         seen = [token for _, token in continued]
         spelt = self.pair.student.bytes_of
         texts = [s for s in seen[:half] if s != NONE]
         numerals = [s for s in texts if spelt[s].strip()[:1].isdigit()]
         if not texts:
-            raise CaptureError(f"The teacher writes nothing after {prompt!r}: it ends there.")
+            raise CaptureError(
+                f"The teacher writes nothing after {self._spell(prompt.theirs)[-40:]!r}: it ends "
+                "there."
+            )
         (token, _), *_ = Counter(numerals or texts).most_common(1)
         share = float(np.mean([s == token for s in seen[half:]]))
         written, _ = continued[seen.index(token)]
-        records = self.records(self.row(prompt + written), k=1)
-        _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
+        row = prompt.continued(written, self.pair)
         return {
-            "prompt": prompt,
             "token": self.pair.student.bytes_of[token].decode(errors="replace"),
             "oracle": share,
             # Of n samples, with one more of each kind: a share of 0 or 1 has noise too.
             "error": float(np.sqrt((share * (1 - share) + 1 / (half + 2)) / (half + 2))),
-            "span": float(np.exp(logprobs[len(own)])),
-            "map": float(self._probs([theirs])[0][self.pair.firsts == token].sum()),
             "counted": len(continued) - half,
+            **{name: self._recorded(row, len(prompt.own), name) for name in self.methods},
         }
 
-    def _sample(self, prompt: list[int], own: list[int], samples: int) -> list[tuple[str, int]]:
+    def _recorded(self, row: Row, number: int, method: str) -> float:
+        """What the record of the learnt token `number` says of it."""
+        # With one entry it is that of the token that came.
+        records = self.records(row, 1, method)
+        _, logprobs = encoding.decode_logprobs(records.entries, len(self.pair.student))
+        return float(np.exp(logprobs[number]))
+
+    def _sample(self, prompt: Prompt, samples: int) -> list[tuple[str, int]]:
         """(text, the student's first token of it) of what the teacher writes on; NONE where it ends
         at once. Left out is that behind which the student does not cut at the prompt's end, and
         what ends amid a character. In random order.
@@ -97,14 +152,27 @@ class Oracle:
         cut behind it: a teacher that has ` the` writes a lone space before little else than
         numerals, but a student may cut there before signs, too.
         """
-        *head, last = prompt
+        *head, last = [*prompt.before, *prompt.theirs]
+        own = prompt.own
         given = self.pair.teacher.bytes_of[last]
-        text = self._spell(head[1:])
+        # As the student has it, white space of its template too.
+        text = self.pair.student.spell(own)
+        text = text[: len(text) - len(given)]
         found: Counter[tuple[str, int]] = Counter()
-        spelt = self.pair.teacher.bytes_of
-        begins = np.array([self._may_follow(text, given, raw, own) for raw in spelt])
-        first = self._drawn(self._probs([head])[0] * begins, samples)
-        following: dict[tuple[int, ...], int] = {(token,): count for token, count in first}
+        weights = np.zeros(len(self.pair.teacher))
+        begins = self.pair.teacher.beginning(given)
+        weights[begins] = self._probs([head])[0][begins]
+        first: list[tuple[int, int]] = []
+        # Those that undo the cut are drawn again, without them.
+        while (missing := samples - sum(count for _, count in first)) and weights.any():
+            for token, count in self._drawn(weights, missing):
+                if self._may_follow(text, self.pair.teacher.bytes_of[token], own):
+                    first.append((token, count))
+                else:
+                    weights[token] = 0.0
+        following: dict[tuple[int, ...], int] = defaultdict(int)
+        for token, count in first:
+            following[(token,)] += count
         while following:
             waiting: dict[tuple[int, ...], int] = {}
             for tokens, count in following.items():
@@ -128,9 +196,7 @@ class Oracle:
         order = list(found.elements())
         return [order[place] for place in self.rng.permutation(len(order))]
 
-    def _may_follow(self, text: bytes, given: bytes, raw: bytes, own: list[int]) -> bool:
-        if not raw.startswith(given):
-            return False
+    def _may_follow(self, text: bytes, raw: bytes, own: list[int]) -> bool:
         return not _whole(text + raw) or self._cut(text + raw)[: len(own)] == own
 
     def _drawn(self, weights: np.ndarray, count: int) -> list[tuple[int, int]]:

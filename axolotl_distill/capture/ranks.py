@@ -80,9 +80,10 @@ class Ranks:
             self._call("broadcast_object_list", [STOP], src=0)
 
     @contextmanager
-    def opened(self, args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
-        """The teacher in every process. Raises ConfigError where it cannot be had so, CaptureError
-        where it cannot be loaded or a process ended."""
+    def opened(self, args: CaptureArgs, vocab_size: int, crossed: Any = None) -> Iterator[Source]:
+        """The teacher in every process; `crossed`, a Crossed, for one with another tokenizer.
+        Raises ConfigError where it cannot be had so, CaptureError where it cannot be loaded or a
+        process ended."""
         from axolotl_distill.capture.grader import refuse_several
 
         refuse_several(args, "accelerate")
@@ -93,8 +94,8 @@ class Ranks:
                 "`--executor ray`, which gives each worker a node."
             )
         self._join()
-        self._call("broadcast_object_list", [(args, vocab_size)], src=0)
-        grader = self._grader(args, vocab_size)
+        self._call("broadcast_object_list", [(args, vocab_size, crossed)], src=0)
+        grader = self._grader(args, vocab_size, crossed)
         (tokens, *_) = self.gather(grader.begin())
         yield RanksSource(self, grader, tokens)
         self._scatter([STOP] * self.size)
@@ -103,7 +104,7 @@ class Ranks:
         """Hands out one batch a process; returns that of the first."""
         return self._scatter([*batches, *[None] * (self.size - len(batches))])
 
-    def _grader(self, args: CaptureArgs, vocab_size: int) -> Any:
+    def _grader(self, args: CaptureArgs, vocab_size: int, crossed: Any) -> Any:
         import torch
 
         from axolotl_distill.capture.grader import Grader
@@ -113,7 +114,7 @@ class Ranks:
             kind = torch.accelerator.current_accelerator()
             assert kind is not None
             args.teacher.device = f"{kind.type}:{self.local_rank}"
-        return Grader(args, vocab_size)
+        return Grader(args, vocab_size, crossed)
 
     def _join(self) -> None:
         import torch.distributed as dist
@@ -172,6 +173,8 @@ class RanksSource:
         self.workers = ranks.size
         self.window_rows = WINDOW_ROWS * ranks.size
         self._ranks, self._grader, self._batch_tokens = ranks, grader, batch_tokens
+        # Of the first process, for what it asks alone.
+        self.here: Source = grader.source
 
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises CaptureError for what stopped a process, and for one that ended."""

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from axolotl_distill import cluster
+from axolotl_distill.capture.crossing import Crossed
 from axolotl_distill.capture.graded import batches
 from axolotl_distill.capture.grader import Grader, refuse_several
 from axolotl_distill.capture.source import WINDOW_ROWS, Row, Source
@@ -28,9 +29,11 @@ PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
-def opened_on_ray(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
-    """The teacher in every worker. Raises ConfigError where it cannot be had so, CaptureError where
-    it cannot be loaded."""
+def opened_on_ray(
+    args: CaptureArgs, vocab_size: int, crossed: Crossed | None = None
+) -> Iterator[Source]:
+    """The teacher in every worker; `crossed` for one with another tokenizer. Raises ConfigError
+    where it cannot be had so, CaptureError where it cannot be loaded."""
     refuse_several(args, "ray")
     cpus = cluster.connect()
     import ray
@@ -46,7 +49,7 @@ def opened_on_ray(args: CaptureArgs, vocab_size: int) -> Iterator[Source]:
         max_restarts=RESTARTS,
         max_task_retries=-1,
     )
-    graders = [actor.remote(args, vocab_size) for _ in range(workers)]
+    graders = [actor.remote(args, vocab_size, crossed) for _ in range(workers)]
     try:
         yield RaySource(graders)
     finally:

@@ -16,6 +16,7 @@ from axolotl_distill.errors import CaptureError, DistillError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import Manifest, RecordBatch, StoreWriter
 from axolotl_distill.store.outlet import Outlet
+from axolotl_distill.store.schema import Check
 from axolotl_distill.store.writer import KEY
 
 
@@ -56,6 +57,15 @@ class Capture:
     def manifest(self) -> Manifest:
         """The store's, as it is now."""
         return self.writer.manifest
+
+    def note(self, check: Check) -> None:
+        """What was found out about the records before the first of them, for the manifest.
+
+        Raises CaptureError when the disk does not take it."""
+        assert not self.rows_found, "what is committed says by which manifest it was"
+        self.manifest.teacher["check"] = check
+        with refusals(self.folder, CaptureError, KEY):
+            self.manifest.save(self.folder)
 
     def __call__(self, source: Source) -> CaptureReport:
         """Rows are read `source.window_rows` at a time. Their records go to the journal in the

@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from axolotl_distill.align import Pair, Pieces
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.capture.oracle import Oracle, plain_row, survey_of
 from axolotl_distill.capture.source import Row
 from axolotl_distill.commands.say import say
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.store.check import ERRORS, SHARE
+from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.tokenizer import other_tokenizer
 
 # Prompts whose next token is a numeral: where next-token maps of vocabularies fail.
@@ -44,16 +47,13 @@ class Counter:
         self.count += n
         return self.count
 """
-# Within so many standard errors of the oracle's figure, at so many of the prompts: what has no
-# error at all is outside at one in twenty, and at more than three of twenty once in a hundred.
-ERRORS, SHARE = 2.0, 0.85
 WORST = 8
 
 
 def run(
     teacher: str, student: str, text: str | None, picture: str | None, *, samples: int
 ) -> dict[str, Any]:
-    """Coverage of a text, the mass that records would carry, and span held to an oracle.
+    """Coverage of a text; of each method the mass that records would carry, held to an oracle.
 
     Returns what --json prints. Raises ConfigError for a text that cannot be read.
     """
@@ -65,29 +65,40 @@ def run(
     )
     rows = {name: plain_row(content, pair) for name, content in texts.items()}
     survey = survey_of(list(rows.values()), pair)
-    oracle = Oracle(args, pair, survey)
-    masses = {name: oracle.masses(row) for name, row in rows.items()}
+    methods = {"span": None, **{name: build(pair) for name, build in METHODS.items()}}
+    oracle = Oracle(HFTeacher(args, vocab_size=len(pair.teacher)), pair, survey, methods)
+    masses = {
+        method: {name: oracle.masses(row, method) for name, row in rows.items()}
+        for method in methods
+    }
     found = [oracle.compare(prompt, samples) for prompt in NUMERALS]
-    off = {name: [abs(one[name] - one["oracle"]) for one in found] for name in ("span", "map")}
-    within = [error <= ERRORS * one["error"] for error, one in zip(off["span"], found, strict=True)]
+    held = {method: _held(found, method) for method in methods}
+    carried = {
+        method: {name: float(mass.mean()) for name, mass in each.items()}
+        for method, each in masses.items()
+    }
     report: dict[str, Any] = {
         "teacher": _side(teacher, pair.teacher),
         "student": _side(student, pair.student),
         "same_tokenizer": pair.same,
         "tokens_alike": sum(raw in pair.student.by_bytes for raw in pair.teacher.bytes_of if raw),
         "spans": {f"{a}:{b}": n for (a, b), n in survey.spans.most_common(WORST)},
-        "mass_carried": {name: float(mass.mean()) for name, mass in masses.items()},
-        "worst_tokens": _worst(rows, masses, pair),
+        "methods": {name: {"mass_carried": carried[name], **held[name]} for name in methods},
+        "worst_tokens": _worst(rows, masses["span"], pair),
         "oracle": found,
-        "within": float(np.mean(within)),
-        "span_error": float(np.mean(off["span"])),
-        "map_error": float(np.mean(off["map"])),
-        "recommended": "span" if np.mean(within) >= SHARE else "text",
+        "recommended": "span" if held["span"]["within"] >= SHARE else "text",
     }
     _show(report)
     if picture is not None:
         _draw(report, picture)
     return report
+
+
+def _held(found: list[dict[str, Any]], method: str) -> dict[str, float]:
+    """The mean error of a method's records, and the share of them within ERRORS standard errors."""
+    off = np.array([abs(one[method] - one["oracle"]) for one in found])
+    noise = np.array([one["error"] for one in found])
+    return {"within": float(np.mean(off <= ERRORS * noise)), "error": float(off.mean())}
 
 
 def _side(name: str, pieces: Pieces) -> dict[str, Any]:
@@ -126,24 +137,29 @@ def _show(report: dict[str, Any]) -> None:
     say(f"{'tokens alike':<24}{report['tokens_alike']:,} of the teacher's, as bytes")
     spans = "  ".join(f"{size} {count}" for size, count in report["spans"].items())
     say(f"{'spans of the text':<24}{spans}   (teacher's tokens : student's)")
-    for name, mass in report["mass_carried"].items():
-        say(f"{'mass carried':<24}{mass:.3f} of {name}")
     say(
         f"{'least carried at':<24}"
         + "  ".join(f"{w['token']!r} {w['mass']:.2f}" for w in report["worst_tokens"])
     )
     say("")
-    say(f"{'prompt':<18}{'token':<10}{'oracle':>8}{'± error':>9}{'span':>8}{'naive map':>11}")
+    methods = report["methods"]
+    head = "".join(f"{name:>14}" for name in methods)
+    say(f"{'prompt':<18}{'token':<10}{'oracle':>8}{'± error':>9}{head}")
     for one in report["oracle"]:
+        said = "".join(f"{one[name]:>14.3f}" for name in methods)
         say(
             f"{one['prompt']!r:<18}{one['token']!r:<10}{one['oracle']:>8.3f}{one['error']:>9.3f}"
-            f"{one['span']:>8.3f}{one['map']:>11.3f}"
+            f"{said}"
         )
     say("")
+    texts = [*methods["span"]["mass_carried"]]
+    say(f"{'method':<16}{'mean error':>12}{'right':>8}   mass carried of {', '.join(texts)}")
+    for name, about in methods.items():
+        carried = "  ".join(f"{about['mass_carried'][text]:.3f}" for text in texts)
+        say(f"{name:<16}{about['error']:>12.3f}{about['within']:>8.0%}   {carried}")
     say(
-        f"span is within {ERRORS:g} standard errors of the oracle at {report['within']:.0%} of "
-        f"{len(report['oracle'])} numerals (mean error {report['span_error']:.3f}; of a next-token "
-        f"map {report['map_error']:.3f})"
+        f"(right: within {ERRORS:g} standard errors of the oracle, of {len(report['oracle'])} "
+        "numerals)"
     )
     if report["recommended"] == "span":
         say("recommended: distill.cross_tokenizer: {method: span}")
@@ -163,7 +179,7 @@ def _draw(report: dict[str, Any], path: str) -> None:
     found = report["oracle"]
     truth = np.array([one["oracle"] for one in found])
     noise = np.array([one["error"] for one in found])
-    for name, marker in (("map", "x"), ("span", "o")):
+    for name, marker in zip(report["methods"], "ox+1", strict=True):
         axes.errorbar(
             truth, [one[name] for one in found], xerr=ERRORS * noise, fmt=marker, label=name
         )

@@ -1,17 +1,18 @@
 """`axolotl distill capture`."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from axolotl_distill.capture import Capture
-from axolotl_distill.capture.crossing import Crossing
+from axolotl_distill.capture.crossing import Crossed, Crossing
 from axolotl_distill.capture.ranks import Ranks
 from axolotl_distill.capture.ray_executor import opened_on_ray
 from axolotl_distill.capture.source import Source, summarise
 from axolotl_distill.capture.teacher import Vocabulary, estimated_at, opened, vocabulary_of
+from axolotl_distill.commands.crossed import look_at
 from axolotl_distill.commands.kept import (
     finished,
     keeps_what_is_written,
@@ -23,7 +24,7 @@ from axolotl_distill.commands.say import say
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.reading import capture_args
-from axolotl_distill.errors import CaptureError, ConfigError
+from axolotl_distill.errors import CaptureError
 from axolotl_distill.host.datasets.paired import Reader
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.show import redact
@@ -40,7 +41,7 @@ BIASED = (
 )
 
 
-Opened = Callable[[CaptureArgs, int], AbstractContextManager[Source]]
+Opened = Callable[[CaptureArgs, int, Crossed | None], AbstractContextManager[Source]]
 
 
 def run(
@@ -62,7 +63,7 @@ def run(
     if ranks is not None:
         with ranks.leading():
             return _captured(config, teacher, output, limit, ranks.opened)
-    opener = opened_on_ray if executor == "ray" else opened
+    opener: Opened = opened_on_ray if executor == "ray" else _opened_here
     return _captured(config, teacher, output, limit, opener)
 
 
@@ -71,12 +72,6 @@ def _captured(
 ) -> dict[str, Any]:
     cfg, distill = load_config(config)
     args = capture_args(distill, teacher, output)
-    if distill.cross_tokenizer is not None and opener is not opened:
-        raise ConfigError(
-            "`--executor ray` and accelerate do not go with `distill.cross_tokenizer` yet: the "
-            "teacher is loaded into one process. Leave `--executor` out; `device_map` spreads a "
-            "large teacher over devices."
-        )
     terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
     entries = capture_datasets(cfg, args)
@@ -101,7 +96,7 @@ def _captured(
         if distill.cross_tokenizer is None:
             vocabulary = vocabulary_of(args, rows, tokenizer, finished(args.output, outlet))
         else:
-            crossing = Crossing(args, rows, tokenizer)
+            crossing = Crossing(args, distill.cross_tokenizer, rows, tokenizer)
             about |= crossing.about_teacher
             vocabulary = Vocabulary(len(crossing.student), crossing.tokenizer, crossing.summary())
         if vocabulary.note:
@@ -134,8 +129,10 @@ def _captured(
                 return store_numbers(capture)
             if capture.rows_found:
                 say(f"going on: {capture.rows_found} of {len(rows)} rows are there")
-            here = opener(args, vocabulary.size) if crossing is None else crossing.opened()
+            here = opener(args, vocabulary.size, crossing.shared if crossing else None)
             with here as source:
+                if crossing is not None:
+                    look_at(capture, rows, source, crossing)
                 report = capture(source)
         say(f"{output}: {store_line(capture.manifest)}")
     on = "" if report.workers == 1 else f" on {report.workers} workers"
@@ -145,6 +142,12 @@ def _captured(
         f"{report.skipped} rows had no supervised token"
     )
     return store_numbers(capture)
+
+
+@contextmanager
+def _opened_here(args: CaptureArgs, size: int, crossed: Crossed | None) -> Iterator[Source]:
+    with opened(args, size) if crossed is None else crossed.opened(args) as source:
+        yield source
 
 
 def _could_be_drawn(distill: DistillArgs) -> bool:

@@ -10,6 +10,7 @@ from axolotl_distill.rollout.kept import is_rollouts
 from axolotl_distill.show import printable
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import Manifest, TeacherStore, open_store
+from axolotl_distill.store.check import check_lines
 
 SAMPLE = 65_536
 SHOWN_ENTRIES = 8
@@ -65,7 +66,7 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
     return numbers | manifest.payloads.summary(found, manifest.temperatures)
 
 
-def _cross(manifest: Manifest) -> dict[str, str]:
+def _cross(manifest: Manifest) -> dict[str, Any]:
     """Of a teacher with another tokenizer: how its records were made, and of which two."""
     teacher, student = manifest.teacher, manifest.tokenizer
     if "cross_tokenizer" not in teacher:
@@ -79,6 +80,7 @@ def _cross(manifest: Manifest) -> dict[str, str]:
         "cross_tokenizer": printable(teacher["cross_tokenizer"]),
         "its tokenizer": its,
         "the student's": students,
+        **({"checked": [*check_lines(teacher["check"])]} if "check" in teacher else {}),
     }
 
 

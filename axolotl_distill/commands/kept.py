@@ -43,6 +43,7 @@ def store_numbers(capture: Capture) -> dict[str, Any]:
         "bytes_of_records": manifest.bytes_of_records,
         "bytes_a_record": manifest.bytes_a_record,
         "this_run": None if capture.was_complete else asdict(capture.report),
+        **({"check": manifest.teacher["check"]} if "check" in manifest.teacher else {}),
     }
 
 

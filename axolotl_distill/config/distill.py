@@ -200,6 +200,12 @@ class DistillArgs(Block):
                 "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
                 "would ask a different number of times. Remove it; each then holds the teacher."
             )
+        assert self.cross_tokenizer is not None
+        if self.cross_tokenizer.check and self.capture is None:
+            raise ValueError(
+                "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "
+                "are not stored. Remove it; `axolotl distill align` holds a pair to an oracle."
+            )
         for key in ("on_policy", "hidden_states"):
             if getattr(self, key) is not None:
                 why = {

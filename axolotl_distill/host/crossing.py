@@ -83,7 +83,7 @@ class Crossing:
         """The source of the signal; to be settled with a survey. Raises CaptureError where the
         teacher cannot be loaded."""
         teacher = HFTeacher(beside(self.teacher, student), vocab_size=len(self.theirs))
-        return SpanSignal(teacher, self.cross.k)
+        return SpanSignal(teacher, self.cross.k, self.cross.method)
 
     def survey(self, datasets: Mapping[str, Any]) -> Survey:
         """What all rows show of the two tokenizers.

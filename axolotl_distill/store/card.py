@@ -3,6 +3,7 @@
 from typing import Any
 
 from axolotl_distill.show import as_markdown
+from axolotl_distill.store.check import check_lines, check_warnings
 from axolotl_distill.store.manifest import Manifest
 
 
@@ -36,7 +37,7 @@ with [axolotl-distill](https://pypi.org/project/axolotl-distill/).
 |---|---|
 | teacher | {as_markdown(manifest.teacher["name"])} |
 | its weights | {as_markdown(manifest.teacher.get("weights", "not known"))} |
-| rows | {manifest.num_rows} |
+{_cross(manifest)}| rows | {manifest.num_rows} |
 | records (supervised tokens) | {manifest.num_records} |
 | a record holds | {as_markdown(holds)} |
 | tail kept at T | {_temperatures(manifest) or "none: a record stands for all tokens"} |
@@ -52,6 +53,21 @@ The licence of the text and the teacher's terms apply to this data.
 
 {_terms(manifest.terms)}
 """
+
+
+def _cross(manifest: Manifest) -> str:
+    """Lines of the table, of a teacher with another tokenizer."""
+    teacher = manifest.teacher
+    if "cross_tokenizer" not in teacher:
+        return ""
+    lines = [
+        ("its tokenizer", f"{teacher.get('tokenizer', '?')} (cross_tokenizer: "
+                          f"{teacher['cross_tokenizer']})"),
+    ]  # fmt: skip
+    if "check" in teacher:
+        lines.append(("a few rows were checked", "; ".join(check_lines(teacher["check"]))))
+        lines += [("warning", said) for said in check_warnings(teacher["check"])]
+    return "".join(f"| {name} | {as_markdown(value)} |\n" for name, value in lines)
 
 
 def _temperatures(manifest: Manifest) -> str:

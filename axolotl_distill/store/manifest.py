@@ -25,6 +25,8 @@ FILE = "manifest.json"
 MAX_BYTES = 256 << 20
 TAG_BITS = 22
 NOT_COMPARED = ("uid", "created", "generator", "complete", "shards", "terms")
+# What was found out about the records once a store was begun.
+FOUND_LATER = ("teacher.check",)
 AGAIN = "Copy the store again from where it was captured, or capture it again."
 
 
@@ -216,7 +218,7 @@ def _header(manifest: Manifest) -> dict[str, Any]:
             flat |= {f"{name}.{key}": part for key, part in value.items()}
         else:
             flat[name] = value
-    return flat
+    return {name: value for name, value in flat.items() if name not in FOUND_LATER}
 
 
 def _own_version() -> str:

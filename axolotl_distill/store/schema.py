@@ -37,6 +37,22 @@ class Tokenizer(TypedDict, total=False):
     text: dict[str, int]
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@with_config(_OPEN)
+class Check(TypedDict, total=False):
+    """Of records of another tokenizer's, by a few rows at the start of the capture."""
+
+    rows: Required[Count]
+    tokens: Required[Count]
+    carried: Required[Share]
+    places: Count
+    samples: Count
+    within: Share
+    error: Share
+
+
 @with_config(_OPEN)
 class Teacher(TypedDict, total=False):
     name: Required[Line]
@@ -45,6 +61,7 @@ class Teacher(TypedDict, total=False):
     cross_tokenizer: str
     tokenizer: str
     tokenizer_fingerprint: str
+    check: Check
 
 
 @with_config(_OPEN)

@@ -9,23 +9,31 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from support.axolotl_run import environment
 from support.captures import Captures, rows_of, small_model, small_rows
 from support.cli import capture_config, distill_here
+from support.crossed import CHATS, smollm2_teacher
+from support.tokenizers import sentencepiece
 from tqdm import tqdm
 
+from axolotl_distill.align import Pair, Pieces
+from axolotl_distill.capture.crossing import Crossed
 from axolotl_distill.capture.grader import Grader
 from axolotl_distill.capture.journal import stored_rows
+from axolotl_distill.capture.oracle import plain_row, survey_of
 from axolotl_distill.capture.ranks import Ranks
 from axolotl_distill.capture.ray_executor import opened_on_ray
 from axolotl_distill.cli.frame import ends_well
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import verify_store
+from axolotl_distill.teachers.tokenizer import other_tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
 RECORDS = {"k": 8}
@@ -105,6 +113,48 @@ def test_any_number_of_processes(tmp_path, model, whole):
     assert launched(2, job, tmp_path) == [0, 0]
 
 
+class CrossJob:
+    """A teacher with another tokenizer, as launched() has a capture done."""
+
+    def __init__(self, teacher):
+        self.args = CaptureArgs(teacher=str(teacher), output="o", k=8, batch_tokens=64)
+        self.args.settle(method="topk", temperatures=[1.0])
+        pair = Pair(Pieces(other_tokenizer(self.args.teacher)), Pieces(sentencepiece()))
+        texts = [said for _, said in CHATS] * 2
+        self.rows = {n: plain_row(text, pair) for n, text in enumerate(texts)}
+        survey = survey_of(list(self.rows.values()), pair)
+        self.crossed = Crossed(
+            "span", pair.student.tokenizer, survey.ends, survey.occurrences, survey.open_ends
+        )
+
+    def captured(self, folder, opener):
+        with opener(self.args, len(self.crossed.student), self.crossed) as source:
+            found = dict(source.records(self.rows, {0, *range(2, len(self.rows))}))
+            workers = source.workers
+        parts = {
+            n: [part.tolist() for part in (found[n].entries, found[n].tail, found[n].lengths)]
+            for n in sorted(found)
+        }
+        (folder / "records").write_text(json.dumps(parts))
+        return SimpleNamespace(workers=workers)
+
+
+def test_another_tokenizer_in_several_processes(tmp_path, tiny_model):
+    job = CrossJob(smollm2_teacher(tmp_path / "teacher", tiny_model))
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    alone.mkdir(), many.mkdir()
+
+    @contextmanager
+    def here(args, size, crossed):
+        with crossed.opened(args) as source:
+            yield source
+
+    assert job.captured(alone, here).workers == 1
+    assert launched(2, job, many) == [0, 0]
+    assert json.loads((many / "report.json").read_text()) == {"workers": 2}
+    assert (many / "records").read_text() == (alone / "records").read_text()
+
+
 def test_a_process_dies(tmp_path, model, whole, capfd):
     """It costs the round; three processes, then one, go on."""
     job = Captures(model, small_rows(), **RECORDS)
@@ -150,6 +200,19 @@ def test_workers_of_ray(tmp_path, model, whole, cluster):
     assert killed and killed[0] < len(whole[0])
     assert report.workers == 2 and report.rows == len(whole[0])
     assert job.result(tmp_path) == whole
+
+
+@pytest.mark.slow
+def test_another_tokenizer_on_ray(tmp_path, tiny_model, cluster):
+    job = CrossJob(smollm2_teacher(tmp_path / "teacher", tiny_model))
+    with job.crossed.opened(job.args) as source:
+        alone = dict(source.records(job.rows, set(job.rows)))
+    with opened_on_ray(job.args, len(job.crossed.student), job.crossed) as source:
+        many = dict(source.records(job.rows, set(job.rows)))
+        assert source.workers == 2
+    for number, records in alone.items():
+        assert (many[number].entries == records.entries).all()
+        assert (many[number].tail == records.tail).all()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from support.tokenizers import sentencepiece
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.store import verify_store
-from axolotl_distill.store.encoding import decode_logprobs
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 
 pytestmark = pytest.mark.axolotl
 
@@ -60,7 +60,7 @@ def teacher_dir(tiny_model, tmp_path_factory):
 def config(tmp_path, other_dir, teacher_dir):
     """Writes a YAML: the tiny SmolLM2-tokenized teacher, the SentencePiece student."""
 
-    def write(rows=CHATS, cross=True, **capture):
+    def write(rows=CHATS, cross=True, method="span", check=0, **capture):
         data = tmp_path / "chats.jsonl"
         data.write_text(
             "".join(
@@ -76,7 +76,7 @@ def config(tmp_path, other_dir, teacher_dir):
             "output_dir": str(tmp_path / "out"),
             "dataset_prepared_path": str(tmp_path / "prepared"),
             "distill": {
-                **({"cross_tokenizer": {"method": "span"}} if cross else {}),
+                **({"cross_tokenizer": {"method": method, "check": check}} if cross else {}),
                 "capture": {
                     "teacher": str(teacher_dir),
                     "output": str(tmp_path / "store"),
@@ -96,8 +96,8 @@ def config(tmp_path, other_dir, teacher_dir):
 def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     """The records' own probabilities multiply to the teacher's probability of each answer, read
     with its own template; Axolotl trains on them."""
-    path = config(k=16)
-    distill_here("capture", path)
+    path = config(k=16, check=20)
+    told = distill_here("capture", path)
     store = verify_store(tmp_path / "store")
     about = store.manifest.teacher
     assert about["cross_tokenizer"] == "span" and about["tokenizer"] == str(teacher_dir)
@@ -106,9 +106,21 @@ def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     assert "cross_tokenizer" in shown and "the student's" in shown
     assert "cross_tokenizer: span" in distill_here("verify", tmp_path / "store").stdout
 
+    # A few rows were looked at before all of them, and here these are all.
+    records = store.read(np.arange(store.num_records))
+    check = about["check"]
+    assert "check: " in told.stdout and "least is carried at" in told.stdout
+    assert check["rows"] == len(CHATS) and check["tokens"] == store.num_records
+    tails = np.exp(decode_tail(records.tail[:, 0]))
+    assert check["carried"] == pytest.approx(1.0 - tails.mean(), abs=1e-6)
+    assert 0 < check["places"] <= 10 and check["samples"] == 20 and check["error"] < 0.15
+    # A flat teacher: sixteen entries hold little of it.
+    assert "WARNING: the records carry 0." in told.stderr
+    card = (tmp_path / "store" / "README.md").read_text()
+    assert "checked" in shown and "a few rows were checked" in card and "warning" in card
+
     model = AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
-    records = store.read(np.arange(store.num_records))
     ids, logprobs = decode_logprobs(records.entries, store.manifest.vocab_size)
     start = 0
     for row, (user, said) in zip(
@@ -143,6 +155,13 @@ def test_capture_and_train(tmp_path, config, teacher_dir, other_dir):
     # An epoch is two batches of unlike rows.
     assert all(map(math.isfinite, losses)), losses
     assert sum(losses[-2:]) < 0.8 * sum(losses[:2]), losses
+
+
+def test_a_map_is_captured_and_warned_of(tmp_path, config):
+    told = distill_here("capture", config(method="min_ed"))
+    assert "`cross_tokenizer.method: min_ed` maps token to token" in told.stderr
+    store = verify_store(tmp_path / "store")
+    assert store.manifest.complete and store.manifest.teacher["cross_tokenizer"] == "min_ed"
 
 
 def refused(path) -> str:

@@ -8,6 +8,7 @@ from axolotl.utils.collators import DataCollatorForSeq2Seq, V2BatchSamplerDataCo
 from support.explicit import CASES, Explicit, byte_level
 
 from axolotl_distill.align import Pair, pair_rows
+from axolotl_distill.align.methods import METHODS
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.beside import SpanSignal
 from axolotl_distill.capture.cross import CrossSource
@@ -68,14 +69,17 @@ def surveyed(sides, rows):
     return found
 
 
-@pytest.mark.parametrize("how", BATCHED)
-def test_a_batch_gets_what_a_capture_stores(sides, how):
+@pytest.mark.parametrize(
+    ("how", "method"), [*((how, "span") for how in BATCHED), (next(iter(BATCHED)), "min_ed")]
+)
+def test_a_batch_gets_what_a_capture_stores(sides, how, method):
     explicit, teacher, student = sides
     rows = rows_of(sides)
     survey = surveyed(sides, rows)
     pair = Pair(teacher, student, survey.ends)
     doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
-    source = CrossSource(explicit, pair, doubtful, k=5, batch_tokens=64)
+    mapping = METHODS[method](pair) if method in METHODS else None
+    source = CrossSource(explicit, pair, doubtful, k=5, batch_tokens=64, mapping=mapping)
     expected = dict(source.records(dict(enumerate(rows)), {0, 1}))
 
     base, packed, side = BATCHED[how]
@@ -90,7 +94,7 @@ def test_a_batch_gets_what_a_capture_stores(sides, how):
     columns = {name: batch[name] for name in batch if name not in ("input_ids", "labels")}
     at = (batch["shift_labels"].flatten() != IGNORE).nonzero().flatten()
 
-    beside = SpanSignal(explicit, k=5)
+    beside = SpanSignal(explicit, 5, method)
     beside.settle(survey)
     said = beside.signal(columns, at, batch).distribution
     begin = 0

@@ -253,3 +253,14 @@ def test_a_manifest_that_makes_no_store_is_refused_before_anything_is_written():
         synthetic.manifest(payloads=[{"kind": "topk", "k": 0}])
     with pytest.raises(StoreError, match=r"source.supervised"):
         synthetic.manifest(source={"fingerprint": "s", "num_rows": 3})
+
+
+def test_what_was_found_at_the_beginning_need_not_be_said_again(tmp_path):
+    """A capture that goes on does not look at its first rows anew."""
+    header = synthetic.manifest()
+    header.teacher["check"] = {"rows": 8, "tokens": 99, "carried": 0.5}
+    writer = StoreWriter.create_or_resume(tmp_path / "store", header)
+    synthetic.fill(writer, "nucleus", 30, EVERY)
+    writer.abandon()
+    assert finish(tmp_path / "store") > 0
+    assert verify_store(tmp_path / "store").manifest.teacher["check"]["carried"] == 0.5
