@@ -1,11 +1,11 @@
 """`distill.cache`: where shards of stores at an address are kept while they are read."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from axolotl_distill.config.block import Block, PathText
+from axolotl_distill.config.block import Block, PathText, ReadBy
 
 UNITS = {
     "": 1,
@@ -41,4 +41,14 @@ class CacheArgs(Block):
         None,
         description="Most bytes of records in it, as in 200GB. Default: half of what its disk has "
         "free. The rows of a store lie beside them and are not counted.",
+    )
+    shuffle: Literal["rows", "shards"] = Field(
+        "rows",
+        description="rows: the order that Axolotl's keys ask for. shards: shards in random order, "
+        "`window` of them at a time, and their rows shuffled; each is fetched once an epoch.",
+    )
+    window: Annotated[int, ReadBy("shuffle", "shards")] = Field(
+        8,
+        ge=1,
+        description="shards: how many of which a batch is made. Three windows must fit `size`.",
     )

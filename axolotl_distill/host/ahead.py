@@ -69,6 +69,14 @@ class Ahead:
     def __len__(self) -> int:
         return len(self._batches)
 
+    @property
+    def sampler(self) -> Any:
+        """That of the rows, however deep it lies: who tells it of an epoch looks no further."""
+        found = self._batches
+        while not hasattr(found, "sampler"):
+            found = found.batch_sampler
+        return found.sampler
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batches, name)
 

@@ -60,6 +60,13 @@ ATTENTION_KEYS = (
     "sage_attention",
 )
 
+OTHER_ORDERS = (
+    "curriculum_sampling",
+    "group_by_length",
+    "streaming",
+    "pretraining_dataset",
+)
+
 
 def missing_block(cfg: Any) -> Iterator[Finding]:
     """Where the plugin is on and `distill:` is not there, though it was meant: it is empty, a key
@@ -165,6 +172,15 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "",
             "Remove it, or set `path: s3://…` (gs://, hf://, …) of a store.",
         )
+    if args.cache and args.cache.shuffle == "shards":
+        for key in OTHER_ORDERS:
+            if cfg.get(key):
+                yield Finding(
+                    key,
+                    f"`{key}` cannot be combined with `distill.cache.shuffle: shards`:",
+                    "each says in which order rows come.",
+                    "Leave one of the two out.",
+                )
     if args.capture:
         yield from _capture_findings(args, args.capture)
 

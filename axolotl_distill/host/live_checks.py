@@ -10,6 +10,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from axolotl_distill.config.distill import DistillArgs
+from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, TokenizerMismatchError
 from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
@@ -61,13 +62,8 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
         yield from _on_policy_findings(cfg)
         if args.on_policy.evaluate:
             yield from _evaluation_findings(cfg)
-        if args.on_policy.seq_kd and teacher.sharded:
-            yield Finding(
-                "distill.teacher.sharded",
-                "`distill.teacher.sharded: true` cannot be combined with `on_policy.seq_kd`:",
-                "the processes would have to write equally many tokens.",
-                "Remove one of them.",
-            )
+        if teacher.sharded:
+            yield from _unequal_calls(args.on_policy)
     if teacher.server is not None:
         return
     if isinstance(teacher.device_map, str) and world_size() > 1:
@@ -99,6 +95,18 @@ def with_the_student(args: DistillArgs) -> DistillArgs:
             "part of the student."
         )
     return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
+
+
+def _unequal_calls(given: OnPolicyArgs) -> Iterator[Finding]:
+    """What has processes run a teacher that they share a different number of times."""
+    for key, alike in (("seq_kd", "tokens"), ("evaluate", "batches")):
+        if getattr(given, key):
+            yield Finding(
+                "distill.teacher.sharded",
+                f"`distill.teacher.sharded: true` cannot be combined with `on_policy.{key}`:",
+                f"the processes would have to write equally many {alike}.",
+                "Remove one of them.",
+            )
 
 
 def _sharded_self(cfg: Any) -> Iterator[Finding]:

@@ -147,6 +147,9 @@ class DistillPlugin(BasePlugin):
 
         stores = all_stores(cfg)
         check_trainer(trainer, stores)
+        cache = _args(cfg).cache
+        if cache is not None and cache.shuffle == "shards":
+            trainer.shard_window = cache.window
         if self._hidden is not None:
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._vocabulary is not None:

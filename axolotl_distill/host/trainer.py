@@ -15,6 +15,7 @@ from axolotl_distill.host.average import load_average, save_average
 from axolotl_distill.host.compat import local_processes
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
+from axolotl_distill.host.shard_order import shard_order
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.evaluate import OwnText
@@ -51,6 +52,9 @@ class DistillMixin(Base):
     _signature_columns: Any
     projection_rate: float | None = None
     """Of the projections of hidden states; None: the run's own"""
+    shard_window: int | None = None
+    """Shards at a time, where `distill.cache.shuffle: shards` asks for their order"""
+    _create_multipack_sampler: Any
     average: Average | None = None
     """The teacher's weights, where `distill.teacher.ema` asks for them"""
     on_policy: OnPolicy | None = None
@@ -106,6 +110,25 @@ class DistillMixin(Base):
             return batches, items
         batches = self.on_policy.replace(batches, self.state.global_step + 1)
         return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Axolotl's, or where `distill.cache.shuffle` asks for it, rows in the order of shards;
+        packed by Axolotl's packing, out of the rows of a window at a time."""
+        if self.shard_window is None:
+            return super()._get_train_sampler(train_dataset)
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        args: Any = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        stores = getattr(self.data_collator, "stores", {})
+        order = shard_order(dataset, stores, self.shard_window, seed)
+        if not args.sample_packing or args.pretraining:
+            return order
+        group = args.sample_packing_group_size
+        args.sample_packing_group_size = min(group, order.window_rows)
+        try:
+            return order.packed_by(self._create_multipack_sampler(order, dataset))
+        finally:
+            args.sample_packing_group_size = group
 
     def get_train_dataloader(self) -> Any:
         loader = super().get_train_dataloader()

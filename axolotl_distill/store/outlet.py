@@ -22,7 +22,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from axolotl_distill.disk.atomic import sync_folder, write_atomically
+from axolotl_distill.disk.atomic import TEMPORARY, sync_folder, write_atomically
 from axolotl_distill.disk.journal import Journal
 from axolotl_distill.disk.remote import RemoteFolder, mark_of, same_mark
 from axolotl_distill.disk.rows import json_lines
@@ -35,6 +35,7 @@ from axolotl_distill.store.sent import put_once
 
 LOG = logging.getLogger(__name__)
 SENT = "sent.jsonl"
+PART = ".part"
 CARD = "README.md"
 # Two minutes of pauses: what a teacher costs meanwhile is lost by giving up sooner.
 TRIES = 9
@@ -241,7 +242,9 @@ class Outlet:
         for shard in manifest.shards:
             self._remove(shard)
         self._close_note()
-        # The manifest last: where it is, all else is asked for.
+        # What a kill amid a file left, then the manifest last: where it is, all else is asked for.
+        for left in [*self.spool.glob(f"*{TEMPORARY}"), *self.spool.glob(f"*{PART}")]:
+            left.unlink(missing_ok=True)
         for name in (CARD, journal.FILE, SENT, FILE):
             (self.spool / name).unlink(missing_ok=True)
         sync_folder(self.spool)
@@ -312,7 +315,7 @@ class Outlet:
         """The lines of the shards that are there."""
         with (self.spool / journal.FILE).open("rb") as file:
             lines = [file.readline() for _ in self._marks]
-        part = self.spool / (journal.FILE + ".part")
+        part = self.spool / (journal.FILE + PART)
         part.write_bytes(b"".join(lines))
         self.remote.put(part, journal.FILE)
         part.unlink()

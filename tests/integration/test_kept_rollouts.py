@@ -112,7 +112,6 @@ def check_the_records(tmp_path, config):
         "micro_batch_size": number,
         "max_steps": 1,
         "lora_dropout": 0.0,
-        "save_strategy": "no",
     }
     run = run_axolotl(tmp_path / "once", once)
     student, teacher = (

@@ -130,6 +130,53 @@ def test_a_student_whose_base_moves_is_no_teacher_of_itself(cfg, moving):
         check_config(DictDefault({**cfg, **LORA, **moving}), parse_distill(block))
 
 
+@pytest.mark.parametrize(
+    "spread, distill, message",
+    [
+        (
+            FSDP2,
+            {"teacher": "self"},
+            "`fsdp_config` cannot be combined with `distill.teacher: self`",
+        ),
+        ({"deepspeed": {}}, {"teacher": "m", "on_policy": {}}, None),
+        ({"deepspeed": "zero2.json"}, {"teacher": "m", "on_policy": {}}, "`deepspeed` cannot be"),
+        (FSDP2, {"teacher": "m", "on_policy": {}}, None),
+        (FSDP2, {"teacher": "m"}, None),
+        ({"deepspeed": "zero3.json"}, {"teacher": {"model": "m", "sharded": False}}, None),
+        (
+            {},
+            {"teacher": {"model": "m", "sharded": True}, "on_policy": {"seq_kd": True}},
+            "would have to write equally many tokens",
+        ),
+        (
+            {"val_set_size": 0.1},
+            {"teacher": {"model": "m", "sharded": True}, "on_policy": {"evaluate": 4}},
+            "would have to write equally many batches",
+        ),
+    ],
+)
+def test_a_live_teacher_beside_a_spread_student(cfg, spread, distill, message):
+    given = DictDefault({**cfg, **LORA, **spread})
+    if message is None:
+        check_config(given, parse_distill(distill))
+        return
+    with pytest.raises(ConfigError, match=message):
+        check_config(given, parse_distill(distill))
+
+
+@pytest.mark.parametrize(
+    "more, key",
+    [
+        ({"quantization": "4bit"}, "quantization"),
+        ({"device_map": "auto"}, "device_map"),
+        ({"server": {"base_url": "http://127.0.0.1:1/v1"}}, "server"),
+    ],
+)
+def test_what_cannot_be_shared_by_processes(more, key):
+    with pytest.raises(ConfigError, match=f"sharded.*is read without `{key}` only"):
+        parse_distill({"teacher": {"model": "m", "sharded": True, **more}})
+
+
 @pytest.mark.parametrize("teacher", ["nowhere/teacher", "self", "store"])
 def test_a_model_that_is_loaded_but_not_trained_is_left_alone(cfg, teacher, tiny_model, tmp_path):
     """As `axolotl inference` and `merge-lora` load it: teacher and store may be gone."""

@@ -47,3 +47,37 @@ def test_trains_as_on_the_local_store(tmp_path, config, store, name, extra, proc
     assert "waited" in runs["far"].log and "waited" not in runs["near"].log
     held = [file.stat().st_size for file in (tmp_path / "cache" / "objects").iterdir()]
     assert 0 < sum(held) <= 2 * max(sizes)
+
+
+@pytest.mark.parametrize(
+    "extra, processes", [({}, 1), (PACKED, 1), (PACKED, 2)], ids=["rows", "packed", "packed-ddp"]
+)
+def test_shards_in_random_order_and_resumed(tmp_path, config, store, extra, processes):
+    """Of a cache that has not half of the store; a run that goes on takes the same steps."""
+    near = tmp_path / "near"
+    made = reshard(open_store(store), near, 30)
+    sizes = sorted(shard.files[shard.records_file]["bytes"] for shard in made.shards)
+    cache = {"folder": str(tmp_path / "cache"), "size": sum(sizes[-6:])}
+    assert sum(sizes) > 1.5 * cache["size"]
+    distill = {**config["distill"], "cache": {**cache, "shuffle": "shards", "window": 2}}
+    with s3_server() as server:
+        url = f"{server.make_bucket('stores')}/teacher"
+        push(open_store(near), url)
+        given = {
+            **config,
+            **extra,
+            "max_steps": 6,
+            "save_steps": 3,
+            "save_strategy": "steps",
+            "save_total_limit": None,
+            "distill": distill,
+            "datasets": [{"path": url, "type": "axolotl_distill.store"}],
+        }
+        whole = run_axolotl(tmp_path / "whole", given, processes=processes)
+        checkpoint = next((tmp_path / "whole").rglob("checkpoint-3"))
+        again = {**given, "resume_from_checkpoint": str(checkpoint)}
+        rest = run_axolotl(tmp_path / "rest", again, processes=processes)
+    assert "shards in random order, 2 at a time" in whole.log
+    assert len(whole.steps) == 6
+    for column in ("loss", "distill/kl"):
+        assert rest.column(column)[-3:] == whole.column(column)[3:], column

@@ -115,6 +115,7 @@ def test_what_is_read_is_taken(block, values):
         ({"model": " "}, "no `model`"),
         ({"model": "/", "revision": "main"}, "read for a model on the hub only"),
         ({"self": True}, "is the student while it is trained"),
+        ({"model": "m", "sharded": True}, "spreads a teacher over the processes that train"),
     ],
 )
 def test_a_teacher_that_is_refused_everywhere(where, teacher, said):
