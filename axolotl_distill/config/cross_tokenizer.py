@@ -1,32 +1,31 @@
 """`distill.cross_tokenizer`: a teacher that has another tokenizer than the student."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from axolotl_distill.config.block import Block, ReadBy
 
-# What others call it, and why it is not here.
-NOT_HERE = {
-    "uld": "it compares sorted probabilities, whatever their tokens are, and needs the teacher "
-    "beside the training",
-    "gold": "its default merge takes another conditional than the text has",
-    "alm": "its binarised likelihoods of spans are the records that `span` makes of tokens that "
-    "the teacher splits",
-}
-
 LEAST_SAMPLES = 20
+RECORDS = ("span", "common_tokens", "min_ed", "embedding")
+"""Methods that make records of the student's tokens, for a store or at once"""
+BESIDE = ("uld", "gold", "alm")
+"""Methods that make no record: they need the teacher beside the training"""
+NOT_WITH = ("divergence", "support", "label_smoothing", "backend")
+"""Keys of `distill` that such a method does not read"""
 
 
 class CrossTokenizerArgs(Block):
     """How a teacher's distributions over its tokens become the student's."""
 
-    method: Literal["span", "common_tokens", "min_ed", "embedding"] = Field(
+    method: Literal["span", "common_tokens", "min_ed", "embedding", "uld", "gold", "alm"] = Field(
         "span",
         description="span: exact probabilities of the student's own cuts of the text; what cannot "
-        "be had from one pass of the teacher is in the tail. The others map token to token where "
-        "both cut, and are wrong on numerals: common_tokens by bytes, min_ed to what is written "
-        "most alike, embedding to the first token of the student's.",
+        "be had from one pass of the teacher is in the tail. common_tokens, min_ed and embedding "
+        "map token to token where both cut, and are wrong on numerals: by bytes, to what is "
+        "written most alike, to the first token of the student's. With a live teacher also uld, "
+        "sorted probabilities; gold, tokens that both have, and sorted others; alm, likelihoods of "
+        "pieces of the text.",
     )
     chat_template: str | None = Field(
         None,
@@ -51,14 +50,28 @@ class CrossTokenizerArgs(Block):
             )
         return value
 
-    k: Annotated[int, ReadBy("teacher", unless=("store", "text"))] = Field(
-        64, ge=1, description="Of a live teacher: entries of a record, at most."
+    k: Annotated[int, ReadBy("method", *RECORDS), ReadBy("teacher", unless=("store", "text"))] = (
+        Field(64, ge=1, description="Of a live teacher: entries of a record, at most.")
+    )
+    weights: Annotated[list[float] | None, ReadBy("method", "gold")] = Field(
+        None,
+        description="gold: [of tokens that both have, of the others]. Default: the share of the "
+        "teacher's tokens that both have, and the rest of 1.",
+    )
+    binarization_temperature: Annotated[float, ReadBy("method", "alm")] = Field(
+        1.0, ge=1.0, description="alm: tau; a piece counts with its probability to the 1/tau."
+    )
+    threshold: Annotated[float, ReadBy("method", "alm")] = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="alm: pieces are joined where the teacher begins a word or ends the turn next "
+        "with less than this probability.",
     )
 
-    @field_validator("method", mode="before")
+    @field_validator("weights")
     @classmethod
-    def _is_here(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.lower().replace("-", "_") in NOT_HERE:
-            name = value.lower().replace("-", "_")
-            raise ValueError(f"`{value}` is not among the methods: {NOT_HERE[name]}. Use span.")
+    def _two_of_them(cls, value: list[float] | None) -> list[float] | None:
+        if value is not None and (len(value) != 2 or min(value) < 0 or max(value) == 0):
+            raise ValueError("must be two numbers from 0, not both 0, as in [0.8, 0.2]")
         return value

@@ -20,7 +20,7 @@ from pydantic import (
 from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
-from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
+from axolotl_distill.config.cross_tokenizer import BESIDE, NOT_WITH, CrossTokenizerArgs
 from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
@@ -151,6 +151,10 @@ class DistillArgs(Block):
         remedy = "Remove it, or learn from a teacher with the student's tokenizer."
         if isinstance(self.teacher, TeacherArgs):
             self._crosses_live(self.teacher)
+        assert self.cross_tokenizer is not None
+        if (method := self.cross_tokenizer.method) in BESIDE:
+            self._compares_beside(method)
+            return
         if self.temperature != 1.0:
             raise ValueError(
                 f"`temperature: {self.temperature:g}` does not go with `cross_tokenizer`: what is "
@@ -217,6 +221,27 @@ class DistillArgs(Block):
                     f"`{key}` does not go with `cross_tokenizer` and a live teacher: {why}. "
                     "Remove one of the two."
                 )
+
+    def _compares_beside(self, method: str) -> None:
+        """What goes with a method that compares all that both say, each of its own tokens."""
+        if not isinstance(self.teacher, TeacherArgs) or self.capture is not None:
+            where = "`capture`" if self.capture is not None else f"`teacher: {self.teacher}`"
+            raise ValueError(
+                f"`cross_tokenizer.method: {method}` does not go with {where}: it needs all that "
+                "the teacher says, beside the training, and no store has it. Use span, or name the "
+                "model as `teacher`."
+            )
+        for key in NOT_WITH:
+            if key in self.model_fields_set:
+                raise ValueError(
+                    f"`{key}` is not read with `cross_tokenizer.method: {method}`, which compares "
+                    "in a way of its own. Remove it."
+                )
+        if self.temperature != 1.0:
+            raise ValueError(
+                f"`temperature: {self.temperature:g}` does not go with `cross_tokenizer.method: "
+                f"{method}`, which compares at T = 1. Remove it."
+            )
 
     def _answers_while_training(self, teacher: TeacherArgs) -> None:
         if self.support == "sampled":

@@ -1,7 +1,7 @@
 """A teacher with another tokenizer that answers while the student trains: the two tokenizers, found
 before a weight is read; the rows as both read them; and what these show before training begins."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,20 +15,31 @@ from axolotl_distill.align import Pieces, pair_rows
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.beside import SpanSignal
 from axolotl_distill.capture.crossing import REMEDY
-from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
+from axolotl_distill.config.cross_tokenizer import BESIDE, CrossTokenizerArgs
 from axolotl_distill.config.distill import DistillArgs, is_store
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
+from axolotl_distill.host.compat import shards_the_student
 from axolotl_distill.host.datasets.paired import COLUMNS, Reader, read_too
 from axolotl_distill.host.datasets.types import CARRIER, READ_BY
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.objectives.base import Objective
+from axolotl_distill.objectives.crossed import CrossObjective
+from axolotl_distill.objectives.logits import logits_objective
+from axolotl_distill.objectives.methods import cross_objective
 from axolotl_distill.signal.batch import OTHER_IDS, OTHER_LABELS
+from axolotl_distill.signal.signal import Want
+from axolotl_distill.signal.spans import PairedSignal
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.load import beside
-from axolotl_distill.teachers.tokenizer import other_tokenizer
+from axolotl_distill.teachers.tokenizer import SharedVocabulary, other_tokenizer
 from axolotl_distill.terms import check_terms
 
 LOG = get_logger(__name__)
+SHARDED = (
+    "no run in which it shards the student was held to one process. Train with DDP, or capture the "
+    "teacher into a store first (`method: span`)."
+)
 BEGIN = 16
 """Tokens that a row is named by."""
 
@@ -49,6 +60,22 @@ def cross_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             "`streaming: true` cannot be combined with a live teacher that has another tokenizer:",
             "whether both read its rows alike is found out before training, from all of them.",
             "Remove it.",
+        )
+    for key in ("fsdp_config", "fsdp", "deepspeed"):
+        if cfg.get(key):
+            yield Finding(
+                key,
+                f"`{key}` cannot be combined with a live teacher that has another tokenizer:",
+                SHARDED,
+                "",
+            )
+    assert args.cross_tokenizer is not None
+    if cfg.get("torch_compile") and args.cross_tokenizer.method in BESIDE:
+        yield Finding(
+            "torch_compile",
+            f"`torch_compile` with `distill.cross_tokenizer.method: {args.cross_tokenizer.method}`",
+            "was not tried.",
+            "Remove one of the two.",
         )
     for entry in [*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])]:
         if is_store(entry):
@@ -79,11 +106,36 @@ class Crossing:
         for entry in entries:
             entry[CARRIER] = f"{entry.get(CARRIER) or ''}{READ_BY}{key}"
 
-    def source(self, student: PreTrainedModel) -> SpanSignal:
+    def source(self, student: PreTrainedModel) -> SpanSignal | PairedSignal:
         """The source of the signal; to be settled with a survey. Raises CaptureError where the
-        teacher cannot be loaded."""
+        teacher cannot be loaded, and ConfigError where the student is sharded."""
+        if shards_the_student():
+            raise ConfigError(
+                "FSDP or ZeRO-3 is in force, which cannot be combined with a live teacher that has "
+                f"another tokenizer: {SHARDED}"
+            )
         teacher = HFTeacher(beside(self.teacher, student), vocab_size=len(self.theirs))
-        return SpanSignal(teacher, self.cross.k, self.cross.method)
+        if self.cross.method not in BESIDE:
+            return SpanSignal(teacher, self.cross.k, self.cross.method)
+        vocabulary = SharedVocabulary(len(self.theirs))
+        return PairedSignal(
+            teacher, self.teacher.model, vocabulary, Want(unprojected=True), "tail_bucket", 1.0,
+            batched=True, theirs=self.theirs, own=self.own, in_order=self.cross.method == "uld",
+        )  # fmt: skip
+
+    def objective(self, args: DistillArgs, source: SpanSignal | PairedSignal) -> Objective:
+        """What is learnt of that signal; to be settled too where it can be."""
+        if isinstance(source, SpanSignal):
+            return logits_objective(args, source)
+        return cross_objective(self.cross, args.alpha, self.theirs, self.own)
+
+    def settle(self, source: Any, objectives: Iterable[Any], datasets: Mapping[str, Any]) -> None:
+        """Tells them what all rows show. Raises what `survey` does."""
+        found = self.survey(datasets)
+        source.settle(found)
+        for objective in objectives:
+            if isinstance(objective, CrossObjective):
+                objective.settle(found)
 
     def survey(self, datasets: Mapping[str, Any]) -> Survey:
         """What all rows show of the two tokenizers.

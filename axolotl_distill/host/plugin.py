@@ -23,6 +23,7 @@ class DistillPlugin(BasePlugin):
     """What only a live teacher reads, as tokens."""
     _crossing: Any = None
     """A live teacher's tokenizer beside the student's, where it is another."""
+    _objectives: Any = ()
     _hidden: Any = None
     """The layers of both that are paired, once they were found."""
     _source: Any = None
@@ -118,13 +119,14 @@ class DistillPlugin(BasePlugin):
         args = with_the_student(_args(cfg))
         if self._crossing is not None:
             source = self._crossing.source(causal_lm)
+            objectives: list[Any] = [self._crossing.objective(_args(cfg), source)]
         else:
             about = (self._vocabulary, layers, self._context)
             source = signal_source(args, all_stores(cfg), causal_lm, *about)
-        self._source = source
-        # It runs the head outside of the window in which a sharded one is whole.
-        overlap = args.on_policy is not None and not shards_the_student()
-        objectives: list[Any] = [logits_objective(args, source, overlap=overlap)]
+            # It runs the head outside of the window in which a sharded one is whole.
+            overlap = args.on_policy is not None and not shards_the_student()
+            objectives = [logits_objective(args, source, overlap=overlap)]
+        self._source, self._objectives = source, objectives
         if hidden is not None:
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))
@@ -155,7 +157,7 @@ class DistillPlugin(BasePlugin):
         if self._vocabulary is not None:
             check_live_trainer(trainer, _args(cfg), self._vocabulary)
         if self._crossing is not None:
-            self._source.settle(self._crossing.survey(trainer.named_datasets()))
+            self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
         callbacks: list[Any] = [InForce(trainer, stores)]
         average = getattr(getattr(self._source, "teacher", None), "average", None)
         if average is not None:

@@ -62,7 +62,9 @@ class VLLM:
 
         Raises ServerError with what the server says where it does not take it.
         """
-        status, said = self._post("load_lora_adapter", {"lora_name": name, "lora_path": path})
+        body = {"lora_name": name, "lora_path": path}
+        # A server that is there and has no use for an empty one says 500, which is not tried again.
+        status, said = self._post("load_lora_adapter", body, 0 if empty else 2)
         # A name is asked for once: what is there already came with an answer that was lost.
         if status == 200 or "already been loaded" in said:
             return
@@ -79,14 +81,14 @@ class VLLM:
         status, _ = self._post("unload_lora_adapter", {"lora_name": name})
         return status == 200
 
-    def _post(self, path: str, body: dict[str, str]) -> tuple[int, str]:
+    def _post(self, path: str, body: dict[str, str], retries: int = 2) -> tuple[int, str]:
         """Status and text: these two answer with plain text."""
         server = self.server
         try:
             with openai.OpenAI(
                 base_url=server.base_url,
                 api_key=os.environ.get(server.api_key_env) or "none",
-                max_retries=min(2, server.retries),
+                max_retries=min(retries, server.retries),
                 timeout=server.timeout,
             ) as client:
                 options: Any = {"headers": {RAW: "true"}}

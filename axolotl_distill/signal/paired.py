@@ -24,12 +24,14 @@ class PairedRow:
     """A row as both read it.
 
     at     int64 [S], ascending: its tokens, as numbers in [0, B * S) of the batch
+    there  int64 [S'], ascending: the teacher's, as numbers in [0, B * S')
     texts  input_ids and labels [S], teacher_input_ids and teacher_labels [S'], as the dataset has
            them
     """
 
     at: np.ndarray
-    texts: dict[str, np.ndarray]
+    there: np.ndarray
+    texts: dict[str, Any]
 
 
 def paired_rows(columns: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> dict[int, PairedRow]:
@@ -45,7 +47,7 @@ def paired_rows(columns: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> dic
         at, there = np.flatnonzero(numbers == number), np.flatnonzero(others == number)
         texts = {name: values[at] for name, values in own.items()}
         texts |= {name: values[there] for name, values in theirs.items()}
-        found[number] = PairedRow(at, texts)
+        found[number] = PairedRow(at, there, texts)
     return found
 
 

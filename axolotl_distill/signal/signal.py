@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 from distill_kernels.teacher import Teacher as Distribution
 from torch import Tensor
 
@@ -25,6 +26,25 @@ class Want:
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """G spans of text, as a student with another tokenizer and the teacher have them.
+
+    student  int64 [G, 2]: (first, behind the last) of the student's M positions; ascending
+    teacher  int64 [G, 2]: the same of the teacher's N
+    ends     bool [G]: the span is the last of its answer
+    tokens   int64 [N]: the teacher's token after each of its positions
+    """
+
+    student: np.ndarray
+    teacher: np.ndarray
+    ends: np.ndarray
+    tokens: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+@dataclass(frozen=True)
 class Signal:
     """What a teacher says of N positions of text, one row each, in their order.
 
@@ -33,7 +53,10 @@ class Signal:
                   the run's temperature from a source. A row whose ids are all -1 says nothing.
     layers        [N, P, D], what the wanted layers hand on at each position, in their type; None
                   where none was wanted, or nothing was said of any position
+    pairs   where the N positions are the teacher's own, of its tokens: which belong to which of the
+            student's
     """
 
     distribution: Distribution
     layers: Tensor | None = None
+    pairs: Pairs | None = None

@@ -8,7 +8,7 @@ import yaml
 from support.axolotl_run import BASE, Plan, run_axolotl, run_fleet
 from support.cli import distill_here
 from support.crossed import CHATS, mistral_student, smollm2_teacher, write_chats
-from support.strategies import shared_by
+from support.strategies import LORA, shared_by
 from transformers import AutoTokenizer
 
 pytestmark = pytest.mark.axolotl
@@ -91,13 +91,15 @@ def test_live_is_what_a_capture_stores(tmp_path, live, store, how):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path, live):
+@pytest.mark.parametrize("method", ["span", "gold"])
+def test_two_processes_are_one(tmp_path, live, method):
+    live["distill"]["cross_tokenizer"] = {"method": method}
     shared = {**live, "curriculum_sampling": True}
     shared["plugins"] = ["axolotl_distill", "support.run_spy.RunSpy"]
     plans = {str(n): Plan({**shared, **shared_by(n, 2)}, n) for n in (1, 2)}
     one, two = run_fleet(tmp_path, plans).values()
     assert one.code == two.code == 0 and two.inside[0]["processes"] == 2
-    for key in ("loss", "grad_norm", "distill/kl", "distill/teacher_mass"):
+    for key in ("loss", "grad_norm", "distill/kl" if method == "span" else "distill/gold"):
         ones, twos = ([step[key] for step in run.inside[0]["steps"]] for run in (one, two))
         assert twos == pytest.approx(ones, rel=2e-3), key
 
@@ -123,3 +125,25 @@ def test_what_is_refused(tmp_path, live, teacher_dir, store):
     config["datasets"] = [{"path": str(store), "type": "axolotl_distill.store"}]
     run = run_axolotl(tmp_path / "stored", config, check=False)
     assert run.code and "is a store, whose rows are tokens" in " ".join(run.log.split())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"method": "gold"},
+        pytest.param({"method": "uld"}, marks=pytest.mark.slow),
+        pytest.param({"method": "alm", "threshold": 0.01}, marks=pytest.mark.slow),
+    ],
+    ids=lambda block: block["method"],
+)
+def test_other_methods_beside_the_teacher(tmp_path, live, block):
+    """LoRA, packed, accumulated and evaluated: what the teacher says is learnt."""
+    changes = {**LORA, **PACKED, "gradient_accumulation_steps": 2, "max_steps": 8}
+    changes |= {"val_set_size": 2, "eval_steps": 4, "learning_rate": 2e-2}
+    changes["distill"] = {**live["distill"], "cross_tokenizer": block, "alpha": 1.0}
+    run = run_axolotl(tmp_path, {**live, **changes})
+    name = block["method"]
+    losses = run.column(f"distill/{name}")
+    assert sum(losses[-2:]) < sum(losses[:2]), losses
+    assert 0.5 < run.steps[0]["distill/paired"] <= 1
+    assert f"eval_distill/{name}" in run.evaluations[-1] and "distill/ce" in run.steps[0]

@@ -16,6 +16,7 @@ from axolotl.utils.config import validate_config
 from axolotl.utils.dict import DictDefault
 from support import synthetic
 from support.axolotl_run import environment
+from support.crossed import mistral_student
 
 from axolotl_distill.store import open_store
 from axolotl_distill.store.encoding import decode_logprobs, decode_tail
@@ -108,6 +109,28 @@ def test_the_on_policy_example_on_a_cpu(student_dir, smollm2_dir):
     assert done.stdout.count("distill/kl") + done.stdout.count("distill/kd") == 4
     assert "rollout/length" in done.stdout
     assert (ROOT / "outputs/on-policy-cpu/student/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_live_cross_tokenizer_example_on_a_cpu(smollm2_dir):
+    """Any small model of another family will do, and where there is none, a random one."""
+    student = ROOT / ".cache/other-student"
+    if not student.exists():
+        mistral_student(student)
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    config = "example_configs/cross-tokenizer-live-cpu.yml"
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "axolotl.cli.train", config],
+        cwd=ROOT,
+        env={**environment(), "OMP_NUM_THREADS": "2"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count("distill/gold") == 4 and "its own tokenizer" in done.stdout
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yml")), ids=lambda path: path.stem)

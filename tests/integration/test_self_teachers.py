@@ -169,7 +169,7 @@ def test_two_processes_have_one_average(tmp_path, config):
                 "fsdp_version": 2,
                 "fsdp_config": {"reshard_after_forward": True},
             },
-            "cannot be combined with a live teacher",
+            "cannot be combined with `distill.teacher: self`",
         ),
         ({"sequence_len": 505}, "more than the 512 positions"),
         (

@@ -15,6 +15,7 @@ from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.collator import TeacherCollator
+from axolotl_distill.host.crossing import cross_findings
 from axolotl_distill.host.datasets.types import CARRIED, CARRIER, READ_AS, READ_BY, weighs_thinking
 from axolotl_distill.signal.entries import decode_entries
 
@@ -160,3 +161,20 @@ def test_what_does_not_go_with_it(block, said):
 def test_what_goes_with_it():
     args = parse_distill({"teacher": "t", "cross_tokenizer": {"k": 8}, "divergence": "jsd"})
     assert args.cross_tokenizer.k == 8
+
+
+@pytest.mark.parametrize(
+    ("cfg", "method", "keys"),
+    [
+        ({"fsdp_config": {"reshard_after_forward": True}}, "span", ["fsdp_config"]),
+        ({"deepspeed": "zero3.json"}, "gold", ["deepspeed"]),
+        ({"streaming": True}, "span", ["streaming"]),
+        ({"torch_compile": True}, "span", []),
+        ({"torch_compile": True}, "alm", ["torch_compile"]),
+        ({"datasets": [{"path": "s", "type": "axolotl_distill.store"}]}, "uld", ["datasets"]),
+    ],
+)
+def test_what_the_rest_of_a_config_may_not_have(cfg, method, keys):
+    args = parse_distill({"teacher": "t", "cross_tokenizer": {"method": method}})
+    assert [finding.key for finding in cross_findings(cfg, args)] == keys
+    assert not [*cross_findings(cfg, parse_distill({"teacher": "t"}))]

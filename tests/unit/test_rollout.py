@@ -288,6 +288,34 @@ def test_cut_off_completions_may_be_left_out(tokenizer):
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["padded", "packed"])
+def test_completions_of_nothing_but_the_end(tokenizer, is_packed):
+    """Also of prompts of one token, which is the shortest that there is; the end is learnt."""
+    short = [{"input_ids": text["input_ids"], "labels": text["input_ids"]} for text in TEXTS[:2]]
+    batches = [(packed if is_packed else padded)(some) for some in (short, TEXTS[2:])]
+    on_policy = step(tokenizer, is_packed)
+    model = eager_for(tiny("llama"), EOS, 1e4)
+    on_policy.student = replace(on_policy.student, model=model)
+    made = on_policy.replace(batches, 1)
+    prompts = [prompt.ids for prompt in prompts_of(batches)]
+    assert [len(ids) for ids in prompts[:2]] == [1, 1] and learnt(made) == len(TEXTS)
+    student = tiny("llama")
+    attach(student, live(another()), divergence="reverse_kl", alpha=1.0)
+    items = torch.tensor(learnt(made))
+    loss = sum(student(**batch, num_items_in_batch=items).loss for batch in made)
+    documents = [
+        {"input_ids": [*ids, EOS], "labels": [IGNORE] * len(ids) + [EOS]} for ids in prompts
+    ]
+    args = DistillArgs(teacher="m", divergence="reverse_kl", alpha=1.0)
+    expected = by_formula(tiny("llama"), another(), documents, args)
+    if is_packed:
+        # Its attention is Axolotl's to keep apart; alone each document is.
+        alone = padded(documents)
+        loss = student(**alone).loss
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["padded", "packed"])
 def test_prompts_without_an_answer_or_longer_than_the_context(tokenizer, is_packed, capsys):
     batches = [{**batch} for batch in BATCHES[is_packed]]
     batches[0]["shift_labels"] = torch.full_like(batches[0]["shift_labels"], IGNORE)

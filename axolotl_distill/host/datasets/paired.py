@@ -51,7 +51,7 @@ def read_too(entries: list[Any], reader: Reader) -> None:
         entry[TYPE], entry["type"] = entry["type"], MODULE
         entry[READER] = {
             "teacher": reader.teacher.model_dump(exclude_unset=True),
-            "cross": reader.cross.model_dump(),
+            "cross": reader.cross.model_dump(exclude_unset=True),
         }
 
 
