@@ -1,6 +1,5 @@
 """A teacher with another tokenizer: capture, then a real training on the store."""
 
-import json
 import math
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 import yaml
 from support.axolotl_run import BASE, run_axolotl
 from support.cli import distill_here
-from support.tokenizers import sentencepiece
+from support.crossed import mistral_student, smollm2_teacher, write_chats
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.store import verify_store
@@ -29,31 +28,12 @@ CHATS = [
 
 @pytest.fixture(scope="module")
 def other_dir(tmp_path_factory):
-    """A tiny Llama that speaks Mistral's SentencePiece, with Mistral's template."""
-    folder = tmp_path_factory.mktemp("models") / "tiny-mistral"
-    tokenizer = sentencepiece()
-    config = AutoConfig.for_model(
-        "llama", vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48,
-        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return mistral_student(tmp_path_factory.mktemp("models") / "tiny-mistral")
 
 
 @pytest.fixture(scope="module")
 def teacher_dir(tiny_model, tmp_path_factory):
-    """A tiny Llama that speaks SmolLM2's, none of whose tokens is below e^-32, which no record
-    holds."""
-    folder = tmp_path_factory.mktemp("models") / "teacher"
-    model = tiny_model(seed=3)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(0.1)
-    model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
+    return smollm2_teacher(tmp_path_factory.mktemp("models") / "teacher", tiny_model)
 
 
 @pytest.fixture
@@ -61,15 +41,7 @@ def config(tmp_path, other_dir, teacher_dir):
     """Writes a YAML: the tiny SmolLM2-tokenized teacher, the SentencePiece student."""
 
     def write(rows=CHATS, cross=True, method="span", check=0, **capture):
-        data = tmp_path / "chats.jsonl"
-        data.write_text(
-            "".join(
-                json.dumps({"messages": [
-                    {"role": "user", "content": user}, {"role": "assistant", "content": said},
-                ]}) + "\n"
-                for user, said in rows
-            )
-        )  # fmt: skip
+        data = write_chats(tmp_path / "chats.jsonl", rows)
         values = {
             **BASE,
             "base_model": str(other_dir),

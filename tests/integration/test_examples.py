@@ -84,41 +84,10 @@ def test_the_qlora_example_on_a_cpu(student_dir, smollm2_dir):
     assert (ROOT / "outputs/smollm2-qlora-cpu/student/adapter_model.safetensors").exists()
 
 
-@pytest.mark.slow
-def test_the_on_policy_example_on_a_cpu(student_dir, smollm2_dir):
-    """A real student of 25 layers writes, and the model it was cut out of grades."""
-    command = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            *command,
-            "-m",
-            "axolotl.cli.train",
-            "example_configs/on-policy-cpu.yml",
-        ],
-        cwd=ROOT,
-        env={**environment(), "OMP_NUM_THREADS": "2"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert done.stdout.count("distill/kl") + done.stdout.count("distill/kd") == 4
-    assert "rollout/length" in done.stdout
-    assert (ROOT / "outputs/on-policy-cpu/student/adapter_model.safetensors").exists()
-
-
-@pytest.mark.slow
-def test_the_live_cross_tokenizer_example_on_a_cpu(smollm2_dir):
-    """Any small model of another family will do, and where there is none, a random one."""
-    student = ROOT / ".cache/other-student"
-    if not student.exists():
-        mistral_student(student)
+def trained(example: str) -> subprocess.CompletedProcess[str]:
+    """What training on an example says, by the command of its header."""
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    config = "example_configs/cross-tokenizer-live-cpu.yml"
+    config = f"example_configs/{example}.yml"
     done = subprocess.run(
         [sys.executable, "-m", *launch, "-m", "axolotl.cli.train", config],
         cwd=ROOT,
@@ -130,6 +99,25 @@ def test_the_live_cross_tokenizer_example_on_a_cpu(smollm2_dir):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:]
+    return done
+
+
+@pytest.mark.slow
+def test_the_on_policy_example_on_a_cpu(student_dir, smollm2_dir):
+    """A real student of 25 layers writes, and the model it was cut out of grades."""
+    done = trained("on-policy-cpu")
+    assert done.stdout.count("distill/kl") + done.stdout.count("distill/kd") == 4
+    assert "rollout/length" in done.stdout
+    assert (ROOT / "outputs/on-policy-cpu/student/adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_live_cross_tokenizer_example_on_a_cpu(smollm2_dir):
+    """Any small model of another family will do, and where there is none, a random one."""
+    student = ROOT / ".cache/other-student"
+    if not student.exists():
+        mistral_student(student)
+    done = trained("cross-tokenizer-live-cpu")
     assert done.stdout.count("distill/gold") == 4 and "its own tokenizer" in done.stdout
 
 

@@ -8,6 +8,7 @@ import yaml
 from support.axolotl_run import run_axolotl
 from support.cli import distill_here
 from support.strategies import LORA
+from support.sums import write_sums
 from transformers import AutoModelForCausalLM
 
 from axolotl_distill.rollout.kept import graded_rows
@@ -20,11 +21,7 @@ def config(tmp_path, tiny_model, tiny_llama_dir):
     teacher = tiny_model(seed=1)
     teacher.save_pretrained(tmp_path / "teacher")
     teacher.tokenizer.save_pretrained(tmp_path / "teacher")
-    with (tmp_path / "chats.jsonl").open("w") as file:
-        for number in range(24):
-            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
-            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
-            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    write_sums(tmp_path / "chats.jsonl")
     return {
         **LORA,
         "base_model": str(tiny_llama_dir),

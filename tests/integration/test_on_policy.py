@@ -1,10 +1,9 @@
 """The real Axolotl, where the student writes what it learns from."""
 
-import json
-
 import pytest
 from support.axolotl_run import Plan, run_axolotl, run_fleet
 from support.strategies import LORA, fsdp2
+from support.sums import write_sums
 
 pytestmark = pytest.mark.axolotl
 
@@ -16,11 +15,7 @@ def on_policy_config(tmp_path_factory, tiny_model, tiny_llama_dir):
     teacher = tiny_model(seed=1)
     teacher.save_pretrained(folder / "teacher")
     teacher.tokenizer.save_pretrained(folder / "teacher")
-    with (folder / "chats.jsonl").open("w") as file:
-        for number in range(24):
-            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
-            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
-            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    write_sums(folder / "chats.jsonl")
     return {
         **LORA,
         "lora_dropout": 0.3,

@@ -1,12 +1,11 @@
 """On-policy runs of the real Axolotl, when something goes wrong in the middle."""
 
-import json
-
 import pytest
 from support.axolotl_run import run_axolotl
 from support.faulty_server import FaultyServer
 from support.model_server import ModelServer
 from support.strategies import LORA
+from support.sums import write_sums
 
 pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
 
@@ -15,11 +14,7 @@ pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
 def config(tmp_path_factory, tiny_llama_dir):
     """Short and long prompts, one of them almost empty."""
     path = tmp_path_factory.mktemp("hostile") / "chats.jsonl"
-    with path.open("w") as file:
-        for number in range(16):
-            question = {"role": "user", "content": f"What is {number} and {7 * number}? " * number}
-            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
-            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    write_sums(path, 16, longer=True)
     return {
         **LORA,
         "lora_dropout": 0.3,

@@ -1,12 +1,11 @@
 """The real Axolotl, where a server that is given the adapter writes what is learnt from."""
 
-import json
-
 import pytest
 from support.axolotl_run import run_axolotl
 from support.faulty_server import FaultyServer
 from support.lora_server import LoraServer
 from support.strategies import LORA
+from support.sums import write_sums
 
 pytestmark = pytest.mark.axolotl
 STEPS = 4
@@ -16,11 +15,7 @@ STEPS = 4
 def served_config(tmp_path_factory, tiny_model, tiny_llama_dir):
     """LoRA with dropout, packed, accumulated; all of the steps on its own text."""
     folder = tmp_path_factory.mktemp("served")
-    with (folder / "chats.jsonl").open("w") as file:
-        for number in range(24):
-            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
-            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
-            file.write(json.dumps({"messages": [question, answer]}) + "\n")
+    write_sums(folder / "chats.jsonl")
     return {
         **LORA,
         "lora_dropout": 0.3,

@@ -1,12 +1,11 @@
 """The real Axolotl, where the student is its own teacher."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from support.axolotl_run import Plan, run_axolotl, run_fleet
 from support.strategies import LORA, shared_by
+from support.sums import write_sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.signal.documents import documents
@@ -20,12 +19,7 @@ SHOWN = "<|im_start|>system\nThe answer is eight times the number.<|im_end|>\n"
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory):
     path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    with path.open("w") as file:
-        for number in range(24):
-            question = {"role": "user", "content": f"What is {number} and {7 * number}?"}
-            answer = {"role": "assistant", "content": f"It is {8 * number}." * (1 + number % 3)}
-            file.write(json.dumps({"messages": [question, answer]}) + "\n")
-    return path
+    return write_sums(path)
 
 
 @pytest.fixture
