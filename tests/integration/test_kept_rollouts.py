@@ -18,7 +18,13 @@ pytestmark = [pytest.mark.axolotl, pytest.mark.slow]
 
 @pytest.fixture
 def config(tmp_path, tiny_model, tiny_llama_dir):
-    teacher = tiny_model(seed=1)
+    """The teacher is the student but for some noise: of two models that have nothing in common
+    every position is as far from every other, and records at wrong ones would not show."""
+    teacher = tiny_model()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for weight in teacher.parameters():
+            weight.add_(0.3 * torch.randn_like(weight) * weight.std())
     teacher.save_pretrained(tmp_path / "teacher")
     teacher.tokenizer.save_pretrained(tmp_path / "teacher")
     write_sums(tmp_path / "chats.jsonl")
@@ -122,7 +128,7 @@ def check_the_records(tmp_path, config):
             q, p = (model(ids).logits[0].log_softmax(-1) for model in (student, teacher))
         predicting = range(row.prompt_tokens - 1, len(row.ids) - 1)
         kls += [reverse_kl_of_top(q[t], p[t], k=64) for t in predicting]
-    assert run.steps[0]["distill/kl"] == pytest.approx(sum(kls) / len(kls), rel=1e-3)
+    assert run.steps[0]["distill/kl"] == pytest.approx(sum(kls) / len(kls), rel=5e-3)
 
 
 def reverse_kl_of_top(log_q, log_p, k):
