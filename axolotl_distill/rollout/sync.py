@@ -118,13 +118,14 @@ class Sync:
                 " weights by their names (another architecture, or a wrapper around it, such as "
                 "that of a model of text and images), or serves the base model under this name."
             )
-        if gap.text > self.bound:
+        # A gap that is not a number, of weights that are none, is no small one.
+        if not gap.text <= self.bound:
             raise ServerError(
                 f"{about} Either it does not take all modules of the adapter or scales them "
                 "otherwise, or it has an adapter of another step, or its base model or tokenizer "
                 "is another. Look at the server's log for what it ignored."
             )
-        if gap.written > self.bound * FEWER:
+        if not gap.written <= self.bound * FEWER:
             raise ServerError(
                 f"{about} What it writes is not what it scores: its prefix cache has another "
                 "adapter's keys and values, or it samples from another distribution than the "
@@ -143,7 +144,7 @@ class Sync:
         with adapters_off(self.model):
             own = self._own([*self.text, *said.ids])
         gap, tolerance = _gap(said, own), self.vllm.server.tolerance
-        if max(gap.text, gap.written / FEWER) > tolerance:
+        if not (gap.text <= tolerance and gap.written / FEWER <= tolerance):
             raise ServerError(
                 f"`{self.base}` of {self._url} is not the student's base model: with the adapter "
                 f"off they differ by {gap.text:.4f} nats a token on a text of {len(self.text)} "

@@ -139,6 +139,15 @@ def test_a_server_that_says_yes_and_does_not(tmp_path, changes, said):
     assert list(sync.behind.models) == ["student"] and not list(tmp_path.iterdir())
 
 
+def test_weights_that_are_no_numbers_are_not_close(tmp_path):
+    model = student()
+    with served(tmp_path, model) as sync:
+        name, _ = sync(1)
+        next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(math.nan)
+        with pytest.raises(ServerError, match="differ by nan nats"):
+            sync.check(name, "what it had")
+
+
 def test_an_older_adapter_is_found_when_it_answers(tmp_path):
     model, kept = student(), []
 
