@@ -18,6 +18,7 @@ from axolotl_distill.errors import ConfigError, DistillError, TokenizerMismatchE
 from axolotl_distill.host.choosing import chosen_of
 from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.host.parallelism import sharding
 from axolotl_distill.signal.batch import CHOICES
 from axolotl_distill.signal.live import Reading
 from axolotl_distill.teachers.context import Context
@@ -30,7 +31,7 @@ LOG = get_logger(__name__)
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
     "{what} runs the student outside its training step, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, or without it."
+    "student was held to one process. Train with DDP, ZeRO-1 or ZeRO-2."
 )
 
 
@@ -123,14 +124,13 @@ def _unequal_calls(at: str, given: OnPolicyArgs) -> Iterator[Finding]:
 
 
 def _sharded_self(cfg: Any) -> Iterator[Finding]:
-    for key in ("fsdp_config", "fsdp", "deepspeed"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.teacher: self`.",
-                SHARDED.format(what="It", how="it"),
-                "",
-            )
+    for key in sharding(cfg):
+        yield Finding(
+            key,
+            f"`{key}` cannot be combined with `distill.teacher: self`.",
+            SHARDED.format(what="It", how="it"),
+            "",
+        )
 
 
 def moved_base(cfg: Any, why: str) -> Iterator[Finding]:
@@ -170,6 +170,13 @@ def _average_findings(cfg: Any) -> Iterator[Finding]:
                 "takes their place while the teacher answers.",
                 "Remove one of the two, or train a LoRA adapter.",
             )
+    if cfg.get("deepspeed"):
+        yield Finding(
+            "deepspeed",
+            "`deepspeed` cannot be combined with `distill.teacher.ema`:",
+            "it goes on from a checkpoint by itself, without the average.",
+            "Train with DDP.",
+        )
 
 
 def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
@@ -180,25 +187,23 @@ def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
             "and this config has none.",
             "Set `val_set_size` or `test_datasets`, or remove it.",
         )
-    for key in ("fsdp_config", "fsdp"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
-                "processes with unlike numbers of batches would wait for each other.",
-                "Remove `evaluate`, or train with DDP.",
-            )
+    for key in sharding(cfg):
+        yield Finding(
+            key,
+            f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
+            "processes with unlike numbers of batches would wait for each other.",
+            "Remove `evaluate`, or train with DDP or ZeRO-2.",
+        )
 
 
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
-    for key in ("deepspeed", "torch_compile"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.on_policy`:",
-                "the student's `generate` was not shown to work with it.",
-                "Train with FSDP2, DDP or one process, without it.",
-            )
+    if cfg.get("torch_compile"):
+        yield Finding(
+            "torch_compile",
+            "`torch_compile` cannot be combined with `distill.on_policy`:",
+            "the student's `generate` was not shown to work with it.",
+            "Remove it.",
+        )
 
 
 def check_live_trainer(trainer: Any, args: DistillArgs, readings: Mapping[str, Reading]) -> None:
@@ -206,11 +211,9 @@ def check_live_trainer(trainer: Any, args: DistillArgs, readings: Mapping[str, R
     TokenizerMismatchError for rows that their teacher cannot read."""
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if any(teacher.self for teacher in args.teachers.values()) and how in ("FSDP", "DEEPSPEED"):
-        raise ConfigError(SHARDED.format(what="`self`", how=how))
-    if args.on_policy is not None and how == "DEEPSPEED":
-        raise ConfigError(SHARDED.format(what="`on_policy`", how=how))
     for number, (key, teacher) in enumerate(args.teachers.items()):
+        if teacher.self and (shards_the_student() or (teacher.ema and how == "DEEPSPEED")):
+            raise ConfigError(SHARDED.format(what="`self`", how=how))
         vocabulary = readings[key].vocabulary
         if vocabulary.foreign:
             chosen = number if len(args.teachers) > 1 else None
