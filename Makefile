@@ -79,13 +79,14 @@ demo-r1: models
 	$(RUN) "solving held-out problems" r1/accuracy $(BIN)/python demo/r1.py accuracy
 	@$(BIN)/python demo/r1.py report
 
+# A fast test takes two minutes at most, its fixtures counted, and machines differ.
+FAST := --timeout 900 --durations 20 -n 2 --dist loadfile --no-loadscope-reorder
 test: setup models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" $(FAST)
 
 # What touches Axolotl, on the newest one as well.
 test-newest: .cache/newest/.ready models
-	OMP_NUM_THREADS=1 .cache/newest/bin/python -m pytest -m "axolotl and not slow and not gpu" \
-	  -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .cache/newest/bin/python -m pytest -m "axolotl and not slow and not gpu" $(FAST)
 
 # The packages that differ, over those of .venv. This Axolotl asks for Python 3.12 and runs on 3.11,
 # where the tests can have a CPU build of torch; CONTRIBUTING.md says what that leaves untested.

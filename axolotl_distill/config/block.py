@@ -26,7 +26,7 @@ VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 # What pydantic puts into a fault's place for a branch of a union.
 BRANCHES = {
     *("str", "int", "float", "bool", "list[str]", "list[float]", "dict[str,any]"),
-    *("dict[str,union[int,str]]", "(a word)", "(a block)"),
+    *("dict[str,union[int,str]]", "(a word)", "(a block)", "(choices)"),
 }
 WANTED = {
     "bool_type": "must be true or false",

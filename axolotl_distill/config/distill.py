@@ -20,6 +20,7 @@ from pydantic import (
 from axolotl_distill.config.block import Block, ReadBy, parse_block
 from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
+from axolotl_distill.config.choice import ChoiceArgs, chooses, refuse_with_choices
 from axolotl_distill.config.cross_tokenizer import BESIDE, NOT_WITH, CrossTokenizerArgs
 from axolotl_distill.config.hidden import HiddenArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
@@ -40,9 +41,19 @@ STORE_TYPE = "axolotl_distill.store"
 STORE_MODULE = "axolotl_distill.host.datasets.store"
 """What the plugin makes of the type, so that Axolotl finds it."""
 WORDS = ("store", "text")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, str):
+        return "(a word)"
+    return "(choices)" if chooses(value) else "(a block)"
+
+
 Source = Annotated[
-    Annotated[Literal["store", "text"], Tag("(a word)")] | Annotated[TeacherArgs, Tag("(a block)")],
-    Discriminator(lambda value: "(a word)" if isinstance(value, str) else "(a block)"),
+    Annotated[Literal["store", "text"], Tag("(a word)")]
+    | Annotated[TeacherArgs, Tag("(a block)")]
+    | Annotated[ChoiceArgs, Tag("(choices)")],
+    Discriminator(_kind),
 ]
 NOT_TEXT = ReadBy("teacher", unless=("text",))
 
@@ -56,7 +67,8 @@ class DistillArgs(Block):
     teacher: Source = Field(
         "store",
         description="Where the signal comes from: store; text, which is nothing but the rows; or a "
-        "teacher who answers while the student trains: its block, a model's name, or self. "
+        "teacher who answers while the student trains: its block, a model's name, or self; or "
+        "several, of whom a column of the row names one: {column, choices}. "
         "Default: store where an entry of `datasets` is one, else text.",
     )
     alpha: Annotated[float, NOT_TEXT] = Field(
@@ -111,9 +123,16 @@ class DistillArgs(Block):
 
     @model_validator(mode="after")
     def _goes_together(self) -> "DistillArgs":
-        if isinstance(self.teacher, TeacherArgs):
-            self._answers_while_training(self.teacher)
-        elif self.on_policy is not None:
+        if isinstance(self.teacher, ChoiceArgs):
+            refuse_with_choices(self)
+        for key, teacher in self.teachers.items():
+            try:
+                self._answers_while_training(teacher)
+            except ValueError as error:
+                raise ValueError(
+                    f"of `{key}`: {error}" if len(self.teachers) > 1 else str(error)
+                ) from None
+        if self.on_policy is not None and not self.teachers:
             raise ValueError(
                 "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
                 "its block, or self. A store and text know nothing of it."
@@ -145,6 +164,13 @@ class DistillArgs(Block):
                 "give an unbiased forward_kl only. Use forward_kl, or capture topk or nucleus."
             )
         return self
+
+    @property
+    def teachers(self) -> dict[str, TeacherArgs]:
+        """Those that answer while the student trains, by their keys in this block."""
+        if isinstance(self.teacher, ChoiceArgs):
+            return {f"teacher.choices.{k}": teacher for k, teacher in self.teacher.choices.items()}
+        return {"teacher": self.teacher} if isinstance(self.teacher, TeacherArgs) else {}
 
     def _crosses(self) -> None:
         """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""

@@ -9,6 +9,7 @@ import torch
 
 from axolotl_distill.errors import StoreError, TrajectoryError
 from axolotl_distill.signal.batch import (
+    CHOICES,
     IGNORE,
     LOSS_WEIGHTS,
     NUMBERS,
@@ -36,6 +37,7 @@ class TeacherCollator:
     temperature  of the run: what a batch has of a record may depend on it
     weighted     whether a token's loss is weighed: every batch then has `target_weight`
     paired       whether rows were written for a teacher with another tokenizer too
+    chosen       whether rows name one of several teachers
     """
 
     def __init__(
@@ -48,12 +50,13 @@ class TeacherCollator:
         temperature: float,
         weighted: bool = False,
         paired: bool = False,
+        chosen: bool = False,
         **base_kwargs: Any,
     ):
         self.tokenizer = tokenizer
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
-        self.weighted, self.paired = weighted, paired
+        self.weighted, self.paired, self.chosen = weighted, paired, chosen
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
         self.temperature = temperature
@@ -71,6 +74,8 @@ class TeacherCollator:
         batch[TARGETS.name] = torch.from_numpy(self._padded(TARGETS, columns, shape))
         if self.weighted:
             batch[WEIGHTS.name] = torch.from_numpy(self._padded(WEIGHTS, columns, shape))
+        if self.chosen:
+            batch[CHOICES.name] = torch.from_numpy(self._padded(CHOICES, columns, shape))
         if self.paired:
             batch |= self._others(columns, shape)
         if self.stores:
@@ -118,11 +123,12 @@ class TeacherCollator:
             TARGETS: targets(labels, starts),
             WEIGHTS: of_next(weights, WEIGHTS, starts),
             POINTERS: pointers,
+            CHOICES: of_next(self._pop(text, CHOICES), CHOICES, starts),
         }
         for column in (OTHER_IDS, OTHER_LABELS) if self.paired else ():
             columns[column] = np.asarray(text.pop(column.name), dtype=column.dtype)
         nothing = columns[TARGETS] == IGNORE
-        for column in (WEIGHTS, POINTERS):
+        for column in (WEIGHTS, POINTERS, CHOICES):
             columns[column][nothing] = column.fill
         return text, columns
 

@@ -70,15 +70,20 @@ def dataset_keys() -> set[str]:
     return set(SFTDataset.model_fields)
 
 
-def ask_before_reading(ask: Callable[[Any], object]) -> None:
-    """Have `ask(cfg)` called before Axolotl reads the datasets of a config. It asks plugins in
-    training and in preprocessing; in `axolotl evaluate` it does not."""
+def ask_around_reading(
+    ask: Callable[[Any], object], look: Callable[[Any, Any, Any], object]
+) -> None:
+    """Have `ask(cfg)` called before Axolotl reads the datasets of a config: it asks plugins in
+    training and in preprocessing; in `axolotl evaluate` it does not. And `look(cfg, training set,
+    evaluation set or None)` once they are prepared, and no weight is read yet."""
     read = getattr(datasets.prepare_datasets, "of_axolotl", datasets.prepare_datasets)
 
     @wraps(read)
     def prepare_datasets(cfg: Any, *args: Any, **kwargs: Any) -> Any:
         ask(cfg)
-        return read(cfg, *args, **kwargs)
+        found = read(cfg, *args, **kwargs)
+        look(cfg, found[0], found[1])
+        return found
 
     setattr(prepare_datasets, "of_axolotl", read)  # noqa: B010 (mypy knows no such attribute)
     datasets.prepare_datasets = prepare_datasets

@@ -4,17 +4,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
 from transformers import AutoConfig
 
+from axolotl_distill.config.choice import ChoiceArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
-from axolotl_distill.errors import ConfigError, TokenizerMismatchError
+from axolotl_distill.errors import ConfigError, DistillError, TokenizerMismatchError
+from axolotl_distill.host.choosing import chosen_of
 from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.host.parallelism import sharding
+from axolotl_distill.signal.batch import CHOICES
+from axolotl_distill.signal.live import Reading
 from axolotl_distill.teachers.context import Context
 from axolotl_distill.teachers.tokenizer import READABLE, SharedVocabulary, local_vocabulary
 from axolotl_distill.terms import check_terms
@@ -25,51 +31,47 @@ LOG = get_logger(__name__)
 LEAVE_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 SHARDED = (
     "{what} runs the student outside its training step, and no run in which {how} shards the "
-    "student was held to one process. Train with DDP, or without it."
+    "student was held to one process. Train with DDP, ZeRO-1 or ZeRO-2."
 )
 
 
-def live_teacher(args: DistillArgs) -> TeacherArgs | None:
-    """The teacher that answers while the student trains, if there is one."""
-    return args.teacher if isinstance(args.teacher, TeacherArgs) else None
-
-
 def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
-    """What the YAML combines with a live teacher and cannot go with it. Works before Axolotl has
+    """What the YAML combines with live teachers and cannot go with them. Works before Axolotl has
     validated the config, and after."""
-    teacher = live_teacher(args)
-    if teacher is None:
-        return
+    for key, teacher in args.teachers.items():
+        yield from _findings_of(f"distill.{key}", teacher, cfg)
+    if args.teachers and args.on_policy is not None:
+        yield from _on_policy_findings(cfg)
+        if args.on_policy.evaluate:
+            yield from _evaluation_findings(cfg)
+        for key, teacher in args.teachers.items():
+            if teacher.sharded:
+                yield from _unequal_calls(f"distill.{key}", args.on_policy)
+
+
+def _findings_of(key: str, teacher: TeacherArgs, cfg: Any) -> Iterator[Finding]:
+    """Of the one at `key`."""
     if teacher.self and teacher.own_weights == "base":
         if cfg.get("adapter") not in ("lora", "qlora"):
             yield Finding(
-                "distill.teacher.self",
-                "`distill.teacher.self: true` is the student with its adapter off,",
+                f"{key}.self",
+                f"`{key}.self: true` is the student with its adapter off,",
                 "and this config trains no LoRA adapter.",
                 "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
                 "or let it see more than the student does: `context`; or average its steps: `ema`.",
             )
         yield from moved_base(
             cfg,
-            "with its adapter off the student is not the model that it was "
-            "(`distill.teacher.self`)",
+            f"with its adapter off the student is not the model that it was (`{key}.self`)",
         )
     if teacher.self:
         yield from _sharded_self(cfg)
     if teacher.ema is not None:
         yield from _average_findings(cfg)
-    if args.on_policy is not None:
-        yield from _on_policy_findings(cfg)
-        if args.on_policy.evaluate:
-            yield from _evaluation_findings(cfg)
-        if teacher.sharded:
-            yield from _unequal_calls(args.on_policy)
-    if teacher.server is not None:
-        return
     if isinstance(teacher.device_map, str) and world_size() > 1:
         yield Finding(
-            "distill.teacher.device_map",
-            f"`distill.teacher.device_map: {teacher.device_map}` with {world_size()} processes:",
+            f"{key}.device_map",
+            f"`{key}.device_map: {teacher.device_map}` with {world_size()} processes:",
             "each of them would spread a teacher over all devices.",
             "Remove it, map the modules to devices, or put the teacher behind a `server`.",
         )
@@ -78,9 +80,18 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
 def with_the_student(args: DistillArgs) -> DistillArgs:
     """`args` with `teacher.sharded` settled: as its block says, else as the student is. One process
     has nothing to share; a teacher that is quantised or mapped to devices stays whole."""
-    teacher = live_teacher(args)
-    if teacher is None or teacher.self or teacher.server is not None:
-        return args
+    settled = {key: _settled(teacher, args) for key, teacher in args.teachers.items()}
+    if isinstance(args.teacher, ChoiceArgs):
+        choices = dict(zip(args.teacher.names, settled.values(), strict=True))
+        return args.model_copy(
+            update={"teacher": args.teacher.model_copy(update={"choices": choices})}
+        )
+    return args.model_copy(update=settled)
+
+
+def _settled(teacher: TeacherArgs, args: DistillArgs) -> TeacherArgs:
+    if teacher.self or teacher.server is not None:
+        return teacher
     sharded = teacher.sharded
     if sharded is None:
         alone = (teacher.quantization, teacher.device_map, args.cross_tokenizer)
@@ -88,36 +99,38 @@ def with_the_student(args: DistillArgs) -> DistillArgs:
     sharded = sharded and world_size() > 1
     if sharded:
         join_processes()
-        LOG.info(f"axolotl-distill: the teacher's layers are shared by {world_size()} processes")
+        LOG.info(
+            f"axolotl-distill: the teacher's layers are shared by {world_size()} processes "
+            f"({teacher.model})"
+        )
     elif shards_the_student():
         LOG.warning(
             f"axolotl-distill: every process holds the whole teacher `{teacher.model}` beside its "
             "part of the student."
         )
-    return args.model_copy(update={"teacher": teacher.model_copy(update={"sharded": sharded})})
+    return teacher.model_copy(update={"sharded": sharded})
 
 
-def _unequal_calls(given: OnPolicyArgs) -> Iterator[Finding]:
+def _unequal_calls(at: str, given: OnPolicyArgs) -> Iterator[Finding]:
     """What has processes run a teacher that they share a different number of times."""
     for key, alike in (("seq_kd", "tokens"), ("evaluate", "batches")):
         if getattr(given, key):
             yield Finding(
-                "distill.teacher.sharded",
-                f"`distill.teacher.sharded: true` cannot be combined with `on_policy.{key}`:",
+                f"{at}.sharded",
+                f"`{at}.sharded: true` cannot be combined with `on_policy.{key}`:",
                 f"the processes would have to write equally many {alike}.",
                 "Remove one of them.",
             )
 
 
 def _sharded_self(cfg: Any) -> Iterator[Finding]:
-    for key in ("fsdp_config", "fsdp", "deepspeed"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.teacher: self`.",
-                SHARDED.format(what="It", how="it"),
-                "",
-            )
+    for key in sharding(cfg):
+        yield Finding(
+            key,
+            f"`{key}` cannot be combined with `distill.teacher: self`.",
+            SHARDED.format(what="It", how="it"),
+            "",
+        )
 
 
 def moved_base(cfg: Any, why: str) -> Iterator[Finding]:
@@ -157,6 +170,13 @@ def _average_findings(cfg: Any) -> Iterator[Finding]:
                 "takes their place while the teacher answers.",
                 "Remove one of the two, or train a LoRA adapter.",
             )
+    if cfg.get("deepspeed"):
+        yield Finding(
+            "deepspeed",
+            "`deepspeed` cannot be combined with `distill.teacher.ema`:",
+            "it goes on from a checkpoint by itself, without the average.",
+            "Train with DDP.",
+        )
 
 
 def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
@@ -167,40 +187,53 @@ def _evaluation_findings(cfg: Any) -> Iterator[Finding]:
             "and this config has none.",
             "Set `val_set_size` or `test_datasets`, or remove it.",
         )
-    for key in ("fsdp_config", "fsdp"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
-                "processes with unlike numbers of batches would wait for each other.",
-                "Remove `evaluate`, or train with DDP.",
-            )
+    for key in sharding(cfg):
+        yield Finding(
+            key,
+            f"`{key}` cannot be combined with `distill.on_policy.evaluate`:",
+            "processes with unlike numbers of batches would wait for each other.",
+            "Remove `evaluate`, or train with DDP or ZeRO-2.",
+        )
 
 
 def _on_policy_findings(cfg: Any) -> Iterator[Finding]:
-    for key in ("deepspeed", "torch_compile"):
-        if cfg.get(key):
-            yield Finding(
-                key,
-                f"`{key}` cannot be combined with `distill.on_policy`:",
-                "the student's `generate` was not shown to work with it.",
-                "Train with FSDP2, DDP or one process, without it.",
-            )
+    if cfg.get("torch_compile"):
+        yield Finding(
+            "torch_compile",
+            "`torch_compile` cannot be combined with `distill.on_policy`:",
+            "the student's `generate` was not shown to work with it.",
+            "Remove it.",
+        )
 
 
-def check_live_trainer(trainer: Any, args: DistillArgs, vocabulary: SharedVocabulary) -> None:
+def check_live_trainer(trainer: Any, args: DistillArgs, readings: Mapping[str, Reading]) -> None:
     """Raises ConfigError for a way of training that was shown for no live teacher, and
-    TokenizerMismatchError for rows that the teacher cannot read."""
-    teacher = live_teacher(args)
-    assert teacher is not None
+    TokenizerMismatchError for rows that their teacher cannot read."""
     kind = trainer.accelerator.distributed_type
     how = str(getattr(kind, "value", kind))
-    if teacher.self and how in ("FSDP", "DEEPSPEED"):
-        raise ConfigError(SHARDED.format(what="`self`", how=how))
-    if args.on_policy is not None and how == "DEEPSPEED":
-        raise ConfigError(SHARDED.format(what="`on_policy`", how=how))
-    if vocabulary.foreign:
-        _check_texts(trainer.named_datasets(), vocabulary, teacher.model)
+    for number, (key, teacher) in enumerate(args.teachers.items()):
+        if teacher.self and (shards_the_student() or (teacher.ema and how == "DEEPSPEED")):
+            raise ConfigError(SHARDED.format(what="`self`", how=how))
+        vocabulary = readings[key].vocabulary
+        if vocabulary.foreign:
+            chosen = number if len(args.teachers) > 1 else None
+            _check_texts(trainer.named_datasets(), vocabulary, teacher.model, chosen)
+
+
+def live_readings(cfg: Any, args: DistillArgs) -> dict[str, Reading]:
+    """How each live teacher reads text, by its key. Raises what `live_vocabulary` and
+    `live_context` do, and of several teachers says whose it is."""
+    found = {}
+    for key, teacher in args.teachers.items():
+        try:
+            found[key] = Reading(
+                live_vocabulary(cfg, teacher), live_context(cfg, f"distill.{key}", teacher)
+            )
+        except DistillError as error:
+            if len(args.teachers) == 1:
+                raise
+            raise type(error)(f"`distill.{key}`: {error}") from error
+    return found
 
 
 def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
@@ -234,8 +267,8 @@ def live_vocabulary(cfg: Any, teacher: TeacherArgs) -> SharedVocabulary:
     return shared
 
 
-def live_context(cfg: Any, teacher: TeacherArgs) -> Context:
-    """`teacher.context` as the student's tokenizer reads it.
+def live_context(cfg: Any, key: str, teacher: TeacherArgs) -> Context:
+    """`context` of the teacher at `key` as the student's tokenizer reads it.
 
     Raises ConfigError where it is no token, or where the student's positions are not enough for it
     and a row.
@@ -246,7 +279,7 @@ def live_context(cfg: Any, teacher: TeacherArgs) -> Context:
     ids = tuple(tokenizer(teacher.context, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ConfigError(
-            f"`distill.teacher.context: {teacher.context!r}` is no token to the student's "
+            f"`{key}.context: {teacher.context!r}` is no token to the student's "
             "tokenizer. Write down what only the teacher sees, or remove it."
         )
     config = AutoConfig.from_pretrained(
@@ -256,7 +289,7 @@ def live_context(cfg: Any, teacher: TeacherArgs) -> Context:
     most = changed or getattr(config, "max_position_embeddings", None)
     if most is not None and len(ids) + cfg.sequence_len > most:
         raise ConfigError(
-            f"`distill.teacher.context` has {len(ids)} tokens, which with `sequence_len: "
+            f"`{key}.context` has {len(ids)} tokens, which with `sequence_len: "
             f"{cfg.sequence_len}` are more than the {most} positions of {cfg.base_model}. Shorten "
             f"one of the two: a row may have {max(most - len(ids), 0)} tokens."
         )
@@ -266,14 +299,20 @@ def live_context(cfg: Any, teacher: TeacherArgs) -> Context:
     return Context(ids, begun[0] if begun[0] != ids[0] else None)
 
 
-def _check_texts(datasets: Mapping[str, Any], vocabulary: SharedVocabulary, teacher: str) -> None:
-    """A stream, which is no Dataset, is read when it comes; so is its text."""
+def _check_texts(
+    datasets: Mapping[str, Any], vocabulary: SharedVocabulary, teacher: str, chosen: int | None
+) -> None:
+    """chosen: the number of the teacher, who reads the rows that name it alone. A stream, which is
+    no Dataset, is read when it comes; so is its text."""
     for name, dataset in datasets.items():
         if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
             continue
-        for table in dataset.select_columns("input_ids").with_format("arrow").iter(1024):
-            ids = np.unique(table["input_ids"].combine_chunks().flatten().to_numpy())
-            if named := vocabulary.unread(ids):
+        columns = ["input_ids", *([] if chosen is None else [CHOICES.name])]
+        for table in dataset.select_columns(columns).with_format("arrow").iter(1024):
+            texts = table["input_ids"].combine_chunks()
+            if chosen is not None:
+                texts = texts.filter(pa.array(chosen_of(table) == chosen))
+            if named := vocabulary.unread(np.unique(texts.flatten().to_numpy())):
                 raise TokenizerMismatchError(
                     f"The {name} holds {named}, which only the student's tokenizer has: the "
                     f"teacher `{teacher}` cannot read it. {READABLE}"

@@ -5,7 +5,9 @@ so is what shards the head so that it cannot be read. What is in force once the 
 whatever the config said, is looked at in `in_force.py`.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from axolotl_distill.host.findings import Finding
@@ -50,6 +52,25 @@ def parallelism(cfg: Any) -> Iterator[Finding]:
         )
     elif fsdp:
         yield from _unsaved(cfg, fsdp)
+
+
+def sharding(cfg: Any) -> Iterator[str]:
+    """The keys that leave each process a part of every weight: FSDP's, and DeepSpeed's unless it
+    says a stage below 3."""
+    yield from (key for key in ("fsdp_config", "fsdp") if cfg.get(key))
+    if cfg.get("deepspeed") and _zero_stage(cfg.get("deepspeed")) not in (0, 1, 2):
+        yield "deepspeed"
+
+
+def _zero_stage(deepspeed: Any) -> Any:
+    """None where it cannot be read."""
+    if not isinstance(deepspeed, Mapping):
+        try:
+            deepspeed = json.loads(Path(str(deepspeed)).read_bytes())
+        except (OSError, ValueError):
+            return None
+    zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
+    return zero.get("stage", 0) if isinstance(zero, Mapping) else None
 
 
 def _unsaved(cfg: Any, fsdp: Mapping[str, Any]) -> Iterator[Finding]:

@@ -6,6 +6,7 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
+from axolotl_distill.config.choice import ChoiceArgs
 from axolotl_distill.config.distill import DistillArgs, parse_distill
 from axolotl_distill.config.reading import as_written
 
@@ -17,10 +18,9 @@ class DistillPlugin(BasePlugin):
 
     _checked: Any = None
     """The config whose stores were checked."""
-    _vocabulary: Any = None
-    """What a live teacher shares with the student, once it was checked."""
-    _context: Any = None
-    """What only a live teacher reads, as tokens."""
+    _readings: Any = None
+    """How live teachers read text, once they were checked; None where there is none, or one with
+    another tokenizer."""
     _crossing: Any = None
     """A live teacher's tokenizer beside the student's, where it is another."""
     _objectives: Any = ()
@@ -39,7 +39,7 @@ class DistillPlugin(BasePlugin):
             enforce(missing_block(cfg))
             LOG.warning("plugins: axolotl_distill is on but there is no `distill:` block.")
             return
-        from axolotl_distill.host.compat import ask_before_reading, settle_precision
+        from axolotl_distill.host.compat import ask_around_reading, settle_precision
 
         block = _plain(cfg["distill"])
         if cfg.get("axolotl_config_path"):
@@ -50,7 +50,7 @@ class DistillPlugin(BasePlugin):
         settle_precision(cfg)
         for key in ("datasets", "test_datasets"):
             resolve_types(cfg.get(key))
-        ask_before_reading(self.load_datasets)
+        ask_around_reading(self.load_datasets, self.look_at_rows)
 
     def get_input_args(self) -> str:
         return "axolotl_distill.config.distill.DistillConfig"
@@ -59,6 +59,7 @@ class DistillPlugin(BasePlugin):
         """Check the stores against tokenizer and student, before any row or weight is read."""
         if not _is_on(cfg) or self._checked is cfg:
             return
+        from axolotl_distill.host.choosing import tell_rows
         from axolotl_distill.host.compat import prepare_cpu_launch
         from axolotl_distill.host.datasets.types import bring_near, cache_place, follow_content
 
@@ -67,10 +68,19 @@ class DistillPlugin(BasePlugin):
         self._check(cfg)
         follow_content(cfg.datasets)
         follow_content(cfg.test_datasets)
-        if self._crossing is not None:
-            for datasets in (cfg.datasets, cfg.test_datasets):
+        for datasets in (cfg.datasets, cfg.test_datasets):
+            tell_rows(datasets, _args(cfg))
+            if self._crossing is not None:
                 self._crossing.read_too(datasets)
         prepare_cpu_launch(cfg)
+
+    def look_at_rows(self, cfg: Any, training: Any, evaluation: Any) -> None:
+        """Which teacher the rows have, once they are made and before a weight is read."""
+        if not _is_on(cfg):
+            return
+        from axolotl_distill.host.choosing import EVALUATION, TRAINING, check_choices
+
+        check_choices({TRAINING: training, EVALUATION: evaluation}, _args(cfg))
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         if not _is_on(cfg):
@@ -97,6 +107,7 @@ class DistillPlugin(BasePlugin):
             "temperature": _args(cfg).temperature,
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
             "paired": self._crossing is not None,
+            "chosen": isinstance(_args(cfg).teacher, ChoiceArgs),
         }
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
@@ -121,8 +132,7 @@ class DistillPlugin(BasePlugin):
             source = self._crossing.source(causal_lm)
             objectives: list[Any] = [self._crossing.objective(_args(cfg), source)]
         else:
-            about = (self._vocabulary, layers, self._context)
-            source = signal_source(args, all_stores(cfg), causal_lm, *about)
+            source = signal_source(args, all_stores(cfg), causal_lm, self._readings, layers)
             # It runs the head outside of the window in which a sharded one is whole.
             overlap = args.on_policy is not None and not shards_the_student()
             objectives = [logits_objective(args, source, overlap=overlap)]
@@ -154,17 +164,18 @@ class DistillPlugin(BasePlugin):
             trainer.shard_window = cache.window
         if self._hidden is not None:
             trainer.projection_rate = self._hidden.args.learning_rate
-        if self._vocabulary is not None:
-            check_live_trainer(trainer, _args(cfg), self._vocabulary)
+        if self._readings is not None:
+            check_live_trainer(trainer, _args(cfg), self._readings)
         if self._crossing is not None:
             self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
         callbacks: list[Any] = [InForce(trainer, stores)]
-        average = getattr(getattr(self._source, "teacher", None), "average", None)
-        if average is not None:
-            from axolotl_distill.host.average import Averages
+        for source in getattr(self._source, "sources", {"": self._source}).values():
+            average = getattr(getattr(source, "teacher", None), "average", None)
+            if average is not None:
+                from axolotl_distill.host.average import Averages
 
-            trainer.average = average
-            callbacks.append(Averages(average))
+                trainer.average = average
+                callbacks.append(Averages(average))
         given = _args(cfg).on_policy
         if given is not None:
             from axolotl_distill.host.rollouts import rollouts
@@ -174,35 +185,27 @@ class DistillPlugin(BasePlugin):
 
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
+        from axolotl_distill.host.choosing import choice_findings
         from axolotl_distill.host.crossing import cross_findings, crossing
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
-        from axolotl_distill.host.live_checks import (
-            live_context,
-            live_findings,
-            live_teacher,
-            live_vocabulary,
-        )
+        from axolotl_distill.host.live_checks import live_findings, live_readings
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.served_rollouts import check_rollout_server, served_findings
         from axolotl_distill.host.store_checks import stores_findings
-        from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
         enforce(live_findings(cfg, _args(cfg)))
+        enforce(choice_findings(cfg, _args(cfg)))
         enforce(served_findings(cfg, _args(cfg)))
         enforce(cross_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
         self._hidden = hidden_plan(cfg, _args(cfg))
-        teacher = live_teacher(_args(cfg))
         self._crossing = crossing(cfg, _args(cfg))
-        if self._crossing is not None:
-            self._vocabulary = SharedVocabulary(size=len(self._crossing.own))
-        elif teacher is not None:
-            self._vocabulary = live_vocabulary(cfg, teacher)
-            self._context = live_context(cfg, teacher)
+        if self._crossing is None and _args(cfg).teachers:
+            self._readings = live_readings(cfg, _args(cfg))
         check_rollout_server(cfg, _args(cfg))
         self._checked = cfg
 

@@ -54,7 +54,7 @@ def rollouts(cfg: Any, args: DistillArgs, trainer: Any, source: Any) -> list[Tra
 @contextmanager
 def _writes(trainer: Any) -> Iterator[None]:
     """The student as it writes: no dropout, in the precision that it trains in."""
-    with whole(trainer.model), evaluating(trainer.model), trainer.accelerator.autocast():
+    with whole(trainer.model_wrapped), evaluating(trainer.model), trainer.accelerator.autocast():
         yield
 
 

@@ -19,8 +19,9 @@ from axolotl_distill.host.shard_order import shard_order
 from axolotl_distill.host.supervision import check_supervision
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.evaluate import OwnText
-from axolotl_distill.rollout.step import OF_OWN_TEXT, OnPolicy
+from axolotl_distill.rollout.step import OnPolicy, is_of_own_text
 from axolotl_distill.signal.batch import (
+    CHOICES,
     IGNORE,
     LOSS_WEIGHTS,
     OTHER_IDS,
@@ -100,7 +101,8 @@ class DistillMixin(Base):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = [column.name for column in (POINTERS, LOSS_WEIGHTS, OTHER_IDS, OTHER_LABELS)]
+        columns = (POINTERS, LOSS_WEIGHTS, CHOICES, OTHER_IDS, OTHER_LABELS)
+        ours = [column.name for column in columns]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -231,7 +233,9 @@ class DistillMixin(Base):
         sizes.add(evaluation.sizes(self.accelerator.device))
         means = {**sums.means(self.accelerator), **sizes.means(self.accelerator)}
         return {
-            name: means[name] for name in (*OF_OWN_TEXT, "length", "truncated") if name in means
+            name: mean
+            for name, mean in means.items()
+            if is_of_own_text(name) or name in ("length", "truncated")
         }
 
 

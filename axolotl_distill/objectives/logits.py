@@ -1,6 +1,7 @@
 """The objective on the student's logits: cross-entropy and a divergence from the teacher."""
 
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from distill_kernels import (
@@ -19,10 +20,20 @@ from axolotl_distill.heads.head import FusedHead
 from axolotl_distill.objectives.base import Objective, Term
 from axolotl_distill.objectives.overlap import top_overlap
 from axolotl_distill.objectives.student import StudentOutput
-from axolotl_distill.signal.signal import Signal, Want
+from axolotl_distill.signal.signal import Said, Signal, Want
 from axolotl_distill.signal.source import SignalSource
 
+SAID = ("teacher_mass", "top1_agreement")
 KLS = ("forward_kl", "reverse_kl", "skew_forward_kl", "skew_reverse_kl")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A teacher, and the positions that it speaks of; None: all of them."""
+
+    name: str
+    at: Tensor | None
+    teacher: Distribution
 
 
 class LogitsObjective(Objective):
@@ -53,28 +64,54 @@ class LogitsObjective(Objective):
     def forward(
         self,
         student: StudentOutput,
-        signal: Signal | None,
+        signal: Said | None,
         targets: Tensor,
         weights: Tensor | None,
     ) -> Term:
-        """See Objective."""
-        teacher = _silence(targets) if signal is None else signal.distribution
-        if student.head is None:
-            out = distill_loss(student.states, teacher, targets, spec=self.spec, weights=weights)
-        else:
-            out = self._fused(student.head, student.states, teacher, targets, weights)
-        also = {"overlap": top_overlap(student, teacher, targets)} if self.overlap else {}
-        return Term(
-            out.loss,
-            {
-                "ce": (out.ce, out.num_tokens),
-                "entropy": (out.entropy, out.num_tokens),
-                "kl" if self.spec.divergence in KLS else "kd": (out.kd, out.num_teacher_tokens),
-                "teacher_mass": (out.teacher_mass, out.num_teacher_tokens),
-                "top1_agreement": (out.top1_agreement, out.num_teacher_tokens),
-                **also,
-            },
-        )
+        """See Objective. Of several teachers' parts the loss is the sum, and what is logged is of
+        all of them; the divergence is logged of each too, as `kl/NAME`."""
+        parts = _parts(signal, targets)
+        total, outs = self._loss(student, parts, targets, weights)
+        found = {
+            "ce": _sums((out.ce, out.num_tokens) for out in outs),
+            "entropy": _sums((out.entropy, out.num_tokens) for out in outs),
+        }
+        name = "kl" if self.spec.divergence in KLS else "kd"
+        for logged, of in {name: "kd", **dict(zip(SAID, SAID, strict=True))}.items():
+            found[logged] = _sums((getattr(out, of), out.num_teacher_tokens) for out in outs)
+        if self.overlap:
+            found["overlap"] = _sums(
+                top_overlap(_at(student, part.at), part.teacher, _taken(targets, part.at))
+                for part in parts
+            )
+        if len(parts) > 1:
+            for part, out in zip(parts, outs, strict=True):
+                found[f"{name}/{part.name}"] = (out.kd, out.num_teacher_tokens)
+        return Term(total, found)
+
+    def _loss(
+        self,
+        student: StudentOutput,
+        parts: Sequence[_Part],
+        targets: Tensor,
+        weights: Tensor | None,
+    ) -> tuple[Tensor, list[DistillOutput]]:
+        """The sum of the parts' losses, and each. A head of which this process has a part is there
+        once, for all of them."""
+
+        def loss(states: Tensor) -> tuple[Tensor, list[DistillOutput]]:
+            outs = []
+            for part in parts:
+                own = (_taken(states, part.at), part.teacher, _taken(targets, part.at))
+                its = None if weights is None else _taken(weights, part.at)
+                if student.head is None:
+                    outs.append(distill_loss(*own, spec=self.spec, weights=its))
+                else:
+                    outs.append(self._fused(student.head, *own, its))
+            return torch.stack([out.loss for out in outs]).sum(), outs
+
+        head = student.head
+        return loss(student.states) if head is None else head.in_window(loss, student.states)
 
     def _fused(
         self,
@@ -84,23 +121,18 @@ class LogitsObjective(Objective):
         targets: Tensor,
         weights: Tensor | None,
     ) -> DistillOutput:
-        def loss(hidden_MD: Tensor) -> tuple[Tensor, DistillOutput]:
-            out = fused_linear_distill(
-                hidden_MD,
-                head.weight(),
-                teacher,
-                targets,
-                spec=self.spec,
-                weights=weights,
-                bias=head.base.bias,
-                low_rank=head.low_rank(hidden_MD),
-                logit_transform=head.transform,
-                backend=self.backend,
-            )
-            return out.loss, out
-
-        total, out = head.in_window(loss, hidden_MD)
-        return replace(out, loss=total)
+        return fused_linear_distill(
+            hidden_MD,
+            head.weight(),
+            teacher,
+            targets,
+            spec=self.spec,
+            weights=weights,
+            bias=head.base.bias,
+            low_rank=head.low_rank(hidden_MD),
+            logit_transform=head.transform,
+            backend=self.backend,
+        )
 
 
 def logits_objective(
@@ -129,6 +161,27 @@ def logits_objective(
         reduction="sum",
     )
     return LogitsObjective(spec, args.backend, overlap=overlap)
+
+
+def _parts(signal: Said | None, targets: Tensor) -> list[_Part]:
+    if signal is None:
+        return [_Part("", None, _silence(targets))]
+    if isinstance(signal, Signal):
+        return [_Part("", None, signal.distribution)]
+    return [_Part(part.name, part.at, part.signal.distribution) for part in signal]
+
+
+def _taken(values: Tensor, at: Tensor | None) -> Tensor:
+    return values if at is None else values[at]
+
+
+def _at(student: StudentOutput, at: Tensor | None) -> StudentOutput:
+    return student if at is None else replace(student, states=student.states[at])
+
+
+def _sums(pairs: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    values, counts = zip(*pairs, strict=True)
+    return torch.stack(values).sum(0), torch.stack(counts).sum(0)
 
 
 def _silence(targets: Tensor) -> SparseTeacher:

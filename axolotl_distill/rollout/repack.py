@@ -1,14 +1,14 @@
 """Prompts out of a step's micro-batches, and micro-batches out of prompts with completions."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from axolotl_distill.rollout.writer import Completion
-from axolotl_distill.signal.batch import IGNORE, TARGETS, WEIGHTS
+from axolotl_distill.signal.batch import CHOICES, IGNORE, TARGETS, WEIGHTS
 from axolotl_distill.signal.documents import documents
 
 Batch = dict[str, torch.Tensor]
@@ -19,11 +19,13 @@ Collate = Callable[[list[Any]], Batch]
 class Prompt:
     """The tokens of a document up to its last stretch of learnt ones.
 
-    batch  which of the step's micro-batches it is in
+    batch   which of the step's micro-batches it is in
+    choice  the number of the teacher whom its row names, where there are several
     """
 
     batch: int
     ids: list[int]
+    choice: int = int(CHOICES.fill)
 
 
 def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
@@ -32,24 +34,31 @@ def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
     for number, batch in enumerate(batches):
         ids = batch["input_ids"].cpu().numpy().reshape(-1)
         learnt = batch[TARGETS.name].cpu().numpy().reshape(-1) != IGNORE
+        choices = batch.get(CHOICES.name)
+        chosen = None if choices is None else choices.cpu().numpy().reshape(-1)
         for document in documents(batch):
             at = np.flatnonzero(learnt[document])
             if at.size:
                 breaks = np.flatnonzero(np.diff(at) > 1)
                 first = at[breaks[-1] + 1] if breaks.size else at[0]
                 stop = document.start + int(first) + 1
-                found.append(Prompt(number, ids[document.start : stop].tolist()))
+                prompt = Prompt(number, ids[document.start : stop].tolist())
+                if chosen is not None:
+                    prompt = replace(prompt, choice=int(chosen[document.start + int(at[0])]))
+                found.append(prompt)
     return found
 
 
-def feature(prompt: Sequence[int], completion: Completion, like: Batch) -> dict[str, Any]:
-    """A row as a dataset type makes it: the completion is learnt, with the stop token.
+def feature(prompt: Prompt, completion: Completion, like: Batch) -> dict[str, Any]:
+    """A row as a dataset type makes it: the completion is learnt, with the stop token, from the
+    teacher of the prompt's row.
 
     It has a mask and positions where the batch `like` has them: with `sdpa` a packed run has
     positions alone, and a mask beside them would let its documents attend to each other.
     """
-    ids = [*prompt, *completion.ids]
-    row = {"input_ids": ids, "labels": [IGNORE] * len(prompt) + completion.ids}
+    ids = [*prompt.ids, *completion.ids]
+    row = {"input_ids": ids, "labels": [IGNORE] * len(prompt.ids) + completion.ids}
+    row[CHOICES.name] = [prompt.choice] * len(ids)
     also = {"attention_mask": [1] * len(ids), "position_ids": list(range(len(ids)))}
     return row | {name: values for name, values in also.items() if name in like}
 
@@ -79,13 +88,13 @@ def repacked(
             if not fitting:
                 continue
             number, place = min(fitting, key=lambda bin: loads[bin])
-            rows[number][place].append(feature(prompt.ids, completion, batches[0]))
+            rows[number][place].append(feature(prompt, completion, batches[0]))
             loads[number, place] += size
             placed.append((prompt, completion))
     else:
         placed = list(written)
         for prompt, completion in written:
-            rows[prompt.batch].append([feature(prompt.ids, completion, batches[0])])
+            rows[prompt.batch].append([feature(prompt, completion, batches[0])])
     made = []
     for batch, of_batch in zip(batches, rows, strict=True):
         filled = [row for row in of_batch if row]
@@ -105,7 +114,9 @@ def _size(prompt: Prompt, completion: Completion) -> int:
 def silenced(batch: Batch) -> Batch:
     """The micro-batch with nothing learnt."""
     nothing: Batch = {}
-    for name, fill in (("labels", IGNORE), (TARGETS.name, IGNORE), (WEIGHTS.name, WEIGHTS.fill)):
+    ours = {column.name: column.fill for column in (TARGETS, WEIGHTS, CHOICES)}
+    fills = {"labels": IGNORE, **ours}
+    for name, fill in fills.items():
         if name in batch:
             nothing[name] = torch.full_like(batch[name], fill)
     return {**batch, **nothing}

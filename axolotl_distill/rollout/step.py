@@ -24,6 +24,12 @@ SHOWN = 400
 OF_OWN_TEXT = ("kl", "kd", "entropy", "top1_agreement", "overlap")
 
 
+def is_of_own_text(name: str) -> bool:
+    """Whether a metric of the loss is logged of the student's own text too: of all of it, or of
+    what one of several teachers grades, as `kl/NAME`."""
+    return name.partition("/")[0] in OF_OWN_TEXT
+
+
 class Sample(NamedTuple):
     """A completion to be shown: the end of its prompt, and its beginning."""
 
@@ -124,7 +130,7 @@ class OnPolicy:
     def saw(self, metrics: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         """What the loss of a micro-batch of the step under way was made of."""
         if self.own_text:
-            self._own.add({name: metrics[name] for name in OF_OWN_TEXT if name in metrics})
+            self._own.add({name: metrics[name] for name in metrics if is_of_own_text(name)})
 
     def logs(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all ranks since the last call. All ranks must call it."""

@@ -1,4 +1,4 @@
-"""A student that FSDP2 shards, whole in every process while it writes."""
+"""A student that FSDP2 or ZeRO-3 shards, whole in every process while it writes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +13,18 @@ from torch.distributed.fsdp import FSDPModule
 def whole(model: nn.Module) -> Iterator[None]:
     """While it lasts every process has all weights, so that its forwards are its own: one that
     writes longer than another waits for nobody. All processes enter it together, and it takes the
-    room of the weights, in the precision that FSDP gathers them in. Weights that nothing shards
-    are left alone.
+    room of the weights, in the precision that FSDP or DeepSpeed gathers them in. Weights that
+    nothing shards are left alone.
+
+    model  as the trainer's backward knows it: DeepSpeed's engine, DDP's wrapper, or itself
     """
+    engine: Any = model
+    if hasattr(model, "zero_optimization_stage") and engine.zero_optimization_stage() == 3:
+        from deepspeed.runtime.zero import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(model):
+            yield
+        return
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     groups = [group for unit in units for group in _groups(unit)]
     after_forward = [group.post_forward_mesh_info for group in groups]

@@ -120,6 +120,8 @@ class Writer:
                 attention_mask=mask.to(device),
                 generation_config=self._settings(min(self.args.max_new_tokens, max(room))),
                 stopping_criteria=StoppingCriteriaList([_Moves(bar)]),
+                # Its weights are whole, and the other processes may have nothing to write.
+                synced_gpus=False,
             )
         new = written[:, longest:].tolist()
         rows = zip(new, room, strict=True)

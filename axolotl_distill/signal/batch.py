@@ -6,6 +6,7 @@ A row, as a dataset type makes it, has one value a token:
     labels       int64 [S]  Axolotl's: the token itself where it is learnt, else IGNORE
     teacher_pos  int64 [S]  where the record of the token after this one lies; -1 = none
     loss_weight  float [S]  what this token's own loss weighs; 1 in a row without the column
+    teacher_choice  int64 [S]  which of several teachers the row learns from, by its number
 
 A batch has what Axolotl's collator gives, and every column below at the position that predicts, so
 that whatever cuts or joins batches needs to know of tokens alone. A column's `fill` stands where
@@ -16,10 +17,13 @@ there is nothing to learn, in padding too.
     teacher_entries  int32 [B, S, K]  bits of its record's uint32 entries, -1 = none
     teacher_tail     int16 [B, S]     its record's tail at the run's temperature, where stored
     teacher_entropy  int16 [B, S]     only with draws
+    teacher_choice   int64 [B, S]     the number of the teacher whom its row names, -1 = none; only
+                                      in runs with several
 
-The last three are there in runs that read a store. K is that of the batch's longest record, and 1
-where it has none: all ranks have the same columns. `labels` stays in the batch as Axolotl made it,
-for the Trainer and its callbacks; what looks for a row's answers as they were written reads it too.
+Those of records are there in runs that read a store. K is that of the batch's longest record, and
+1 where it has none: all ranks have the same columns. `labels` stays in the batch as Axolotl made
+it, for the Trainer and its callbacks; what looks for a row's answers as they were written reads it
+too.
 
 In runs with a live teacher that has another tokenizer a row has teacher_input_ids and
 teacher_labels [S'], itself as that teacher reads it, and a batch has these one after another:
@@ -54,6 +58,7 @@ class Column:
 
 POINTERS = Column("teacher_pos", np.int64, -1)
 LOSS_WEIGHTS = Column("loss_weight", np.float32, 1.0)
+CHOICES = Column("teacher_choice", np.int64, -1)
 
 # Transformers' own name: its Trainer counts this column as it is, and cuts it with a sequence.
 TARGETS = Column("shift_labels", np.int64, IGNORE)
@@ -66,7 +71,7 @@ OTHER_IDS = Column("teacher_input_ids", np.int64, -1)
 OTHER_LABELS = Column("teacher_labels", np.int64, IGNORE)
 OTHER_NUMBERS = Column("teacher_number", np.int64, -1)
 OTHERS = (OTHER_IDS, OTHER_LABELS, OTHER_NUMBERS)
-COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, NUMBERS, *OTHERS)
+COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, CHOICES, NUMBERS, *OTHERS)
 """What is ours in a batch, and no model's to be called with"""
 
 

@@ -33,6 +33,16 @@ from axolotl_distill.teachers.server import ServerTeacher
 from axolotl_distill.teachers.sharded import level
 from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
+
+@dataclass(frozen=True)
+class Reading:
+    """What is known of a live teacher before it is loaded: the vocabulary that it shares with the
+    student, and what it reads before every document."""
+
+    vocabulary: SharedVocabulary
+    context: Context = NO_CONTEXT
+
+
 UNSEEN = 1e-6
 """Least mass of a tail that a server did not show: its log-probabilities sum to 1 but for
 rounding."""
@@ -207,18 +217,17 @@ class LiveSignal:
 def live_signal(
     args: DistillArgs,
     teacher: TeacherArgs,
-    vocabulary: SharedVocabulary,
+    reading: Reading,
     student: PreTrainedModel,
     layers: tuple[int, ...] = (),
-    context: Context = NO_CONTEXT,
 ) -> LiveSignal:
     """The source that asks `teacher`: loaded here, reached, or the student itself.
 
     layers   of a teacher that is here, whose outputs are wanted
-    context  of the teacher's, as tokens
 
     Raises CaptureError where a model cannot be loaded.
     """
+    vocabulary = reading.vocabulary
     if teacher.server is not None:
         server = ServerTeacher(teacher, vocab_size=vocabulary.size)
         want = Want(likeliest=min(args.k, vocabulary.size), realised=True)
@@ -236,7 +245,7 @@ def live_signal(
         *(local, local.name, vocabulary, want, "tail_bucket", args.temperature),
         batched=True,
         together=bool(teacher.sharded),
-        context=context,
+        context=reading.context,
     )
 
 

@@ -60,3 +60,22 @@ class Signal:
     distribution: Distribution
     layers: Tensor | None = None
     pairs: Pairs | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one of several teachers says of a batch whose M positions each learn from one of them.
+
+    name    of its choice
+    at      int64 [m], which of the M positions are its own, ascending. The first is 0, a position
+            that predicts nothing and is in every part: none is empty.
+    signal  of these
+    """
+
+    name: str
+    at: Tensor
+    signal: Signal
+
+
+Said = Signal | tuple[Part, ...]
+"""What a source says of a batch."""

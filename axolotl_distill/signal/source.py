@@ -6,21 +6,20 @@ that the collator has looked up, or from a teacher that answers while the studen
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from axolotl_distill.config.choice import ChoiceArgs
 from axolotl_distill.config.distill import DistillArgs, Support
-from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.signal.batch import ENTRIES, ENTROPY, TAIL
+from axolotl_distill.signal.chosen import ChosenSignal
 from axolotl_distill.signal.entries import decode_entries
-from axolotl_distill.signal.live import live_signal
-from axolotl_distill.signal.signal import Signal
+from axolotl_distill.signal.live import LiveSignal, Reading, live_signal
+from axolotl_distill.signal.signal import Said, Signal
 from axolotl_distill.store import TeacherStore
-from axolotl_distill.teachers.context import NO_CONTEXT, Context
-from axolotl_distill.teachers.tokenizer import SharedVocabulary
 
 
 class SignalSource(Protocol):
@@ -31,8 +30,8 @@ class SignalSource(Protocol):
 
     def signal(
         self, columns: Mapping[str, Tensor], rows: Tensor, inputs: Mapping[str, Any]
-    ) -> Signal:
-        """What the teacher says of M positions of a batch.
+    ) -> Said:
+        """What the teacher, or several, say of M positions of a batch.
 
         columns  those of signal/batch.py that the batch has, by name, [B, S] or [B, S, K]
         rows     int64 [M], positions as numbers in [0, B * S), any as often as wanted; the first
@@ -80,28 +79,45 @@ def signal_source(
     args: DistillArgs,
     stores: Sequence[TeacherStore],
     student: PreTrainedModel,
-    vocabulary: SharedVocabulary | None,
+    readings: Mapping[str, Reading] | None = None,
     layers: tuple[int, ...] = (),
-    context: Context = NO_CONTEXT,
 ) -> SignalSource | None:
     """The source for a `distill:` block; None where there is text alone.
 
-    stores      of the run, which `stores_findings` found to be alike
-    student     who may be the teacher, too
-    vocabulary  that a teacher who answers while the student trains shares with it
-    layers      of such a teacher, whose outputs are wanted
-    context     what such a teacher reads before every document
+    stores    of the run, which `stores_findings` found to be alike
+    student   who may be the teacher, too
+    readings  of the teachers that answer while the student trains, by their keys (`args.teachers`)
+    layers    of such a teacher, whose outputs are wanted
 
     Raises what loading such a teacher does.
     """
-    if isinstance(args.teacher, TeacherArgs):
-        assert vocabulary is not None
-        return live_signal(args, args.teacher, vocabulary, student, layers, context)
+    if args.teachers:
+        assert readings is not None
+        return _live(args, readings, student, layers)
     if not stores:
         return None
     first = stores[0]
     own = args.temperature / first.manifest.tempered
     return StoredSignal(first.manifest.vocab_size, resolve_support(first, args), own)
+
+
+def _live(
+    args: DistillArgs,
+    readings: Mapping[str, Reading],
+    student: PreTrainedModel,
+    layers: tuple[int, ...],
+) -> LiveSignal | ChosenSignal:
+    """One teacher, or several; what two choices have in common is loaded once."""
+    made: dict[str, LiveSignal] = {}
+    sources = []
+    for key, teacher in args.teachers.items():
+        written = teacher.model_dump_json()
+        if written not in made:
+            made[written] = live_signal(args, teacher, readings[key], student, layers)
+        sources.append(replace(made[written]))
+    if not isinstance(args.teacher, ChoiceArgs):
+        return sources[0]
+    return ChosenSignal(dict(zip(args.teacher.names, sources, strict=True)))
 
 
 def resolve_support(store: TeacherStore, args: DistillArgs) -> Support:

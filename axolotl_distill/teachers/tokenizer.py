@@ -1,6 +1,6 @@
 """Whether a teacher reads text as the student does: token ids must mean the same to both."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ class SharedVocabulary:
         """The first of `ids` that the teacher cannot read, by name; empty where there are none."""
         unread = [i for i in ids.tolist() if not self.reads(i)]
         return ", ".join(f"{self.foreign.get(i)!r} (id {i})" for i in unread[:3])
+
+
+def shared_by(vocabularies: Sequence[SharedVocabulary]) -> SharedVocabulary:
+    """What several teachers, all of them, share with their student."""
+    foreign = {i: token for each in vocabularies for i, token in each.foreign.items()}
+    return SharedVocabulary(min(each.size for each in vocabularies), foreign)
 
 
 def share(tokenizer: Any, foreign: Iterable[int], head: int | None = None) -> SharedVocabulary:

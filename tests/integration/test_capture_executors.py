@@ -19,8 +19,8 @@ from support.axolotl_run import environment
 from support.captures import Captures, rows_of, small_model, small_rows
 from support.cli import capture_config, distill_here
 from support.crossed import CHATS, smollm2_teacher
+from support.forks import in_a_fork
 from support.tokenizers import sentencepiece
-from tqdm import tqdm
 
 from axolotl_distill.align import Pair, Pieces
 from axolotl_distill.capture.crossing import Crossed
@@ -78,9 +78,9 @@ def launched(processes, job, folder, dies=0):
 
 
 def _rank(job, folder, dies):
+    in_a_fork()
     code = 1
     try:
-        tqdm.set_lock(threading.RLock())
         ranks, grade, batches = Ranks.of_this_launch(), Grader.grade, itertools.count(1)
 
         def dying(self, rows):

@@ -44,6 +44,7 @@ def args(**values):
 
 
 FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
+ZERO2 = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
 LORA = {"adapter": "lora"}
 
@@ -138,8 +139,24 @@ def test_a_student_whose_base_moves_is_no_teacher_of_itself(cfg, moving):
             {"teacher": "self"},
             "`fsdp_config` cannot be combined with `distill.teacher: self`",
         ),
-        ({"deepspeed": {}}, {"teacher": "m", "on_policy": {}}, None),
-        ({"deepspeed": "zero2.json"}, {"teacher": "m", "on_policy": {}}, "`deepspeed` cannot be"),
+        ({"deepspeed": "zero3.json"}, {"teacher": "m", "on_policy": {}}, None),
+        (ZERO2, {"teacher": "self", "on_policy": {}}, None),
+        (ZERO2, {"teacher": {"self": True, "ema": 0.9}}, "without the average"),
+        (
+            {"deepspeed": "zero3.json"},
+            {"teacher": "self"},
+            "`deepspeed` cannot be combined with `distill.teacher: self`",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"stage": 3}}, "val_set_size": 0.1},
+            {"teacher": "m", "on_policy": {"evaluate": 4}},
+            "unlike numbers of batches",
+        ),
+        (
+            {**ZERO2, "val_set_size": 0.1},
+            {"teacher": "m", "on_policy": {"evaluate": 4}},
+            None,
+        ),
         (FSDP2, {"teacher": "m", "on_policy": {}}, None),
         (FSDP2, {"teacher": "m"}, None),
         ({"deepspeed": "zero3.json"}, {"teacher": {"model": "m", "sharded": False}}, None),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.axolotl_run import Plan, run_axolotl, run_fleet
-from support.strategies import LORA, shared_by
+from support.strategies import LORA, shared_by, zero
 from support.sums import write_sums
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -151,6 +151,22 @@ def test_two_processes_have_one_average(tmp_path, config):
     assert runs["2"].inside[0]["processes"] == 2
     kls = [[step["distill/kl"] for step in run.inside[0]["steps"]] for run in runs.values()]
     assert kls[0] == pytest.approx(kls[1], rel=5e-3, abs=1e-6) and kls[0][-1] > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["base", "now"])
+def test_with_zero_2_it_teaches_what_it_does_with_ddp(tmp_path, config, weights):
+    config |= {**LORA, "max_steps": 4, "adam_epsilon": 1e-3, **shared_by(2, 4)}
+    config["plugins"] = ["axolotl_distill", "support.run_spy.RunSpy"]
+    config["distill"]["teacher"] = {"self": True, "weights": weights, "context": SHOWN}
+    config["distill"]["on_policy"] = {"lmbda": 0.5, "max_new_tokens": 12}
+    plans = {"ddp": Plan(config, 2), "zero2": Plan({**config, **zero(2)}, 2, as_gpus=True)}
+    runs = run_fleet(tmp_path, plans)
+    for ours, other in zip(runs["zero2"].inside, runs["ddp"].inside, strict=True):
+        assert ours["kind"] == "DEEPSPEED" and ours["tokens"] == other["tokens"]
+        for step, like in zip(ours["steps"], other["steps"], strict=True):
+            assert step == pytest.approx(like, rel=1e-4)
+            assert step["distill/kl"] > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Protocol
 
 import psutil
 from support.faulty_server import FaultyServer, Handler
-from tqdm import tqdm
+from support.forks import in_a_fork
 
 PATHS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -125,8 +125,7 @@ def _live(job: Job, folder: Path, log: Path, death: Death | None, told: int) -> 
         sys.stdout = sys.stderr = os.fdopen(out, "w")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # tqdm's own lock is shared with forks: one that is killed while it holds it stops them all.
-        tqdm.set_lock(threading.RLock())
+        in_a_fork()
         calls = _watched(folder, death.call if death else None)
         job.run(folder)
     except SystemExit as stop:
@@ -279,6 +278,8 @@ def served(handlers: Mapping[str, Handler], log: Path) -> Iterator[str]:
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(handlers, log, there), daemon=True)
     process.start()
+    # Else nothing would tell that it ended.
+    there.close()
     try:
         yield here.recv()
     finally:

@@ -28,6 +28,7 @@ import transformers.training_args
 from accelerate import DistributedType, ParallelismConfig, PartialState
 from axolotl.integrations.base import BasePlugin
 from axolotl.loaders import ModelLoader
+from support.forks import in_a_fork
 
 import axolotl_distill.host.in_force  # noqa: F401
 
@@ -72,6 +73,7 @@ def run(job: dict[str, Any], rank: int, port: int) -> None:
     os.chdir(job["cwd"])
     os.environ.clear()
     os.environ |= job["env"]
+    in_a_fork(job["seconds"] - 5)
     code = 1
     try:
         if job["processes"] > 1:

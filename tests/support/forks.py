@@ -1,11 +1,30 @@
-"""The process that runs of Axolotl are forked from, one of each test process (support/fleet.py)."""
+"""Forks of a test process, and the process that runs of Axolotl are forked from, one of each test
+process (support/fleet.py)."""
 
 import atexit
+import faulthandler
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from tqdm import tqdm
+
+LONGEST = 300.0
+"""Seconds of a fork that tests wait for."""
+
+
+def in_a_fork(seconds: float = LONGEST) -> None:
+    """First in a fork that may be killed, or wait for one that was: no other process has to wait
+    for it then, and none waits for ever.
+
+    tqdm's own lock is one for all forks: who is killed while holding it would stop them all, and
+    the process that they come from. What takes longer than `seconds` shows its stacks and ends.
+    """
+    tqdm.set_lock(threading.RLock())
+    faulthandler.dump_traceback_later(seconds, exit=True, file=2)
 
 
 class Forks:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from distill_kernels import DenseLogits
+from support.forks import in_a_fork
 from support.synthetic import VOCAB, about_rows, manifest
 
 from axolotl_distill.capture import Capture
@@ -96,6 +97,7 @@ def killed_after(path, least: int, seconds: float, number: int) -> tuple[bool, i
     child = os.fork()
     if not child:
         try:
+            in_a_fork()
             torch.set_num_threads(1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,7 +16,7 @@ from support.model_types import VOCAB, tiny
 from axolotl_distill.config.distill import DistillArgs, Divergence, parse_distill
 from axolotl_distill.errors import ConfigError, ServerError, TokenizerMismatchError
 from axolotl_distill.signal.documents import documents
-from axolotl_distill.signal.live import live_signal
+from axolotl_distill.signal.live import Reading, live_signal
 from axolotl_distill.signal.signal import Want
 from axolotl_distill.teachers.hf import ModelTeacher
 from axolotl_distill.teachers.itself import SelfTeacher
@@ -240,7 +240,7 @@ class Served:
         reached = {"base_url": url, "engine": self.engine, "retries": 2, "timeout": 5.0}
         block = {"model": "teacher", "server": reached}
         self.args = DistillArgs(teacher=block, k=self.k, **self.changes)
-        self.source = live_signal(self.args, self.args.teacher, ALL, tiny("llama"))
+        self.source = live_signal(self.args, self.args.teacher, Reading(ALL), tiny("llama"))
         return self.source
 
     def __exit__(self, *error):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from support import synthetic
+from support.forks import in_a_fork
 from support.stores import store_features
 
 from axolotl_distill.errors import StoreCorruptError
@@ -111,6 +112,7 @@ def in_child(work):
     child = os.fork()
     if not child:
         try:
+            in_a_fork()
             work()
             os._exit(0)
         except BaseException:

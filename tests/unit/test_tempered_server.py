@@ -20,7 +20,7 @@ from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs, parse_distill
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.host.store_checks import loss_findings
-from axolotl_distill.signal.live import live_signal
+from axolotl_distill.signal.live import Reading, live_signal
 from axolotl_distill.signal.source import signal_source
 from axolotl_distill.store import new_manifest, verify_store
 from axolotl_distill.store.payloads import distribution_of
@@ -56,7 +56,7 @@ def test_a_live_one_is_the_teacher_at_its_temperature(engine, k):
     ) as server:
         teacher = block(server.url, engine)
         args = DistillArgs(teacher=teacher, k=k, temperature=T, divergence="reverse_kl", alpha=1.0)
-        source = live_signal(args, args.teacher, ALL, tiny("llama"))
+        source = live_signal(args, args.teacher, Reading(ALL), tiny("llama"))
         student = tiny("llama")
         source.temperature, own = T, source.temperature
         attach(student, source, divergence="reverse_kl", alpha=1.0)
