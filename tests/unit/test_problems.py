@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from on_policy import rows, summed_up
 from students.problems import GRADED, IGNORE, Exam, Text, kl, log_probs, solved
 
 ROWS = [
@@ -54,3 +55,18 @@ def test_verdicts(tiny_llama_dir):
     nothing = torch.zeros(3, 1, dtype=torch.long)
     text = Text(nothing, nothing, nothing[:, :0], words)
     assert Exam(ROWS, tiny_llama_dir).right(text) == pytest.approx(1 / 3)
+
+
+def test_seeds_are_summed_up_and_a_torn_line_is_no_run(tmp_path):
+    log = tmp_path / "runs.jsonl"
+    log.write_text(
+        '\n{"arm": "sft", "seed": 0, "right": 0.5, "writing": null}'
+        '\n{"arm": "sft", "seed": 1, "right": 0.7, "writing": null}'
+        '\n{"arm": "own", "seed": 0, "right": 0.6, "writing": 0.25}'
+        '\n{"arm": "own", "seed": 1, "rig'
+    )
+    sft, own = summed_up(rows(log))
+    assert sft == {
+        "arm": "sft", "seeds": 2, "right": {"mean": pytest.approx(0.6), "least": 0.5, "most": 0.7}
+    }  # fmt: skip
+    assert own["seeds"] == 1 and own["writing"] == {"mean": 0.25, "least": 0.25, "most": 0.25}
