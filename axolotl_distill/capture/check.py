@@ -12,12 +12,11 @@ from axolotl_distill.align import Pair, Segment, pair_rows
 from axolotl_distill.align.spans import align
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSource
-from axolotl_distill.capture.oracle import Oracle, Prompt
+from axolotl_distill.capture.oracle import Oracle, Prompt, held
 from axolotl_distill.capture.source import Row, Source
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import encoding
-from axolotl_distill.store.check import ERRORS
 from axolotl_distill.store.schema import Check
 
 ROWS, PLACES, SHOWN = 8, 10, 4
@@ -46,9 +45,9 @@ def hold(
     check: Check, rows: Sequence[Row], source: CrossSource, survey: Survey, samples: int
 ) -> None:
     """Records held to what the teacher writes at places of the rows: says in `check` at how many
-    `places`, by how many `samples` each, the share of them `within` two standard errors, and the
-    mean `error`. A place is a cut of both that follows from the text before it; where there is none
-    that can be counted it is said that there are 0."""
+    `places`, by how many `samples` each, the share of them `within` what the records may give
+    (store/counts.py), and the mean `error`. A place is a cut of both that follows from the text
+    before it; where there is none that can be counted it is said that there are 0."""
     oracle = Oracle(source.teacher, source.pair, survey, {"record": source.mapping})
     found: list[dict[str, Any]] = []
     with tqdm(total=PLACES, unit=" places", desc="checking", delay=3.0) as shown:
@@ -62,9 +61,8 @@ def hold(
     check["places"], check["samples"] = len(found), samples
     if not found:
         return
-    off = np.array([abs(one["record"] - one["oracle"]) for one in found])
-    noise = np.array([one["error"] for one in found])
-    check["within"], check["error"] = float(np.mean(off <= ERRORS * noise)), float(off.mean())
+    about = held(found, "record")
+    check["within"], check["error"] = about["within"], about["error"]
 
 
 def _some(rows: Sequence[Row]) -> Iterator[tuple[int, Row]]:

@@ -3,7 +3,7 @@ what it wrote, and the first token is counted. Nothing of align/chain.py is used
 held to this."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import IGNORE
 from axolotl_distill.signal.signal import Want
 from axolotl_distill.store import RecordBatch, encoding
+from axolotl_distill.store.counts import LEVEL, agreement
 from axolotl_distill.teachers.base import Teacher
 
 # A sample is long enough when so many of the student's tokens follow the prompt, or the teacher
@@ -104,9 +105,10 @@ class Oracle:
         return {"prompt": text, **self.compare_at(Prompt([before], theirs, [first], own), samples)}
 
     def compare_at(self, prompt: Prompt, samples: int) -> dict[str, Any]:
-        """One token that may follow `prompt`: its probability by counting (`oracle`, with its
-        standard `error`), and in the record of each method. Half of the samples choose the token,
-        the other half are counted. Raises CaptureError where too few of them can be."""
+        """One token that may follow `prompt`: its share (`oracle`, with its standard `error`) of
+        those `counted`, its probability in the record of each method, and how well both agree
+        (`p_values`, see store/counts.py). Half of the samples choose the token, the other half are
+        counted. Raises CaptureError where too few of them can be."""
         continued = self._sample(prompt, samples)
         half = len(continued) // 2
         if half < 2:
@@ -124,16 +126,24 @@ class Oracle:
                 "there."
             )
         (token, _), *_ = Counter(numerals or texts).most_common(1)
-        share = float(np.mean([s == token for s in seen[half:]]))
+        counted = seen[half:]
+        count = counted.count(token)
+        share = count / len(counted)
         written, _ = continued[seen.index(token)]
         row = prompt.continued(written, self.pair)
+        said = {name: self._recorded(row, len(prompt.own), name) for name in self.methods}
+        rounding = encoding.logprob_rounding(len(self.pair.student))
         return {
             "token": self.pair.student.bytes_of[token].decode(errors="replace"),
             "oracle": share,
-            # Of n samples, with one more of each kind: a share of 0 or 1 has noise too.
+            # For the eye. Of n samples, with one more of each kind: 0 and 1 have noise too.
             "error": float(np.sqrt((share * (1 - share) + 1 / (half + 2)) / (half + 2))),
-            "counted": len(continued) - half,
-            **{name: self._recorded(row, len(prompt.own), name) for name in self.methods},
+            "counted": len(counted),
+            **said,
+            "p_values": {
+                name: agreement(count, len(counted), probability, rounding)
+                for name, probability in said.items()
+            },
         }
 
     def _recorded(self, row: Row, number: int, method: str) -> float:
@@ -219,6 +229,14 @@ class Oracle:
 
     def _spell(self, tokens: list[int]) -> bytes:
         return b"".join(self.pair.teacher.bytes_of[token] for token in tokens)
+
+
+def held(found: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
+    """Of what compare_at says of places: the share of them where what was counted is `within` what
+    a method's record may give (at LEVEL), and the mean `error`, noise of counting included."""
+    off = [abs(one[method] - one["oracle"]) for one in found]
+    within = [one["p_values"][method] > LEVEL for one in found]
+    return {"within": float(np.mean(within)), "error": float(np.mean(off))}
 
 
 def plain_row(text: str, pair: Pair) -> Row:

@@ -7,12 +7,13 @@ import numpy as np
 
 from axolotl_distill.align import Pair, Pieces
 from axolotl_distill.align.methods import METHODS
-from axolotl_distill.capture.oracle import Oracle, plain_row, survey_of
+from axolotl_distill.capture.oracle import Oracle, held, plain_row, survey_of
 from axolotl_distill.capture.source import Row
 from axolotl_distill.commands.say import say
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.store.check import ERRORS, SHARE
+from axolotl_distill.store.check import fits_too_rarely
+from axolotl_distill.store.counts import LEVEL, may_be_outside
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.tokenizer import other_tokenizer
 
@@ -72,7 +73,8 @@ def run(
         for method in methods
     }
     found = [oracle.compare(prompt, samples) for prompt in NUMERALS]
-    held = {method: _held(found, method) for method in methods}
+    by_method = {method: held(found, method) for method in methods}
+    refused = fits_too_rarely(by_method["span"]["within"], len(found))
     carried = {
         method: {name: float(mass.mean()) for name, mass in each.items()}
         for method, each in masses.items()
@@ -83,22 +85,15 @@ def run(
         "same_tokenizer": pair.same,
         "tokens_alike": sum(raw in pair.student.by_bytes for raw in pair.teacher.bytes_of if raw),
         "spans": {f"{a}:{b}": n for (a, b), n in survey.spans.most_common(WORST)},
-        "methods": {name: {"mass_carried": carried[name], **held[name]} for name in methods},
+        "methods": {name: {"mass_carried": carried[name], **by_method[name]} for name in methods},
         "worst_tokens": _worst(rows, masses["span"], pair),
         "oracle": found,
-        "recommended": "span" if held["span"]["within"] >= SHARE else "text",
+        "recommended": "text" if refused else "span",
     }
     _show(report)
     if picture is not None:
         _draw(report, picture)
     return report
-
-
-def _held(found: list[dict[str, Any]], method: str) -> dict[str, float]:
-    """The mean error of a method's records, and the share of them within ERRORS standard errors."""
-    off = np.array([abs(one[method] - one["oracle"]) for one in found])
-    noise = np.array([one["error"] for one in found])
-    return {"within": float(np.mean(off <= ERRORS * noise)), "error": float(off.mean())}
 
 
 def _side(name: str, pieces: Pieces) -> dict[str, Any]:
@@ -157,16 +152,17 @@ def _show(report: dict[str, Any]) -> None:
     for name, about in methods.items():
         carried = "  ".join(f"{about['mass_carried'][text]:.3f}" for text in texts)
         say(f"{name:<16}{about['error']:>12.3f}{about['within']:>8.0%}   {carried}")
+    places = len(report["oracle"])
     say(
-        f"(right: within {ERRORS:g} standard errors of the oracle, of {len(report['oracle'])} "
-        "numerals)"
+        f"(right: what was counted fits the record, as it does a right one at {1 - LEVEL:.0%} of "
+        f"places or more; of {places} numerals)"
     )
     if report["recommended"] == "span":
         say("recommended: distill.cross_tokenizer: {method: span}")
     else:
         say(
-            f"recommended: the teacher's text alone (distill.teacher: text), for span is right at "
-            f"less than {SHARE:.0%} of the prompts"
+            "recommended: the teacher's text alone (distill.teacher: text), for span is wrong at "
+            f"more than {may_be_outside(places)} of {places} prompts, which is hardly chance"
         )
 
 
@@ -180,9 +176,7 @@ def _draw(report: dict[str, Any], path: str) -> None:
     truth = np.array([one["oracle"] for one in found])
     noise = np.array([one["error"] for one in found])
     for name, marker in zip(report["methods"], "ox+1", strict=True):
-        axes.errorbar(
-            truth, [one[name] for one in found], xerr=ERRORS * noise, fmt=marker, label=name
-        )
+        axes.errorbar(truth, [one[name] for one in found], xerr=2 * noise, fmt=marker, label=name)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=0.5)
     axes.set(xlabel="oracle's probability of the token", ylabel="as recorded")
     axes.legend()

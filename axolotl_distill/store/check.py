@@ -2,13 +2,11 @@
 
 from collections.abc import Iterator
 
+from axolotl_distill.store.counts import LEVEL, may_be_outside
 from axolotl_distill.store.schema import Check
 
 # With less than this a student learns a quarter of what the teacher says as one sum.
 LEAST_CARRIED = 0.75
-# A record is right within so many standard errors of what was counted, at so many places: what has
-# no error at all is outside at one in twenty, and at more than three of twenty once in a hundred.
-ERRORS, SHARE = 2.0, 0.85
 
 
 def check_lines(check: Check) -> Iterator[str]:
@@ -19,9 +17,8 @@ def check_lines(check: Check) -> Iterator[str]:
     )
     if check.get("places"):
         yield (
-            f"within {ERRORS:g} standard errors of what the teacher writes at "
-            f"{check['within']:.0%} of {check['places']} places ({check['samples']} samples each; "
-            f"mean error {check['error']:.3f})"
+            f"what the teacher writes fits them at {_fitting(check)} of {check['places']} places "
+            f"({check['samples']} samples each; mean error {check['error']:.3f})"
         )
     elif "places" in check:
         yield "held to what the teacher writes at no place: none could be counted"
@@ -36,9 +33,20 @@ def check_warnings(check: Check) -> Iterator[str]:
             "`axolotl distill align` tells what every entry would; else learn from the teacher's "
             "text (`distill.teacher: text`)."
         )
-    if check.get("within", 1.0) < SHARE:
+    if check.get("places") and fits_too_rarely(check["within"], check["places"]):
+        places = check["places"]
         yield (
-            f"the records are within {ERRORS:g} standard errors of what the teacher writes at "
-            f"{check['within']:.0%} of {check['places']} places, and what is right is at "
-            f"{SHARE:.0%} or more. See `axolotl distill align`."
+            f"what the teacher writes fits the records at {_fitting(check)} of {places} places, "
+            f"and would at {places - may_be_outside(places)} or more if they were right (a place "
+            f"is missed at a level of {LEVEL:.0%}). See `axolotl distill align`."
         )
+
+
+def fits_too_rarely(within: float, places: int) -> bool:
+    """Whether records that are right would be `within` at so small a share of `places` by chance
+    with no more than the probability ALARM."""
+    return places - round(within * places) > may_be_outside(places)
+
+
+def _fitting(check: Check) -> int:
+    return round(check["within"] * check["places"])

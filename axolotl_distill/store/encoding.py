@@ -56,6 +56,11 @@ def decode_logprobs(entries: np.ndarray, vocab_size: int) -> tuple[np.ndarray, n
     return ids, logprobs.astype(np.float32)
 
 
+def logprob_rounding(vocab_size: int) -> float:
+    """Nats by which an entry's log-probability may be off."""
+    return LOGPROB_RANGE / max_code(vocab_size) / 2
+
+
 def bytes_an_entry(vocab_size: int, draws: int) -> int:
     """Of records of `draws`, packed: 3 where the bits beside an id count to `draws`, else 4."""
     return 3 if draws <= 1 << max(0, 24 - id_bits(vocab_size)) else 4

@@ -225,3 +225,15 @@ def test_its_records_are_the_likeliest_at_one():
     capture = {"teacher": "t", "output": "o"}
     args = parse_distill({"cross_tokenizer": {}, "capture": capture}).capture
     assert (args.method, args.temperatures) == ("topk", [1.0])
+
+
+@pytest.mark.slow
+def test_a_teacher_s_own_records_are_held_for_right(smollm2_dir):
+    """With its own tokenizer on both sides the record is the truth, and what is counted says so."""
+    report = json.loads(
+        distill_here("align", smollm2_dir, smollm2_dir, "--samples", 200, "--json").stdout
+    )
+    assert report["same_tokenizer"] and report["recommended"] == "span"
+    assert all(each["within"] >= 0.9 for each in report["methods"].values())
+    for one in report["oracle"]:
+        assert one["counted"] >= 75 and abs(one["span"] - one["oracle"]) < 5 * one["error"]
