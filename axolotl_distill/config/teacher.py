@@ -80,7 +80,7 @@ class TeacherArgs(ModelArgs):
     {model, adapter, revision, dtype, device, device_map, quantization, sharded, trust_remote_code,
      terms}
     {model, server: {…}, tempered, terms}
-    {self: true, weights | ema, context}       the student itself
+    {self: true, weights | ema, context, context_column}       the student itself
     """
 
     model: Annotated[str, NOT_SELF] = Field(
@@ -118,7 +118,12 @@ class TeacherArgs(ModelArgs):
     context: Annotated[str | None, ReadBy("self", True)] = Field(
         None,
         description="What only the teacher sees, before the text; special tokens in it are read as "
-        "such.",
+        "such. With `context_column: NAME`, {NAME} in it is what the row has there.",
+    )
+    context_column: Annotated[str | None, ReadBy("self", True)] = Field(
+        None,
+        min_length=1,
+        description="A column of the rows: text of each that only the teacher sees, before it.",
     )
     terms: Annotated[str | None, NOT_SELF] = Field(
         None,
@@ -160,12 +165,24 @@ class TeacherArgs(ModelArgs):
             raise ValueError(
                 "`context` is empty. Write down what only the teacher sees, or remove it."
             )
-        if self.weights == "now" and self.context is None:
+        place = f"{{{self.context_column}}}"
+        if self.context_column is not None and place not in (self.context or place):
+            raise ValueError(
+                f"`context` has no {place}, which would be what each row has in `context_column: "
+                f"{self.context_column}`. Write down where it stands, or remove `context`: the "
+                "column's text is then all that is seen."
+            )
+        if self.weights == "now" and not self.sees_more:
             raise ValueError(
                 "`weights: now` without `context` is the student graded by itself, from which "
-                "there is nothing to learn. Set `context`, or in place of it `weights: base` or "
-                "`ema: 0.99`."
+                "there is nothing to learn. Set `context` or `context_column`, or in place "
+                "of it `weights: base` or `ema: 0.99`."
             )
+
+    @property
+    def sees_more(self) -> bool:
+        """Whether it reads something before a text."""
+        return self.context is not None or self.context_column is not None
 
     @property
     def own_weights(self) -> Literal["base", "now", "average"]:
@@ -173,7 +190,13 @@ class TeacherArgs(ModelArgs):
         averaged over steps."""
         if self.ema is not None:
             return "average"
-        return self.weights or ("base" if self.context is None else "now")
+        return self.weights or ("now" if self.sees_more else "base")
+
+
+def context_of(column: str, context: str | None, value: str) -> str:
+    """What a teacher with this `context_column` and `context` reads before the text of a row that
+    has `value` in the column."""
+    return value if context is None else context.replace(f"{{{column}}}", value)
 
 
 def refuse_beside(teacher: TeacherArgs) -> TeacherArgs:

@@ -12,13 +12,13 @@ from axolotl_distill.address import is_address
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs, is_store, parse_distill
 from axolotl_distill.config.yaml_file import read_yaml
-from axolotl_distill.host.choosing import choice_findings
 from axolotl_distill.host.crossing import cross_findings
 from axolotl_distill.host.datasets.types import is_ours
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.host.live_checks import live_findings
 from axolotl_distill.host.parallelism import parallelism
 from axolotl_distill.host.store_checks import loss_findings, store_findings
+from axolotl_distill.host.telling import told_findings
 from axolotl_distill.host.tokenise import load_config
 from axolotl_distill.store import TeacherStore
 from axolotl_distill.store.payloads import distribution_of
@@ -147,7 +147,7 @@ def config_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             )
     yield from parallelism(cfg)
     yield from live_findings(cfg, args)
-    yield from choice_findings(cfg, args)
+    yield from told_findings(cfg, args)
     yield from cross_findings(cfg, args)
     packs = cfg.get("sample_packing")
     if cfg.get("streaming") and packs and len(cfg.get("datasets") or []) > 1:

@@ -10,6 +10,8 @@ import torch
 from axolotl_distill.errors import StoreError, TrajectoryError
 from axolotl_distill.signal.batch import (
     CHOICES,
+    CONTEXT_NUMBERS,
+    CONTEXTS,
     IGNORE,
     LOSS_WEIGHTS,
     NUMBERS,
@@ -38,6 +40,7 @@ class TeacherCollator:
     weighted     whether a token's loss is weighed: every batch then has `target_weight`
     paired       whether rows were written for a teacher with another tokenizer too
     chosen       whether rows name one of several teachers
+    shown        whether rows bring what only their teacher reads
     """
 
     def __init__(
@@ -51,12 +54,13 @@ class TeacherCollator:
         weighted: bool = False,
         paired: bool = False,
         chosen: bool = False,
+        shown: bool = False,
         **base_kwargs: Any,
     ):
         self.tokenizer = tokenizer
         self.base = base_cls(tokenizer, **base_kwargs)
         self.packed = packed
-        self.weighted, self.paired, self.chosen = weighted, paired, chosen
+        self.weighted, self.paired, self.chosen, self.shown = weighted, paired, chosen, shown
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
         self.temperature = temperature
@@ -77,7 +81,9 @@ class TeacherCollator:
         if self.chosen:
             batch[CHOICES.name] = torch.from_numpy(self._padded(CHOICES, columns, shape))
         if self.paired:
-            batch |= self._others(columns, shape)
+            batch |= self._beside(columns, shape, OTHERS, OTHER_NUMBERS)
+        if self.shown:
+            batch |= self._beside(columns, shape, (CONTEXTS, CONTEXT_NUMBERS), CONTEXT_NUMBERS)
         if self.stores:
             batch |= self._records(self._padded(POINTERS, columns, shape))
         return batch
@@ -93,18 +99,26 @@ class TeacherCollator:
             out_S[first : first + values.size] = values
         return out_BS
 
-    def _others(self, rows: list[list[Columns]], shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
-        """Every document of a batch as its teacher reads it, numbered on both sides."""
+    def _beside(
+        self,
+        rows: list[list[Columns]],
+        shape: tuple[int, ...],
+        columns: tuple[Column, ...],
+        numbers: Column,
+    ) -> dict[str, torch.Tensor]:
+        """What a batch has of every document that is not as long as the document: `columns`, the
+        last of which, `numbers`, and NUMBERS say which of the batch's documents each value and each
+        token is of."""
         number = 0
         for documents in rows:
-            for columns in documents:
-                columns[NUMBERS] = np.full(columns[TARGETS].size, number)
-                columns[OTHER_NUMBERS] = np.full(columns[OTHER_IDS].size, number)
+            for own in documents:
+                own[NUMBERS] = np.full(own[TARGETS].size, number)
+                own[numbers] = np.full(own[columns[0]].size, number)
                 number += 1
-        longest = max(sum(each[OTHER_IDS].size for each in documents) for documents in rows)
+        longest = max(sum(own[numbers].size for own in documents) for documents in rows)
         batch = {NUMBERS.name: torch.from_numpy(self._padded(NUMBERS, rows, shape))}
-        for column in OTHERS:
-            found = self._padded(column, rows, (len(rows), longest))
+        for column in columns:
+            found = self._padded(column, rows, (len(rows), max(longest, 1)))
             batch[column.name] = torch.from_numpy(found)
         return batch
 
@@ -125,7 +139,8 @@ class TeacherCollator:
             POINTERS: pointers,
             CHOICES: of_next(self._pop(text, CHOICES), CHOICES, starts),
         }
-        for column in (OTHER_IDS, OTHER_LABELS) if self.paired else ():
+        also = ((OTHER_IDS, OTHER_LABELS) if self.paired else ()) + ((CONTEXTS,) * self.shown)
+        for column in also:
             columns[column] = np.asarray(text.pop(column.name), dtype=column.dtype)
         nothing = columns[TARGETS] == IGNORE
         for column in (WEIGHTS, POINTERS, CHOICES):

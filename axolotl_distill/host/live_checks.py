@@ -15,8 +15,8 @@ from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError, DistillError, TokenizerMismatchError
-from axolotl_distill.host.choosing import chosen_of
 from axolotl_distill.host.compat import join_processes, shards_the_student, world_size
+from axolotl_distill.host.datasets.told import chosen_of
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.host.parallelism import sharding
 from axolotl_distill.signal.batch import CHOICES
@@ -44,6 +44,13 @@ def live_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
         yield from _on_policy_findings(cfg)
         if args.on_policy.evaluate:
             yield from _evaluation_findings(cfg)
+        if args.on_policy.seq_kd and any(t.context_column for t in args.teachers.values()):
+            yield Finding(
+                "distill.on_policy.seq_kd",
+                "`distill.on_policy.seq_kd` cannot be combined with `teacher.context_column` yet:",
+                "the teacher writes after one context for all prompts.",
+                "Remove one of the two.",
+            )
         for key, teacher in args.teachers.items():
             if teacher.sharded:
                 yield from _unequal_calls(f"distill.{key}", args.on_policy)
@@ -58,7 +65,8 @@ def _findings_of(key: str, teacher: TeacherArgs, cfg: Any) -> Iterator[Finding]:
                 f"`{key}.self: true` is the student with its adapter off,",
                 "and this config trains no LoRA adapter.",
                 "Set `adapter: lora` or qlora; or name a `model`: the base model itself will do; "
-                "or let it see more than the student does: `context`; or average its steps: `ema`.",
+                "or let it see more than the student does: `context`, `context_column`; or "
+                "average its steps: `ema`.",
             )
         yield from moved_base(
             cfg,
@@ -227,7 +235,9 @@ def live_readings(cfg: Any, args: DistillArgs) -> dict[str, Reading]:
     for key, teacher in args.teachers.items():
         try:
             found[key] = Reading(
-                live_vocabulary(cfg, teacher), live_context(cfg, f"distill.{key}", teacher)
+                live_vocabulary(cfg, teacher),
+                live_context(cfg, f"distill.{key}", teacher),
+                by_row=teacher.context_column is not None,
             )
         except DistillError as error:
             if len(args.teachers) == 1:
@@ -271,22 +281,21 @@ def live_context(cfg: Any, key: str, teacher: TeacherArgs) -> Context:
     """`context` of the teacher at `key` as the student's tokenizer reads it.
 
     Raises ConfigError where it is no token, or where the student's positions are not enough for it
-    and a row.
+    and a row. Of a context that each row brings, no more than where it stands.
     """
-    if teacher.context is None:
+    if not teacher.sees_more:
         return Context()
     tokenizer = load_tokenizer(cfg)
+    if teacher.context_column is not None:
+        plain, begun = (tokenizer("a", add_special_tokens=s)["input_ids"] for s in (False, True))
+        return Context((), begun[0] if begun[0] != plain[0] else None)
     ids = tuple(tokenizer(teacher.context, add_special_tokens=False)["input_ids"])
     if not ids:
         raise ConfigError(
             f"`{key}.context: {teacher.context!r}` is no token to the student's "
             "tokenizer. Write down what only the teacher sees, or remove it."
         )
-    config = AutoConfig.from_pretrained(
-        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
-    ).get_text_config()
-    changed = (cfg.overrides_of_model_config or {}).get("max_position_embeddings")
-    most = changed or getattr(config, "max_position_embeddings", None)
+    most = positions_of(cfg)
     if most is not None and len(ids) + cfg.sequence_len > most:
         raise ConfigError(
             f"`{key}.context` has {len(ids)} tokens, which with `sequence_len: "
@@ -297,6 +306,15 @@ def live_context(cfg: Any, key: str, teacher: TeacherArgs) -> Context:
     # Not the tokenizer's bos_token, which may be one that begins every turn of a chat.
     begun = tokenizer(teacher.context)["input_ids"]
     return Context(ids, begun[0] if begun[0] != ids[0] else None)
+
+
+def positions_of(cfg: Any) -> int | None:
+    """How many tokens the student can read at once, where its config says so."""
+    config = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    ).get_text_config()
+    changed = (cfg.overrides_of_model_config or {}).get("max_position_embeddings")
+    return changed or getattr(config, "max_position_embeddings", None)
 
 
 def _check_texts(

@@ -59,9 +59,9 @@ class DistillPlugin(BasePlugin):
         """Check the stores against tokenizer and student, before any row or weight is read."""
         if not _is_on(cfg) or self._checked is cfg:
             return
-        from axolotl_distill.host.choosing import tell_rows
         from axolotl_distill.host.compat import prepare_cpu_launch
         from axolotl_distill.host.datasets.types import bring_near, cache_place, follow_content
+        from axolotl_distill.host.telling import tell_rows
 
         for datasets in (cfg.datasets, cfg.test_datasets):
             bring_near(datasets, cache_place(cfg))
@@ -75,12 +75,12 @@ class DistillPlugin(BasePlugin):
         prepare_cpu_launch(cfg)
 
     def look_at_rows(self, cfg: Any, training: Any, evaluation: Any) -> None:
-        """Which teacher the rows have, once they are made and before a weight is read."""
+        """What the rows tell their teachers, once they are made and before a weight is read."""
         if not _is_on(cfg):
             return
-        from axolotl_distill.host.choosing import EVALUATION, TRAINING, check_choices
+        from axolotl_distill.host.telling import EVALUATION, TRAINING, check_told
 
-        check_choices({TRAINING: training, EVALUATION: evaluation}, _args(cfg))
+        check_told({TRAINING: training, EVALUATION: evaluation}, cfg, _args(cfg))
 
     def get_training_args(self, cfg: Any) -> dict[str, Any] | None:
         if not _is_on(cfg):
@@ -108,6 +108,7 @@ class DistillPlugin(BasePlugin):
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
             "paired": self._crossing is not None,
             "chosen": isinstance(_args(cfg).teacher, ChoiceArgs),
+            "shown": any(t.context_column for t in _args(cfg).teachers.values()),
         }
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
@@ -185,7 +186,6 @@ class DistillPlugin(BasePlugin):
 
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
-        from axolotl_distill.host.choosing import choice_findings
         from axolotl_distill.host.crossing import cross_findings, crossing
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
@@ -193,11 +193,12 @@ class DistillPlugin(BasePlugin):
         from axolotl_distill.host.parallelism import parallelism
         from axolotl_distill.host.served_rollouts import check_rollout_server, served_findings
         from axolotl_distill.host.store_checks import stores_findings
+        from axolotl_distill.host.telling import told_findings
 
         enforce(parallelism(cfg))
         enforce(other_plugins(cfg, DistillPlugin))
         enforce(live_findings(cfg, _args(cfg)))
-        enforce(choice_findings(cfg, _args(cfg)))
+        enforce(told_findings(cfg, _args(cfg)))
         enforce(served_findings(cfg, _args(cfg)))
         enforce(cross_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))

@@ -193,7 +193,7 @@ def _store_header(cfg: Any, records: CaptureArgs, trainer: Any, vocabulary: Any)
                 "now": "as it was in each step",
                 "average": f"its weights averaged over steps, ema {teacher.ema}",
             }[teacher.own_weights],
-            **({} if teacher.context is None else {"context": teacher.context}),
+            **teacher.model_dump(include={"context", "context_column"}, exclude_none=True),
         }
     else:
         terms, about = asdict(check_terms(teacher.model, teacher.terms)), identity(teacher)

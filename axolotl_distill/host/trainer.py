@@ -22,6 +22,7 @@ from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.step import OnPolicy, is_of_own_text
 from axolotl_distill.signal.batch import (
     CHOICES,
+    CONTEXTS,
     IGNORE,
     LOSS_WEIGHTS,
     OTHER_IDS,
@@ -101,7 +102,7 @@ class DistillMixin(Base):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns = (POINTERS, LOSS_WEIGHTS, CHOICES, OTHER_IDS, OTHER_LABELS)
+        columns = (POINTERS, LOSS_WEIGHTS, CHOICES, CONTEXTS, OTHER_IDS, OTHER_LABELS)
         ours = [column.name for column in columns]
         self._signature_columns = list(dict.fromkeys([*self._signature_columns, *ours]))
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from axolotl_distill.rollout.writer import Completion
-from axolotl_distill.signal.batch import CHOICES, IGNORE, TARGETS, WEIGHTS
-from axolotl_distill.signal.documents import documents
+from axolotl_distill.signal.batch import CHOICES, CONTEXTS, IGNORE, TARGETS, WEIGHTS
+from axolotl_distill.signal.documents import contexts, documents
 
 Batch = dict[str, torch.Tensor]
 Collate = Callable[[list[Any]], Batch]
@@ -19,13 +19,15 @@ Collate = Callable[[list[Any]], Batch]
 class Prompt:
     """The tokens of a document up to its last stretch of learnt ones.
 
-    batch   which of the step's micro-batches it is in
-    choice  the number of the teacher whom its row names, where there are several
+    batch    which of the step's micro-batches it is in
+    choice   the number of the teacher whom its row names, where there are several
+    context  what only the teacher reads of its row; None where the teacher reads no more of any
     """
 
     batch: int
     ids: list[int]
     choice: int = int(CHOICES.fill)
+    context: list[int] | None = None
 
 
 def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
@@ -36,6 +38,7 @@ def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
         learnt = batch[TARGETS.name].cpu().numpy().reshape(-1) != IGNORE
         choices = batch.get(CHOICES.name)
         chosen = None if choices is None else choices.cpu().numpy().reshape(-1)
+        shown = contexts(batch) if CONTEXTS.name in batch else None
         for document in documents(batch):
             at = np.flatnonzero(learnt[document])
             if at.size:
@@ -45,13 +48,15 @@ def prompts_of(batches: Sequence[Batch]) -> list[Prompt]:
                 prompt = Prompt(number, ids[document.start : stop].tolist())
                 if chosen is not None:
                     prompt = replace(prompt, choice=int(chosen[document.start + int(at[0])]))
+                if shown is not None:
+                    prompt = replace(prompt, context=shown(document))
                 found.append(prompt)
     return found
 
 
 def feature(prompt: Prompt, completion: Completion, like: Batch) -> dict[str, Any]:
     """A row as a dataset type makes it: the completion is learnt, with the stop token, from the
-    teacher of the prompt's row.
+    teacher of the prompt's row, which reads what it would have read of the row.
 
     It has a mask and positions where the batch `like` has them: with `sdpa` a packed run has
     positions alone, and a mask beside them would let its documents attend to each other.
@@ -59,6 +64,8 @@ def feature(prompt: Prompt, completion: Completion, like: Batch) -> dict[str, An
     ids = [*prompt.ids, *completion.ids]
     row = {"input_ids": ids, "labels": [IGNORE] * len(prompt.ids) + completion.ids}
     row[CHOICES.name] = [prompt.choice] * len(ids)
+    if prompt.context is not None:
+        row[CONTEXTS.name] = prompt.context
     also = {"attention_mask": [1] * len(ids), "position_ids": list(range(len(ids)))}
     return row | {name: values for name, values in also.items() if name in like}
 

@@ -32,6 +32,12 @@ teacher_labels [S'], itself as that teacher reads it, and a batch has these one 
     teacher_input_ids  int64 [B, S']  the teacher's tokens of these rows, -1 = none
     teacher_labels     int64 [B, S']  those of them that are learnt, else IGNORE
     teacher_number     int64 [B, S']  which of the batch's rows each is of, -1 = none
+
+Where a teacher reads more of a row than the student, the row has teacher_context [C], tokens, and a
+batch has `row_number` and
+
+    teacher_context  int64 [B, C]  what only the teacher reads of these rows, one after another
+    context_number   int64 [B, C]  which of the batch's rows each token is of, -1 = none
 """
 
 from collections.abc import Sequence
@@ -70,8 +76,11 @@ NUMBERS = Column("row_number", np.int64, -1)
 OTHER_IDS = Column("teacher_input_ids", np.int64, -1)
 OTHER_LABELS = Column("teacher_labels", np.int64, IGNORE)
 OTHER_NUMBERS = Column("teacher_number", np.int64, -1)
+CONTEXTS = Column("teacher_context", np.int64, -1)
+CONTEXT_NUMBERS = Column("context_number", np.int64, -1)
 OTHERS = (OTHER_IDS, OTHER_LABELS, OTHER_NUMBERS)
-COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, CHOICES, NUMBERS, *OTHERS)
+CONTEXT = (CONTEXTS, CONTEXT_NUMBERS)
+COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, CHOICES, NUMBERS, *OTHERS, *CONTEXT)
 """What is ours in a batch, and no model's to be called with"""
 
 

@@ -1,10 +1,12 @@
 """The texts within a batch: where each begins and ends, packed or padded."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
+
+from axolotl_distill.signal.batch import CONTEXT_NUMBERS, CONTEXTS, NUMBERS
 
 
 def documents(inputs: Mapping[str, Any]) -> list[slice]:
@@ -27,6 +29,15 @@ def documents(inputs: Mapping[str, Any]) -> list[slice]:
     stops = np.append(starts[1:], begins.size)
     read = np.ones(len(starts), dtype=bool) if mask is None else mask.reshape(-1)[starts] != 0
     return [slice(a, b) for a, b in zip(starts[read].tolist(), stops[read].tolist(), strict=True)]
+
+
+def contexts(columns: Mapping[str, Any]) -> Callable[[slice], list[int]]:
+    """What only the teacher reads of a document of a batch that has the columns of it, [C] ids."""
+    ids, numbers, rows = (
+        columns[column.name].cpu().numpy().reshape(-1)
+        for column in (CONTEXTS, CONTEXT_NUMBERS, NUMBERS)
+    )
+    return lambda document: ids[numbers == rows[document.start]].tolist()
 
 
 def _plane(values: Any, shape: tuple[int, ...]) -> np.ndarray | None:

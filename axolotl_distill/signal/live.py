@@ -21,7 +21,7 @@ from axolotl_distill.config.distill import DistillArgs, Support
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ServerError
 from axolotl_distill.signal.batch import IGNORE, TARGETS
-from axolotl_distill.signal.documents import documents
+from axolotl_distill.signal.documents import contexts, documents
 from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.teachers.average import Average
 from axolotl_distill.teachers.base import Teacher
@@ -37,10 +37,11 @@ from axolotl_distill.teachers.tokenizer import SharedVocabulary
 @dataclass(frozen=True)
 class Reading:
     """What is known of a live teacher before it is loaded: the vocabulary that it shares with the
-    student, and what it reads before every document."""
+    student, and what it reads before every document (`LiveSignal`)."""
 
     vocabulary: SharedVocabulary
     context: Context = NO_CONTEXT
+    by_row: bool = False
 
 
 UNSEEN = 1e-6
@@ -61,6 +62,7 @@ class LiveSignal:
                  tokens, padding included, than the student's own batch, or one document
     together     a call of the teacher is one of all processes: each makes as many
     context      what the teacher reads before every document
+    by_row       it is what each document's row brings, where `context` would have it
     heard        is told what the teacher says of some positions of a text: its tokens up to the
                  last that is learnt, which of the positions that predict, and the distribution
     seconds      that all calls took so far
@@ -75,6 +77,7 @@ class LiveSignal:
     batched: bool
     together: bool = False
     context: Context = NO_CONTEXT
+    by_row: bool = False
     heard: Callable[[Sequence[int], slice, Distribution], None] | None = None
     seconds: float = 0.0
 
@@ -98,7 +101,8 @@ class LiveSignal:
     ) -> Signal:
         ids = inputs["input_ids"].cpu().numpy().reshape(-1)
         learnt = columns[TARGETS.name].cpu().numpy().reshape(-1) != IGNORE
-        texts, positions = {}, {}
+        texts, positions, shown = {}, {}, {}
+        of_row = contexts(columns) if self.by_row else None
         for document in documents(inputs):
             found = np.flatnonzero(learnt[document])
             if found.size:
@@ -107,8 +111,13 @@ class LiveSignal:
                 text = ids[document.start : stop]
                 self.vocabulary.check_ids(text, self.name)
                 texts[document.start], positions[document.start] = text.tolist(), found
+                shown[document.start] = self.context
+                if of_row is not None:
+                    own = tuple(of_row(document))
+                    shown[document.start] = replace(self.context, ids=own)
         parts: list[tuple[np.ndarray, Signal]] = []
-        groups: Iterable[list[int] | None] = self._groups(texts, ids.size)
+        sizes = {start: len(text) + len(shown[start]) for start, text in texts.items()}
+        groups: Iterable[list[int] | None] = self._groups(sizes, ids.size)
         if self.together:
             groups = level(list(groups), rows.device)
         try:
@@ -117,8 +126,8 @@ class LiveSignal:
                     self._ask_nothing()
                     continue
                 graded = self.teacher.grade(
-                    {start: self.context.before(texts[start]) for start in group},
-                    {start: self.context.at(positions[start]) for start in group},
+                    {start: shown[start].before(texts[start]) for start in group},
+                    {start: shown[start].at(positions[start]) for start in group},
                     self.want,
                 )
                 for start, part, signal in graded:
@@ -132,15 +141,15 @@ class LiveSignal:
             ) from error
         return self._put_back(parts, rows, ids.size)
 
-    def _groups(self, texts: Mapping[int, Sequence[int]], budget: int) -> Iterator[list[int]]:
-        """The documents of each call, longest first."""
+    def _groups(self, sizes: Mapping[int, int], budget: int) -> Iterator[list[int]]:
+        """The documents of each call, longest first; sizes: the tokens that are read of each."""
         if not self.batched:
-            if texts:
-                yield list(texts)
+            if sizes:
+                yield list(sizes)
             return
         group: list[int] = []
-        for start in sorted(texts, key=lambda start: -len(texts[start])):
-            longest = len(texts[group[0]]) + len(self.context) if group else 0
+        for start in sorted(sizes, key=lambda start: -sizes[start]):
+            longest = sizes[group[0]] if group else 0
             if group and longest * (len(group) + 1) > budget:
                 yield group
                 group = []
@@ -246,6 +255,7 @@ def live_signal(
         batched=True,
         together=bool(teacher.sharded),
         context=reading.context,
+        by_row=reading.by_row,
     )
 
 

@@ -63,7 +63,8 @@ class PairedSignal(LiveSignal):
                 ends += [False] * (len(spans) - 1) + [True]
             count += last - begin
         parts = []
-        for group in self._groups(texts, place.size):
+        sizes = {number: len(text) for number, text in texts.items()}
+        for group in self._groups(sizes, place.size):
             graded = self.teacher.grade(
                 {number: texts[number] for number in group},
                 {number: asked[number] for number in group},

@@ -1,5 +1,8 @@
 """The real Axolotl, where the student is its own teacher."""
 
+import json
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -73,6 +76,62 @@ def test_the_student_learns_what_it_would_say_of_more(tmp_path, tiny_llama_dir, 
     expected = kl_by_hand(tiny_llama_dir, learnt[0])
     assert run.steps[0]["distill/kl"] == pytest.approx(expected, rel=1e-3, abs=2e-4)
     assert expected > 0.005 and run.steps[0]["distill/teacher_mass"] == 1.0
+
+
+RIGHT = "<|im_start|>system\nThe answer is {solution}.<|im_end|>\n"
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory):
+    """Sums with their solution beside them, of one to three repetitions."""
+    path = tmp_path_factory.mktemp("solved") / "solved.jsonl"
+    with path.open("w") as file:
+        for n in range(24):
+            question = {"role": "user", "content": f"What is {n} and {7 * n}?"}
+            answer = {"role": "assistant", "content": f"It is {8 * n}."}
+            row = {"messages": [question, answer], "solution": f"{8 * n}!" * (1 + n % 3)}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@torch.no_grad()
+def kl_by_each_context(folder, batch):
+    """As `kl_by_hand`, of documents whose solution is told by their question."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids, targets = batch["input_ids"].flatten(), batch["shift_labels"].flatten()
+    found = []
+    for document in documents(batch):
+        text, at = ids[document].tolist(), (targets[document] != -100).nonzero().flatten()
+        n = int(re.search(r"What is (\d+) and", tokenizer.decode(text))[1])
+        shown = tokenizer(RIGHT.replace("{solution}", f"{8 * n}!" * (1 + n % 3)))["input_ids"]
+        q = model(input_ids=torch.tensor([text])).logits[0, at].log_softmax(-1)
+        p = model(input_ids=torch.tensor([[*shown, *text]])).logits[0, len(shown) + at]
+        p = p.log_softmax(-1)
+        found.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(found).mean().item()
+
+
+@pytest.mark.parametrize(
+    "learns", [pytest.param("lora", marks=pytest.mark.slow), "full_on_policy_packed"]
+)
+def test_each_row_s_solution_is_what_the_teacher_has_seen(
+    tmp_path, tiny_llama_dir, config, solved, learns
+):
+    config |= PACKED if "packed" in learns else {"micro_batch_size": 4}
+    config |= LORA if "lora" in learns else {}
+    teacher = {"self": True, "context_column": "solution", "context": RIGHT}
+    config["distill"] = {"alpha": 1.0, "teacher": teacher}
+    config["datasets"] = [{"path": str(solved), "type": "chat_template"}]
+    if "on_policy" in learns:
+        config["distill"] |= {"on_policy": {"lmbda": 1.0, "max_new_tokens": 12}}
+    run = run_axolotl(tmp_path, config)
+    batches = torch.load(run.output / "batches.pt")
+    learnt = [batch for batch in batches if "shift_labels" in batch]
+    expected = kl_by_each_context(tiny_llama_dir, learnt[0])
+    assert run.steps[0]["distill/kl"] == pytest.approx(expected, rel=1e-3, abs=2e-4)
+    assert expected > 0.005 and run.steps[0]["distill/teacher_mass"] == 1.0
+    assert "tokens before a text of the training set" in run.log
 
 
 def weights_of(folder):

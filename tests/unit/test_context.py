@@ -45,7 +45,7 @@ def causal(model):
 
 
 @torch.no_grad()
-def expected_of(model, text, context):
+def expected_of(model, text, context, shown=SHOWN):
     """Row by row: the model's own log-probabilities of each learnt token's place, of a text that
     is grown by hand."""
     found = []
@@ -53,9 +53,9 @@ def expected_of(model, text, context):
     for at in range(1, len(ids)):
         if text["labels"][at] == IGNORE:
             continue
-        read = [*SHOWN, *ids[:at]]
+        read = [*shown, *ids[:at]]
         if ids[0] == context.bos:
-            read = [ids[0], *SHOWN, *ids[1:at]]
+            read = [ids[0], *shown, *ids[1:at]]
         found.append(model(input_ids=torch.tensor([read])).logits[0, -1].log_softmax(-1))
     return torch.stack(found)
 
@@ -83,6 +83,51 @@ def test_it_grades_by_what_it_was_shown(name, context, make, weights):
     source.teacher = SelfTeacher(causal(model), weights)
     torch.testing.assert_close(said_of(source, BATCHES[name]), expected, rtol=1e-4, atol=1e-4)
     assert all(m.training for m in model.modules() if "Dropout" in type(m).__name__)
+
+
+OWN = [[40, 41, 42], [50] * 9, [], [60, 61]]
+"""What is read before each of TEXTS, by its row."""
+
+
+def with_contexts(name):
+    """A batch of TEXTS with the columns of their contexts, which lie in another order."""
+    batch = dict(BATCHES[name])
+    number = torch.full_like(batch["input_ids"], -1)
+    if name == "packed":
+        first = 0
+        for row, text in enumerate(TEXTS):
+            number[0, first : first + len(text["input_ids"])] = row
+            first += len(text["input_ids"])
+    else:
+        for row, mask in enumerate(batch["attention_mask"]):
+            number[row][mask == 1] = row
+    order = [3, 1, 0, 2]
+    ids = [token for row in order for token in OWN[row]]
+    numbers = [row for row in order for _ in OWN[row]]
+    return batch | {
+        "row_number": number,
+        "teacher_context": torch.tensor([[*ids, -1]]),
+        "context_number": torch.tensor([[*numbers, -1]]),
+    }
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("bos", [None, TEXTS[1]["input_ids"][0]])
+@pytest.mark.parametrize("weights", ["base", "now"])
+def test_each_row_brings_its_own(name, bos, weights):
+    model = adapted().train()
+    own = tiny("llama") if weights == "base" else adapted().eval()
+    context = Context(bos=bos)
+    expected = torch.cat(
+        [expected_of(own, text, context, shown) for text, shown in zip(TEXTS, OWN, strict=True)]
+    )
+    source = live(tiny("llama"), context=context, by_row=True)
+    source.teacher = SelfTeacher(causal(model), weights)
+    said = said_of(source, with_contexts(name))
+    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-4)
+    # And not what it says of the text alone.
+    plain = torch.cat([expected_of(own, text, context, ()) for text in TEXTS])
+    assert (said - plain).abs().max() > 1e-2
 
 
 def test_the_loss_draws_the_student_to_what_it_would_say_of_more():
