@@ -21,7 +21,7 @@ from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.compat import shards_the_student
 from axolotl_distill.host.datasets.paired import COLUMNS, Reader, read_too
-from axolotl_distill.host.datasets.types import CARRIER, READ_BY
+from axolotl_distill.host.datasets.types import CARRIER, READ_AS, READ_BY
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.objectives.base import Objective
 from axolotl_distill.objectives.crossed import CrossObjective
@@ -98,13 +98,14 @@ class Crossing:
 
     def read_too(self, datasets: list[Any] | None) -> None:
         """Has Axolotl write every row for the teacher as well, in place; what was prepared for
-        another teacher or template is not taken for it. Raises what paired.read_too does."""
+        another teacher or template, or by another type, is not taken for it. Raises what
+        paired.read_too does."""
         entries = datasets or []
         read_too(entries, Reader(self.teacher, self.cross))
         template = getattr(self.theirs.tokenizer, "chat_template", None)
         key = f"{self.theirs.fingerprint}/{self.cross.chat_template}/{template}"
         for entry in entries:
-            entry[CARRIER] = f"{entry.get(CARRIER) or ''}{READ_BY}{key}"
+            entry[CARRIER] = f"{entry.get(CARRIER) or ''}{READ_BY}{key}/{entry[READ_AS]}"
 
     def source(self, student: PreTrainedModel) -> SpanSignal | PairedSignal:
         """The source of the signal; to be settled with a survey. Raises CaptureError where the

@@ -15,7 +15,7 @@ from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.config.distill import parse_distill
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.collator import TeacherCollator
-from axolotl_distill.host.crossing import cross_findings
+from axolotl_distill.host.crossing import Crossing, cross_findings
 from axolotl_distill.host.datasets.types import CARRIED, CARRIER, READ_AS, READ_BY, weighs_thinking
 from axolotl_distill.signal.entries import decode_entries
 
@@ -178,3 +178,15 @@ def test_what_the_rest_of_a_config_may_not_have(cfg, method, keys):
     args = parse_distill({"teacher": "t", "cross_tokenizer": {"method": method}})
     assert [finding.key for finding in cross_findings(cfg, args)] == keys
     assert not [*cross_findings(cfg, parse_distill({"teacher": "t"}))]
+
+
+def test_rows_of_another_type_are_not_taken_for_these(sides):
+    """Axolotl's key of prepared rows has the type that is read for two, and not the one before."""
+    args = parse_distill({"teacher": "m", "cross_tokenizer": {"method": "span"}})
+    crossing = Crossing(args.teacher, args.cross_tokenizer, *sides[1:])
+    carried = []
+    for kind in ("chat_template", "alpaca"):
+        entry = {"path": "rows.jsonl", "type": kind}
+        crossing.read_too([entry])
+        carried.append((entry["type"], entry[CARRIER]))
+    assert carried[0][0] == carried[1][0] and carried[0][1] != carried[1][1]
