@@ -12,7 +12,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-import vllm
+import serve_vllm
 import yaml
 
 OUT = Path("outputs/r1")
@@ -39,11 +39,11 @@ def save(values: dict, path: Path) -> Path:
 def generate() -> None:
     recipe = load("recipe.yml")
     model = recipe["teacher"]["model"]
-    has_vllm = vllm.is_ready()
+    has_vllm = serve_vllm.is_ready()
     served = "SmolLM2-135M-Instruct"
     arguments = ("--enable-prefix-caching",)
     server = (
-        vllm.serve(model, name=served, dtype="float32", arguments=arguments)
+        serve_vllm.serve(model, name=served, dtype="float32", arguments=arguments)
         if has_vllm
         else nullcontext()
     )

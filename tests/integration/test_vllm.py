@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def vllm():
-    spec = importlib.util.spec_from_file_location("demo_vllm", ROOT / "demo" / "vllm.py")
+    spec = importlib.util.spec_from_file_location("demo_vllm", ROOT / "demo" / "serve_vllm.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.ensure_environment()

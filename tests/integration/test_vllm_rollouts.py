@@ -40,7 +40,7 @@ def base_dir(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(base_dir):
-    spec = importlib.util.spec_from_file_location("demo_vllm", ROOT / "demo" / "vllm.py")
+    spec = importlib.util.spec_from_file_location("demo_vllm", ROOT / "demo" / "serve_vllm.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.ensure_environment()

@@ -1,7 +1,7 @@
 """A real vLLM on the CPU, in an environment of its own: vLLM's dependencies fight with Axolotl's.
 
-    python demo/vllm.py            sets up .cache/vllm (3.4 GB, once)
-    python demo/vllm.py MODEL      serves MODEL until it is stopped, and prints the base URL
+    python demo/serve_vllm.py            sets up .cache/vllm (3.4 GB, once)
+    python demo/serve_vllm.py MODEL      serves MODEL until it is stopped, and prints the base URL
 
 vLLM and SGLang look for OpenAI's `triton_kernels` and break on a folder of that name, so the
 server starts outside this repository and with nothing of it on its path.
