@@ -5,6 +5,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,18 @@ def alternate(
             if turn >= warmup:
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def rows(log: Path) -> list[dict[str, Any]]:
+    """Of a log of runs, JSON lines; none where there is no log."""
+    if not log.exists():
+        return []
+    found = []
+    for line in log.read_text().splitlines():
+        # A kill may have left half a line; that run is done again.
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def keep(name: str, results: Any, folder: Path = RESULTS) -> Path:

@@ -29,13 +29,12 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from common import ROOT, keep
+from common import ROOT, keep, rows
 from students.arms import PROMPTS, answers, distills, keep_model, student, train, write_rows
 from students.problems import SYSTEM, Exam, Text, kl, log_probs, problems, solved
 from torch import Tensor
@@ -183,17 +182,6 @@ BEGINNINGS = {
     "the student, warmed up": School.student,
 }
 """What is scored as it is."""
-
-
-def rows(log: Path) -> list[dict]:
-    if not log.exists():
-        return []
-    found = []
-    for line in log.read_text().splitlines():
-        # A kill may have left half a line; that run is done again.
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
 
 
 def summed_up(found: list[dict]) -> list[dict]:

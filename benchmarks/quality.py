@@ -20,11 +20,10 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
-from common import RESULTS, ROOT, keep
+from common import RESULTS, ROOT, keep, rows
 from students.plot import draw
 from students.texts import TEACHER, text
 from students.training import HELD_OUT_WINDOWS, Lesson, Run, measure
@@ -122,17 +121,6 @@ def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
             f"{result['seconds']:.0f} s",
             flush=True,
         )
-
-
-def rows(log: Path) -> list[dict]:
-    if not log.exists():
-        return []
-    found = []
-    for line in log.read_text().splitlines():
-        # A kill may have left half a line; that run is done again.
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
-    return found
 
 
 def shares(found: list[dict]) -> list[dict]:

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from on_policy import rows, summed_up
+from common import rows
+from on_policy import summed_up
 from students.problems import GRADED, IGNORE, Exam, Text, kl, log_probs, solved
 
 ROWS = [
