@@ -47,8 +47,9 @@ def teachers(case: Case, whole: SparseTeacher) -> Iterator[tuple[str, Any]]:
     yield "tail_bucket", whole
     yield "renormalize", whole
     # The last shard owns none of them, whatever the split.
-    yield "tail_bucket", replace(
-        whole, ids=torch.where(whole.ids < 0, -1, torch.arange(whole.ids.shape[1]))
+    yield (
+        "tail_bucket",
+        replace(whole, ids=torch.where(whole.ids < 0, -1, torch.arange(whole.ids.shape[1]))),
     )
     g = torch.Generator().manual_seed(3)
     yield "dense", DenseLogits(torch.randn(ROWS, USED, generator=g) * 3)

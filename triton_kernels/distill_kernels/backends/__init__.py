@@ -23,7 +23,7 @@ def choose(inputs: Inputs, task: Task) -> str:
     sharded = shard.group is not None
     if sharded and backend == "triton":
         raise ValueError(
-            "backend='triton' cannot reduce over a shard's group, as its kernels need a row's whole "
+            "backend='triton' cannot reduce over a shard's group: its kernels need a row's whole "
             "vocabulary; use torch"
         )
     if backend == "reference" and isinstance(inputs.weight, TiledWeight):
