@@ -105,6 +105,8 @@ def _captured(
             crossing = Crossing(args, distill.cross_tokenizer, rows, tokenizer)
             about |= crossing.about_teacher
             vocabulary = Vocabulary(len(crossing.student), crossing.tokenizer, crossing.summary())
+            if args.teacher.server is not None and finished(args.output, outlet) is None:
+                say(crossing.reach())
         if vocabulary.note:
             say(vocabulary.note)
         payload = distribution_of(args)

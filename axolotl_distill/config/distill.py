@@ -144,6 +144,8 @@ class DistillArgs(Block):
             self.model_fields_set.discard("alpha")
         if self.cross_tokenizer is not None:
             self._crosses()
+        else:
+            self._has_one_tokenizer()
         if self.capture is not None:
             self._settle(self.capture)
         if self.support == "sampled" and self.divergence != "forward_kl":
@@ -159,6 +161,16 @@ class DistillArgs(Block):
         if isinstance(self.teacher, ChoiceArgs):
             return {f"teacher.choices.{k}": teacher for k, teacher in self.teacher.choices.items()}
         return {"teacher": self.teacher} if isinstance(self.teacher, TeacherArgs) else {}
+
+    def _has_one_tokenizer(self) -> None:
+        captured = {} if self.capture is None else {"capture.teacher": self.capture.teacher}
+        for key, teacher in (self.teachers | captured).items():
+            if teacher.tokenizer is not None:
+                raise ValueError(
+                    f"`{key}.tokenizer` is read with `cross_tokenizer` only: without it a server "
+                    "is held to the student's tokenizer. Remove it, or set `cross_tokenizer: "
+                    "{method: span}`."
+                )
 
     def _crosses(self) -> None:
         """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""
@@ -194,12 +206,7 @@ class DistillArgs(Block):
                 f"`capture.temperatures: {capture.temperatures}` do not go with `cross_tokenizer`: "
                 f"the tail is known at T = 1 only. {remedy}"
             )
-        if capture.teacher.server is not None:
-            raise ValueError(
-                "`capture.teacher.server` does not go with `cross_tokenizer` yet: a server gives "
-                "its likeliest tokens, and sums over all that begin with a text are needed. Load "
-                "the teacher here (without `server`), or learn from its text: `teacher: text`."
-            )
+        self.cross_tokenizer.of_server("capture.teacher", capture.teacher)
 
     def _crosses_live(self, teacher: TeacherArgs) -> None:
         if teacher.self:
@@ -207,18 +214,13 @@ class DistillArgs(Block):
                 "`teacher: self` is the student, whose tokenizer is its own. Remove "
                 "`cross_tokenizer`."
             )
-        if teacher.server is not None:
-            raise ValueError(
-                "`teacher.server` does not go with `cross_tokenizer` yet: a server gives its "
-                "likeliest tokens, and the whole distribution is needed. Load the teacher here "
-                "(without `server`), or learn from its text: `teacher: text`."
-            )
+        assert self.cross_tokenizer is not None
+        self.cross_tokenizer.of_server("teacher", teacher)
         if teacher.sharded:
             raise ValueError(
                 "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
                 "would ask a different number of times. Remove it; each then holds the teacher."
             )
-        assert self.cross_tokenizer is not None
         if self.cross_tokenizer.check and self.capture is None:
             raise ValueError(
                 "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "

@@ -63,6 +63,17 @@ def test_keys_that_would_be_lost(entry, message):
         resolve_types([DictDefault({"path": "x", **entry})])
 
 
+@pytest.mark.parametrize("mark", ["generation.json", "rollouts.json"])
+@pytest.mark.parametrize("kind", ["axolotl_distill.trajectories", "chat_template"])
+def test_what_was_not_filtered_is_no_dataset(tmp_path, mark, kind):
+    """Its answers stand beside the conversations, where Axolotl does not look."""
+    (tmp_path / mark).write_text("{}")
+    for path in (tmp_path, tmp_path / "part-00000.jsonl"):
+        with pytest.raises(ConfigError, match=rf"filter: {{input: {tmp_path}, output: DATASET}}"):
+            resolve_types([DictDefault({"path": str(path), "type": kind})])
+    resolve_types([DictDefault({"path": str(tmp_path / "dataset"), "type": kind})])
+
+
 def test_a_folder_filtered_again_is_read_again(tmp_path, monkeypatch):
     """Neither Axolotl's cache nor that of `datasets` takes a new dataset card for an old one."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

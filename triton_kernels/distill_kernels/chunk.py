@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distill_kernels.shard import WHOLE, VocabShard
+from distill_kernels.shard import WHOLE, Extent, VocabShard
 from distill_kernels.spec import DistillSpec
 from distill_kernels.task import Task
 from distill_kernels.teacher import DenseLogits, SparseTeacher
@@ -29,6 +29,7 @@ class Chunk:
     scale_C     fp32: d(what is differentiated) / d(loss of a row); None = no gradient is wanted
     grad_dtype  of the gradient that is wanted
     shard       where V is this process's part of the vocabulary
+    of_group    of its group's shards; None = the head is whole
     """
 
     logits_CV: Tensor
@@ -40,6 +41,12 @@ class Chunk:
     scale_C: Tensor | None
     grad_dtype: torch.dtype
     shard: VocabShard = WHOLE
+    of_group: Extent | None = None
+
+    @property
+    def extent(self) -> Extent:
+        """Of the vocabulary over all processes that have a part of it."""
+        return self.of_group or Extent(((0, self.logits_CV.shape[1]),))
 
     def __getitem__(self, rows: slice) -> "Chunk":
         return replace(

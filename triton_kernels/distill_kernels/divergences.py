@@ -36,7 +36,7 @@ import math
 import torch
 from torch import Tensor
 
-from distill_kernels.shard import WHOLE, VocabShard
+from distill_kernels.shard import WHOLE, Extent, VocabShard
 from distill_kernels.spec import DistillSpec
 
 MIN_LOGPROB = -100.0
@@ -58,12 +58,13 @@ def divergence(
     mask: Tensor | None = None,
     has_tail: bool = False,
     shard: VocabShard = WHOLE,
+    extent: Extent | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(D [C] in nats, dD/ds [C, B], q [C, B]) from logprobs of bins [C, B].
 
     mask      bool [C, B]; False = no bin
     has_tail  the last bin is the rest of the vocabulary
-    shard     the other bins are on other processes
+    shard     the other bins are on other processes, as `extent` says
     """
     log_p = log_p.clamp_min(MIN_LOGPROB)
     if mask is not None:
@@ -72,7 +73,10 @@ def divergence(
     p, q = log_p.exp(), log_q.exp()
     if mask is not None:
         p, q = p * mask, q * mask
-    value, pull = bin_terms(p, q, log_p - log_q, spec, has_tail)
+    weight = None
+    if spec.divergence == "adaptive_kl":
+        weight = adaptive_weight(p, q, spec.akl_mu, has_tail, shard, extent)
+    value, pull = bin_terms(p, q, log_p - log_q, spec, weight)
     total = shard.sum(pull.sum(-1, keepdim=True))
     return shard.sum(value.sum(-1)), torch.addcmul(pull, q, total, value=-1), q
 
@@ -117,9 +121,12 @@ def plain_divergence(
 
 
 def bin_terms(
-    p: Tensor, q: Tensor, ratio: Tensor, spec: DistillSpec, has_tail: bool
+    p: Tensor, q: Tensor, ratio: Tensor, spec: DistillSpec, weight: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(value, pull) of every bin; ratio = log(p/q), and 0 with p = q = 0 where there is no bin."""
+    """(value, pull) of every bin; ratio = log(p/q), and 0 with p = q = 0 where there is no bin.
+
+    weight  what `adaptive_weight` gives, for adaptive_kl
+    """
     name, mix = resolve(spec)
     if name == "forward_kl":
         return kl_term(p, q, ratio), -p
@@ -128,7 +135,7 @@ def bin_terms(
     if name == "tvd":
         return 0.5 * (p - q).abs(), 0.5 * q * (q - p).sign()
     if name == "adaptive_kl":
-        weight = adaptive_weight(p, q, spec.akl_mu, has_tail)
+        assert weight is not None
         value = weight * kl_term(p, q, ratio) + (1 - weight) * kl_term(q, p, -ratio)
         return value, -weight * p - (1 - weight) * q * ratio
 
@@ -189,16 +196,25 @@ def log_mix(ratio: Tensor, share: float) -> Tensor:
     return torch.where(ratio > LARGE_RATIO, ratio + math.log(share), direct)
 
 
-def adaptive_weight(p: Tensor, q: Tensor, mu: float, has_tail: bool) -> Tensor:
+def adaptive_weight(
+    p: Tensor,
+    q: Tensor,
+    mu: float,
+    has_tail: bool,
+    shard: VocabShard = WHOLE,
+    extent: Extent | None = None,
+) -> Tensor:
     """Share of the gap |p - q| that lies in the teacher's head, [C, 1]; 1/2 where there is none.
 
-    The rest of the vocabulary is never part of the head, however much it holds.
+    The rest of the vocabulary is never part of the head, however much it holds. Of a shard, every
+    member ranks the teacher's whole vocabulary, which is gathered for the rows at hand.
     """
     gap = (p - q).abs()
-    total = gap.sum(-1, keepdim=True)
+    total = shard.sum(gap.sum(-1, keepdim=True))
     entries = slice(-1) if has_tail else slice(None)
     p, gap = p[:, entries], gap[:, entries]
-    head = (gap * (p >= head_threshold(p, mu))).sum(-1, keepdim=True)
+    whole = p if extent is None else shard.gather(p, extent)
+    head = shard.sum((gap * (p >= head_threshold(whole, mu))).sum(-1, keepdim=True))
     return torch.where(total > 0, head / total.clamp_min(torch.finfo(p.dtype).tiny), 0.5)
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill_kernels import autograd, backends
 from distill_kernels.backends import Backend
-from distill_kernels.backends.reference import distill_loss
+from distill_kernels.backends.reference import distill_loss, teacher_logits
 from distill_kernels.checks import check_devices, check_head, check_shapes
 from distill_kernels.chunk import RowValues
 from distill_kernels.graph import run_in_graph
@@ -17,7 +17,14 @@ from distill_kernels.reduction import denominator, row_weights, weighted
 from distill_kernels.shard import WHOLE, VocabShard
 from distill_kernels.spec import IGNORE, DistillOutput, DistillSpec
 from distill_kernels.task import Inputs, Task
-from distill_kernels.teacher import Teacher, head_mass, taught_rows
+from distill_kernels.teacher import (
+    DenseLogits,
+    SparseTeacher,
+    Teacher,
+    dense_size,
+    head_mass,
+    taught_rows,
+)
 from distill_kernels.transform import LogitTransform
 
 FUSED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,7 +68,8 @@ def fused_linear_distill(
     hidden   [N, D] fp32, bf16 or fp16         labels  int64 [N]: the token that row n predicts,
     weight   [V, D], bias [V] or None                  -100 = the row counts for nothing
     weights  [N] w >= 0 without a gradient, or None = 1 everywhere; the loss of no rows is 0
-    weight may be a TiledWeight (quantised, frozen); with a `shard` it is this process's part of V
+    weight may be a TiledWeight (quantised, frozen); with a `shard` it is this process's part of V,
+           as are bias, low_rank.right and a dense teacher (VocabShard)
     teacher row n describes the same token as labels[n]: SparseTeacher, DenseTeacher, DenseLogits
 
     Products accumulate in fp32, and softmaxes, divergences and the weight's gradient are fp32,
@@ -78,7 +86,7 @@ def fused_linear_distill(
     backend  "torch" anywhere; "triton" on CUDA, or on a CPU under TRITON_INTERPRET=1;
              "reference" materialises the logits (`distill_loss`); "auto" picks triton on CUDA,
              and torch, with a warning, where the package triton is not installed.
-             A shard takes the torch backend.
+             A shard takes torch, or reference, where every member holds all logits.
 
     Raises ValueError when shapes, types, devices, ids, weights, teacher or backend do not fit.
     """
@@ -144,7 +152,13 @@ def _fused(inputs: Inputs, task: Task) -> RowValues:
     )
     grad = torch.is_grad_enabled()
     wants = tuple(grad and x is not None and x.requires_grad for x in inputs)
-    run = run_in_graph if torch.compiler.is_compiling() else autograd.run
+    compiled = torch.compiler.is_compiling()
+    if compiled and task.shard.group is not None:
+        raise ValueError(
+            "a VocabShard's group cannot be part of a graph of torch.compile; call "
+            "fused_linear_distill outside of it (torch.compiler.disable)"
+        )
+    run = run_in_graph if compiled else autograd.run
     values = run(inputs, task, wants)
     if largest is not None:
         values.loss = values.loss * largest
@@ -154,14 +168,22 @@ def _fused(inputs: Inputs, task: Task) -> RowValues:
 
 
 def _materialised(inputs: Inputs, task: Task) -> DistillOutput:
+    """Of a shard, every member gathers the others' logits and computes the whole loss."""
     hidden, weight, bias, left, right = inputs
     assert isinstance(weight, Tensor)  # `choose` refuses others
     wide = torch.promote_types(hidden.dtype, torch.float32)
+    teacher, shard, size = task.teacher, task.shard, weight.shape[0]
+    extent = shard.extent(size, hidden.shape[0], hidden.device, dense_size(teacher))
+    if shard.group is not None:
+        hidden = shard.summed_backward(hidden)
+        left = left if left is None else shard.summed_backward(left)
+        if not isinstance(teacher, SparseTeacher):
+            logits = teacher_logits(teacher, size, wide)
+            teacher = DenseLogits(shard.gather(logits, extent))
     logits = F.linear(hidden.to(wide), weight.to(wide))
     if left is not None and right is not None:
         logits = logits + left.to(wide) @ right.to(wide).t()
     if bias is not None:
         logits = logits + bias
-    return distill_loss(
-        task.transform(logits), task.teacher, task.labels, spec=task.spec, weights=task.weights
-    )
+    logits = shard.gather(task.transform(logits), extent)
+    return distill_loss(logits, teacher, task.labels, spec=task.spec, weights=task.weights)

@@ -9,9 +9,9 @@ from distill_kernels import backends
 from distill_kernels.checks import check_values
 from distill_kernels.chunk import Chunk, RowValues, buffer, concatenate, padded
 from distill_kernels.matmul import add_to_weight, back_to_hidden, project
-from distill_kernels.shard import VocabShard
+from distill_kernels.shard import Extent, VocabShard
 from distill_kernels.task import ROWS, Inputs, Task
-from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher
+from distill_kernels.teacher import DenseLogits, DenseTeacher, SparseTeacher, dense_size
 
 CHUNK_BYTES = {"cpu": 256 << 20, "cuda": 1280 << 20}
 """What is held at once for every logit of a chunk, with the head frozen; twice this with the head
@@ -35,10 +35,9 @@ def sweep(
     assert scale is not None or not any(wants)
     device, grad_dtype = inputs.hidden.device, gradient_dtype(inputs.hidden)
     with _on(device):
-        vocab_size = inputs.weight.shape[0]
-        whole_size = task.shard.whole_size(vocab_size, device)
-        check_values(whole_size, task.teacher, task.labels, task.spec, task.weights)
-        num_rows = inputs.hidden.shape[0]
+        num_rows, vocab_size = inputs.hidden.shape[0], inputs.weight.shape[0]
+        extent = task.shard.extent(vocab_size, num_rows, device, dense_size(task.teacher))
+        check_values(extent.whole, task.teacher, task.labels, task.spec, task.weights)
         new = torch.empty_like if num_rows else torch.zeros_like
         grads = [
             new(x, dtype=x.dtype if i in ROWS else torch.float32)
@@ -49,7 +48,7 @@ def sweep(
         dense = not isinstance(task.teacher, SparseTeacher)
         backend = backends.row_backend(task.backend)
         of_a_logit = 4 + 4 * dense + backend.temporary_bytes(task, device, grad_dtype)
-        size = chunk_rows(num_rows, vocab_size, of_a_logit, device, trained=wants[1])
+        size = chunk_rows(num_rows, extent.widest, of_a_logit, device, trained=wants[1])
         logits = buffer(size, vocab_size, device)
         teacher_logits = buffer(size, vocab_size, device) if dense else None
         found = []
@@ -59,6 +58,7 @@ def sweep(
             chunk = _chunk(
                 inputs,
                 task,
+                extent,
                 rows,
                 logits[here],
                 None if teacher_logits is None else teacher_logits[here],
@@ -95,6 +95,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 def _chunk(
     inputs: Inputs,
     task: Task,
+    extent: Extent,
     rows: slice,
     logits_CV: Tensor,
     teacher_CV: Tensor | None,
@@ -119,6 +120,7 @@ def _chunk(
         scale_C=scale_C,
         grad_dtype=gradient_dtype(inputs.hidden),
         shard=task.shard,
+        of_group=extent,
     )
 
 

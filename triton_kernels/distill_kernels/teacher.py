@@ -113,6 +113,13 @@ class DenseTeacher:
 Teacher = SparseTeacher | DenseLogits | DenseTeacher
 
 
+def dense_size(teacher: Teacher) -> int | None:
+    """Ids that a dense teacher has a logit for; None for a sparse one."""
+    if isinstance(teacher, SparseTeacher):
+        return None
+    return teacher.logits.shape[1] if isinstance(teacher, DenseLogits) else teacher.weight.shape[0]
+
+
 def taught_rows(teacher: Teacher, labels: Tensor) -> Tensor:
     """Rows with a label and a teacher, bool [N]."""
     labelled = labels != IGNORE

@@ -42,6 +42,8 @@ CARRIER, CARRIED = "input_format", "axolotl_distill.thinking="
 nowhere, and counts into the key of its prepared-dataset cache."""
 READ_AS = "axolotl_distill_type"
 """The type that an entry had before it was read for two (paired.py)."""
+UNFILTERED = {"generation.json": "`generate`", "rollouts.json": "`on_policy.keep`"}
+"""What lies in a folder that has to be filtered first, and who put it there."""
 READ_BY = "|axolotl_distill.read_by="
 """In the carrier too: for whom."""
 
@@ -76,8 +78,8 @@ def resolve_types(datasets: list[Any] | None) -> None:
 
     A store has one split, `train`, also when it is used under `test_datasets`; it is filled in
     where the user left it out. Raises ConfigError for a type of ours that does not exist, for an
-    option of a store that it would ignore, and for one of trajectories that is wrong, misspelt or
-    given to another type.
+    option of a store that it would ignore, for one of trajectories that is wrong, misspelt or given
+    to another type, and for what is no dataset yet.
     """
     for dataset in datasets or []:
         if str(dataset.get("path") or "").startswith("~"):
@@ -92,9 +94,25 @@ def resolve_types(datasets: list[Any] | None) -> None:
             )
         dataset["type"] = MODULES.get(name, name)
         _carry_thinking(dataset)
+        _refuse_unfiltered(dataset)
         if is_store(dataset):
             _check_store_options(dataset)
             dataset["split"] = dataset.get("split") or "train"
+
+
+def _refuse_unfiltered(dataset: Any) -> None:
+    """What `generate` and `on_policy.keep` write has each answer beside its conversation: Axolotl
+    would find nothing to learn in it, or no columns that it can read."""
+    path = Path(str(dataset.get("path") or ""))
+    folder = path.parent if path.suffix == ".jsonl" else path
+    for mark, who in UNFILTERED.items():
+        if (folder / mark).is_file():
+            raise ConfigError(
+                f"`datasets[].path: {path}` is what {who} wrote, and no dataset yet: an answer "
+                "stands beside its conversation, and nothing was verified. Run `axolotl distill "
+                f"filter RECIPE.yml` with `filter: {{input: {folder}, output: DATASET}}`, and name "
+                "DATASET here."
+            )
 
 
 def _check_store_options(dataset: Any) -> None:

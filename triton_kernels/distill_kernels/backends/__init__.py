@@ -8,7 +8,6 @@ from distill_kernels.backends import torch_rows
 from distill_kernels.chunk import RowBackend
 from distill_kernels.matmul import TiledWeight
 from distill_kernels.task import Inputs, Task
-from distill_kernels.teacher import SparseTeacher
 
 Backend = Literal["auto", "reference", "torch", "triton"]
 
@@ -22,13 +21,10 @@ def choose(inputs: Inputs, task: Task) -> str:
     if backend not in get_args(Backend):
         raise ValueError(f"backend={backend!r}: expected auto, reference, torch or triton")
     sharded = shard.group is not None
-    if sharded and backend in ("reference", "triton"):
-        raise ValueError(f"backend={backend!r} cannot reduce over a shard's group; use torch")
-    dense = not isinstance(task.teacher, SparseTeacher)
-    if sharded and dense and task.spec.divergence == "adaptive_kl":
+    if sharded and backend == "triton":
         raise ValueError(
-            "divergence='adaptive_kl' ranks the teacher's whole vocabulary and cannot be had from "
-            "a shard of a dense teacher; use a SparseTeacher or another divergence"
+            "backend='triton' cannot reduce over a shard's group: its kernels need a row's whole "
+            "vocabulary; use torch"
         )
     if backend == "reference" and isinstance(inputs.weight, TiledWeight):
         raise ValueError("backend='reference' needs the weight as floats; use torch or triton")

@@ -25,14 +25,16 @@ BLOCK_BYTES = 2 << 20
 """Logits that are swept at once on a CPU: they stay in its cache."""
 SPARSE_TEMPORARIES, DENSE_TEMPORARIES = 4, 32
 """Bytes a logit that are held for a moment where all of a chunk is swept at once."""
+RANKING_TEMPORARIES = 28
+"""And for each logit of the other members of a shard's group, which adaptive_kl ranks here too."""
 
 
 def rows(chunk: Chunk) -> tuple[RowValues, Tensor | None]:
     """See RowBackend; a gradient of a low type is a copy."""
-    num_rows, vocab_size = chunk.logits_CV.shape
+    num_rows = chunk.logits_CV.shape[0]
     step = num_rows
     if chunk.logits_CV.device.type == "cpu":
-        step = max(1, BLOCK_BYTES // (4 * vocab_size))
+        step = max(1, BLOCK_BYTES // (4 * chunk.extent.widest))
     values = [_block(chunk[start : start + step]) for start in range(0, num_rows, step)]
     grad_CV = None if chunk.scale_C is None else chunk.logits_CV.to(chunk.grad_dtype)
     return concatenate(values, chunk.logits_CV.device), grad_CV
@@ -44,6 +46,8 @@ def temporary_bytes(task: Task, device: torch.device, grad_dtype: torch.dtype) -
         return 0
     sparse = isinstance(task.teacher, SparseTeacher)
     held = SPARSE_TEMPORARIES if sparse else DENSE_TEMPORARIES
+    if not sparse and task.spec.divergence == "adaptive_kl":
+        held += RANKING_TEMPORARIES * (task.shard.members - 1)
     return held + 4 * (task.transform.softcap is not None) + 2 * (grad_dtype != torch.float32)
 
 
@@ -155,7 +159,7 @@ def _dense(chunk: Chunk, teacher_CV: Tensor) -> RowValues:
     log_p = teacher_CV.sub_(teacher_best[:, None]).div_(temperature)
     log_p.sub_(shard.sum(log_p.exp().sum(-1)).log()[:, None])
 
-    kd, slope_CV, q_CV = divergence(log_p, log_q, spec, shard=shard)
+    kd, slope_CV, q_CV = divergence(log_p, log_q, spec, shard=shard, extent=chunk.extent)
     kd = kd * labels.given
     nll, ce = labels.cross_entropy(lse1 + best)
     ce_weight = (1.0 - spec.alpha) * labels.given
@@ -190,7 +194,7 @@ class Labels:
         self.index, self.here = shard.local(chunk.labels_C[:, None], logits_CV.shape[1])
         self.logit = shard.sum(logits_CV.gather(1, self.index) * self.here).squeeze(1)
         if self.smoothing:
-            self.vocab_size = shard.whole_size(logits_CV.shape[1], logits_CV.device)
+            self.vocab_size = chunk.extent.whole
             self.mean_logit = shard.sum(logits_CV.sum(-1)) / self.vocab_size
 
     def cross_entropy(self, lse: Tensor) -> tuple[Tensor, Tensor]:
