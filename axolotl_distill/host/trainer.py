@@ -12,7 +12,7 @@ from transformers import Trainer
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import look_ahead
 from axolotl_distill.host.average import load_average, save_average
-from axolotl_distill.host.compat import local_processes
+from axolotl_distill.host.compat import local_processes, tensor_parallel_ranks
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.shard_order import shard_order
@@ -153,6 +153,10 @@ class DistillMixin(Base):
         total = sum(counts).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
+            # Processes that hold parts of one student have the same batch.
+            copies = tensor_parallel_ranks(self.accelerator)
+            if copies > 1:
+                total = total / copies if total.is_floating_point() else total // copies
         # In mixed precision FSDP2 makes bf16 of what is handed to a model, but of integers.
         return total.item() if total.is_floating_point() else total
 
