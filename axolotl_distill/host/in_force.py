@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback
 
 from axolotl_distill.errors import ConfigError
-from axolotl_distill.heads.split import is_tensor_parallel
 from axolotl_distill.host.collator import TeacherCollator
 from axolotl_distill.host.compat import tensor_parallel_ranks
 from axolotl_distill.host.parallelism import EXPERTS, FSDP1, SEQUENCE, WITH_DDP
@@ -182,15 +181,16 @@ def check_tensor_parallelism(trainer: Any, kind: str) -> None:
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    of_model = (getattr(model, "_tp_size", None) or 1) if is_tensor_parallel(model) else 1
+    of_model = getattr(model, "_tp_size", None) or 1
     of_batches = tensor_parallel_ranks(accelerator)
     if of_model == of_batches == 1:
         return
     what = "`tensor_parallel_size` is in force"
     if of_model != of_batches:
         raise ConfigError(
-            f"{what}: the student is in {of_model} parts, and batches are shared by {of_batches} "
-            "processes. Set it in the YAML, by that key alone."
+            f"`tp_size: {of_batches}` is in force, and the student is in {of_model} parts: those "
+            "who hold it would not have the same batches. Set `tensor_parallel_size` in the YAML, "
+            "and nothing in the launcher's variables or `model_kwargs`."
         )
     if of_model != accelerator.num_processes or kind in ("FSDP", "DEEPSPEED"):
         raise ConfigError(
@@ -203,6 +203,14 @@ def check_tensor_parallelism(trainer: Any, kind: str) -> None:
             f"{what} with an adapter, of which each process would train another. Remove one of "
             "the two."
         )
+    config = model.config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or of_model
+        if heads % of_model:
+            raise ConfigError(
+                f"{what}, and `{name}: {heads}` of a {type(model).__name__} cannot be shared by "
+                f"{of_model} processes. Set it to a divisor."
+            )
     unlike = sorted(set((model.tp_plan or {}).values()) - STYLES)
     if unlike:
         raise ConfigError(

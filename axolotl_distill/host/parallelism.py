@@ -116,6 +116,22 @@ def _tensor_parallel(cfg: Any) -> Iterator[Finding]:
                 "no loss was held to that of one process with quantised weights in parts.",
                 "Remove one of the two keys.",
             )
+    for key in ("resume_from_checkpoint", "auto_resume_from_checkpoints"):
+        if cfg.get(key):
+            yield Finding(
+                "tensor_parallel_size",
+                f"{said} `{key}`:",
+                "a checkpoint holds the optimizer's state of one of the processes, or none.",
+                f"Remove `{key}`, and start from the checkpoint's weights as `base_model`.",
+            )
+    # YAML reads a bare `no` as false.
+    if cfg.get("save_strategy") not in ("no", False) and not cfg.get("save_only_model"):
+        yield Finding(
+            "tensor_parallel_size",
+            f"`tensor_parallel_size: {ways}` needs `save_only_model: true`:",
+            "of the optimizer's state a checkpoint would hold one process's part.",
+            "Add it; the weights are saved whole.",
+        )
     block = cfg.get("distill") or {}
     for key in NOT_SPLIT:
         if isinstance(block, Mapping) and block.get(key):

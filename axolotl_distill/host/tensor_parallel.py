@@ -2,18 +2,20 @@
 
 transformers cuts the layers of its plan into DTensors and leaves the rest (norms, embeddings) as
 plain weights, the same in every process. From 0.20 on Axolotl makes DTensors of these too, and all
-processes gather what is saved. In 0.19 the norm of a gradient and the optimizer fail on the mixture,
-and the process that saves waits for the others for ever.
+processes gather what is saved. In 0.19 the norm of a gradient cannot be had of the mixture, and the
+process that saves waits for the others for ever.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.compat import finishes_tensor_parallelism
+from axolotl_distill.signal.batch import TARGETS
 
 
 def replicate_the_rest(model: Any) -> None:
@@ -49,6 +51,29 @@ class WholeAtTheEnd(TrainerCallback):
                 setattr(module, name, nn.Parameter(whole, requires_grad=parameter.requires_grad))
         if hasattr(model.config, "distributed_config"):
             del model.config.distributed_config
+
+
+def check_same_batch(accelerator: Any, weight: torch.Tensor, batches: Sequence[Any]) -> None:
+    """Raises ConfigError, in every process, unless all have the batches of a step, whose tokens
+    weigh `weight`, alike: of others each would compute a part of another loss."""
+    seen = torch.stack(
+        [weight.double(), *(batch[TARGETS.name].sum().to(weight).double() for batch in batches)]
+    )
+    everywhere = accelerator.gather(seen[None])
+    if not bool((everywhere == everywhere[0]).all()):
+        raise ConfigError(
+            "`tensor_parallel_size` is in force, and its processes have unlike batches (weights of "
+            f"their tokens: {', '.join(f'{w:g}' for w in everywhere[:, 0].tolist())}). Remove the "
+            "plugin or key that hands each process its own."
+        )
+
+
+def join_saving(trainer: Any, output_dir: str | None) -> None:
+    """Have the processes that write nothing take part in gathering what the first one saves, unless
+    Axolotl did."""
+    if not finishes_tensor_parallelism() and not trainer.args.should_save:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        model.save_pretrained(output_dir or trainer.args.output_dir, is_main_process=False)
 
 
 def complete(model: Any) -> None:
