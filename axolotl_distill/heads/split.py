@@ -22,7 +22,7 @@ def shard_of(weight: Tensor) -> VocabShard:
 
     Raises ValueError where it is cut in any other way than by rows over one mesh.
     """
-    placements = getattr(weight, "placements", ())
+    placements: Any = getattr(weight, "placements", ())
     if all(placement.is_replicate() for placement in placements):
         return WHOLE
     if len(placements) != 1 or not placements[0].is_shard(0):

@@ -70,8 +70,9 @@ def check_same_batch(accelerator: Any, weight: torch.Tensor, batches: Sequence[A
 
 def join_saving(trainer: Any, output_dir: str | None) -> None:
     """Have the processes that write nothing take part in gathering what the first one saves, unless
-    Axolotl did."""
-    if not finishes_tensor_parallelism() and not trainer.args.should_save:
+    Axolotl did: its trainer asks its `axolotl_cfg`, which up to 0.21 only some of them have."""
+    joined = finishes_tensor_parallelism() and getattr(trainer, "axolotl_cfg", None) is not None
+    if not joined and not trainer.args.should_save:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         model.save_pretrained(output_dir or trainer.args.output_dir, is_main_process=False)
 
