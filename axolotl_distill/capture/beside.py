@@ -18,7 +18,7 @@ from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.config.distill import Support
 from axolotl_distill.signal.batch import ENTRIES, TAIL, supervised_positions
 from axolotl_distill.signal.paired import paired_rows
-from axolotl_distill.signal.signal import Signal
+from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.signal.source import StoredSignal
 from axolotl_distill.teachers.base import Teacher
 
@@ -29,12 +29,13 @@ class SpanSignal:
     teacher  whose vocab_size is that of its own tokenizer
     k        entries of a record, at most
     method   span, or one of METHODS
+    want     what a teacher is asked for that names its likeliest tokens only; None: all it says
     """
 
     support: Support = "tail_bucket"
 
-    def __init__(self, teacher: Teacher, k: int, method: str = "span"):
-        self.teacher, self.k, self.method = teacher, k, method
+    def __init__(self, teacher: Teacher, k: int, method: str = "span", want: Want | None = None):
+        self.teacher, self.k, self.method, self.want = teacher, k, method, want
         self._source: CrossSource | None = None
 
     def settle(self, survey: Survey) -> None:
@@ -44,7 +45,13 @@ class SpanSignal:
         doubtful = pair.doubtful(survey.occurrences, survey.open_ends)
         mapping = METHODS[self.method](pair) if self.method in METHODS else None
         self._source = CrossSource(
-            self.teacher, pair, doubtful, k=self.k, batch_tokens=1, mapping=mapping
+            self.teacher,
+            pair,
+            doubtful,
+            k=self.k,
+            batch_tokens=None if self.want else 1,
+            mapping=mapping,
+            want=self.want,
         )
         self._stored = StoredSignal(len(survey.student), self.support, 1.0)
 
@@ -55,8 +62,9 @@ class SpanSignal:
         """See SignalSource. Raises what CrossSource does."""
         assert self._source is not None, "the host settles it once it has the datasets"
         size = inputs["input_ids"].numel()
-        # As many tokens at once as the student has, for whom there is memory.
-        self._source.batch_tokens = size
+        if self._source.batch_tokens is not None:
+            # As many tokens at once as the student has, for whom there is memory.
+            self._source.batch_tokens = size
         found = paired_rows(columns, inputs)
         texts: dict[int, dict[str, Any]] = {number: row.texts for number, row in found.items()}
         records = dict(self._source.records(texts, texts.keys()))

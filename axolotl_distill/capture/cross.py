@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence, Set
 
 import numpy as np
 import torch
-from distill_kernels import DenseLogits
+from distill_kernels import DenseLogits, SparseTeacher
 from torch import Tensor
 
 from axolotl_distill.align import Pair, pair_rows
@@ -13,10 +13,11 @@ from axolotl_distill.align.chain import Cut, chain
 from axolotl_distill.align.methods import VocabularyMap
 from axolotl_distill.align.pair import NONE
 from axolotl_distill.capture.graded import batches
+from axolotl_distill.capture.named import Unnamed, dense
 from axolotl_distill.capture.source import WINDOW_ROWS, Row
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.signal.batch import OTHER_IDS, OTHER_LABELS, supervised_positions
-from axolotl_distill.signal.signal import Want
+from axolotl_distill.signal.signal import Signal, Want
 from axolotl_distill.store import RecordBatch, encoding
 from axolotl_distill.teachers.base import Teacher
 
@@ -36,7 +37,11 @@ class CrossSource:
     doubtful      bool [student's ids], see Pair.doubtful
     mapping       in place of `span`, where both cut
     k             entries of a record, at most
-    batch_tokens  of rows of like length that the teacher gets together
+    batch_tokens  of rows of like length that the teacher gets together; None: it takes a window at
+                  once
+    want          what it is asked for; by default all that it says. Of one that names its likeliest
+                  tokens and the one that came, all others count as nothing: `unnamed` says how
+                  much they are
     """
 
     window_rows = WINDOW_ROWS
@@ -49,11 +54,13 @@ class CrossSource:
         doubtful: np.ndarray,
         *,
         k: int,
-        batch_tokens: int,
+        batch_tokens: int | None,
         mapping: VocabularyMap | None = None,
+        want: Want | None = None,
     ):
         self.teacher, self.pair, self.batch_tokens = teacher, pair, batch_tokens
-        self.mapping = mapping
+        self.mapping, self.want = mapping, want or Want()
+        self.unnamed = Unnamed()
         self.teacher_seconds = 0.0
         if mapping is None:
             self.pushing = Pushing(pair, pair.firsts, doubtful, k)
@@ -63,7 +70,9 @@ class CrossSource:
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        for batch in batches(rows, wanted, self.batch_tokens):
+        tokens = self.batch_tokens
+        # A server is asked for what is wanted and nothing else.
+        for batch in [sorted(wanted)] if tokens is None else batches(rows, wanted, tokens):
             for index, records in self.grade({index: rows[index] for index in batch}):
                 if index in wanted:
                     yield index, records
@@ -76,19 +85,31 @@ class CrossSource:
         ids = {index: row[TEACHER_IDS] for index, row in rows.items()}
         positions = {index: heard[index].positions for index in rows}
         start = time.monotonic()
-        for index, part, signal in self.teacher.grade(ids, positions, Want()):
-            assert isinstance(signal.distribution, DenseLogits), "a model that is loaded here"
+        for index, part, signal in self.teacher.grade(ids, positions, self.want):
             self.teacher_seconds += time.monotonic() - start
-            logits = signal.distribution.logits
-            if not bool(torch.isfinite(logits).all()):
-                raise CaptureError(
-                    f"The teacher gave logits that are not finite for row {index}. Capture "
-                    "with `distill.capture.teacher.dtype: float32`, or look at that row."
-                )
-            heard[index].take(part, logits.log_softmax(-1))
+            for piece, logprobs in self._said(index, part, signal, heard[index].after):
+                heard[index].take(piece, logprobs)
             if part.stop == positions[index].size:
                 yield index, heard.pop(index).records()
             start = time.monotonic()
+
+    def _said(
+        self, index: int, part: slice, signal: Signal, after: np.ndarray
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Log-probabilities of all of the teacher's tokens, by parts of `part`."""
+        said = signal.distribution
+        if isinstance(said, SparseTeacher):
+            self.unnamed.add(said)
+            for here, logprobs in dense(said, after[part], self.teacher.vocab_size):
+                yield slice(part.start + here.start, part.start + here.stop), logprobs
+            return
+        assert isinstance(said, DenseLogits), "no teacher gives anything else here"
+        if not bool(torch.isfinite(said.logits).all()):
+            raise CaptureError(
+                f"The teacher gave logits that are not finite for row {index}. Capture "
+                "with `distill.capture.teacher.dtype: float32`, or look at that row."
+            )
+        yield part, said.logits.log_softmax(-1)
 
 
 class Pushing:
@@ -139,6 +160,7 @@ class Heard:
     """One row, and what was heard of the teacher so far.
 
     positions  int64, ascending: where the teacher is asked
+    after      int64: the token of its that comes after each, NONE behind the last
     """
 
     def __init__(
@@ -157,6 +179,7 @@ class Heard:
         asked = [np.arange(each.first - 1, each.behind - 1) for each in self.chains]
         asked += [np.array([each.behind - 1]) for each in self.chains if each.cuts[-1].ending]
         self.positions = np.unique(np.concatenate(asked))
+        self.after = np.append(self.theirs, NONE)[self.positions + 1]
         self.written = np.zeros(len(self.theirs) + 1)
         self.found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         # Of tokens that came and were mapped, by the map.

@@ -15,8 +15,9 @@ from axolotl_distill.capture.cross import TEACHER_IDS, TEACHER_LABELS, CrossSour
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.cross_tokenizer import CrossTokenizerArgs
 from axolotl_distill.errors import CaptureError
+from axolotl_distill.signal.signal import Want
 from axolotl_distill.store import describe_tokenizer
-from axolotl_distill.teachers.tokenizer import other_tokenizer
+from axolotl_distill.teachers.tokenizer import other_tokenizer, served_otherwise
 
 REMEDY = (
     "Mend or take out the row; or use a template that leaves the answers as they are, with "
@@ -35,7 +36,7 @@ class Crossing:
     """
 
     def __init__(self, args: CaptureArgs, cross: CrossTokenizerArgs, rows: Any, tokenizer: Any):
-        self.args, self.cross = args, cross
+        self.args, self.cross, self.rows = args, cross, rows
         self.teacher, self.student = Pieces(other_tokenizer(args.teacher)), Pieces(tokenizer)
         self.survey = Survey(self.teacher, self.student)
         self.used: set[int] = set()
@@ -54,6 +55,29 @@ class Crossing:
                 ) from error
             self.used.update(own)
 
+    def reach(self) -> str:
+        """Asks a server, before it is asked for the first record, whether it reads as
+        `teacher.tokenizer` does, and for how long a row. Returns what somebody should know.
+
+        Raises what ServerTeacher.check does, and CaptureError for a row with a token that the
+        server lacks.
+        """
+        from axolotl_distill.teachers.server import ServerTeacher
+
+        rows, about = self.rows, self.args.teacher
+        with ServerTeacher(about, vocab_size=len(self.teacher)) as server:
+            longest = max(len(row[TEACHER_IDS]) for row in rows)
+            with served_otherwise(about):
+                shared = server.check(self.teacher.tokenizer, longest=longest)
+        for index, row in enumerate(rows):
+            if named := shared.unread(np.unique(np.asarray(row[TEACHER_IDS]))):
+                raise CaptureError(
+                    f"Row {index + 1} of the text to capture holds {named}, which is another token "
+                    f"to the server than to `{about.reads_with}`. Name the tokenizer of what is "
+                    "served as `teacher.tokenizer`."
+                )
+        return server.note
+
     @property
     def tokenizer(self) -> dict[str, Any]:
         """What a manifest says of the student's."""
@@ -63,7 +87,7 @@ class Crossing:
     def about_teacher(self) -> dict[str, str]:
         """What a manifest says of the teacher's."""
         return {
-            "tokenizer": self.args.teacher.model,
+            "tokenizer": self.args.teacher.reads_with,
             "tokenizer_fingerprint": self.teacher.fingerprint,
             "cross_tokenizer": self.cross.method,
         }
@@ -101,11 +125,21 @@ class Crossed:
     @contextmanager
     def opened(self, args: CaptureArgs) -> Iterator[CrossSource]:
         """The teacher, loaded into this process. Raises what Crossing and HFTeacher do."""
-        from axolotl_distill.teachers.hf import HFTeacher
-
         pair = Pair(Pieces(other_tokenizer(args.teacher)), Pieces(self.student), self.ends)
         doubtful = pair.doubtful(self.occurrences, self.open_ends)
         mapping = METHODS[self.method](pair) if self.method in METHODS else None
-        model = HFTeacher(args.teacher, vocab_size=len(pair.teacher))
+        size = len(pair.teacher)
+        if args.teacher.server is not None:
+            from axolotl_distill.teachers.server import ServerTeacher
+
+            want = Want(min(args.k, size), realised=True)
+            with ServerTeacher(args.teacher, vocab_size=size) as server:
+                yield CrossSource(
+                    server, pair, doubtful, k=args.k, batch_tokens=None, mapping=mapping, want=want
+                )
+            return
+        from axolotl_distill.teachers.hf import HFTeacher
+
+        model = HFTeacher(args.teacher, vocab_size=size)
         tokens = args.batch_tokens or (2048 if model.device == "cpu" else 8192)
         yield CrossSource(model, pair, doubtful, k=args.k, batch_tokens=tokens, mapping=mapping)

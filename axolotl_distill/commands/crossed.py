@@ -7,6 +7,7 @@ from axolotl_distill.capture import Capture
 from axolotl_distill.capture.check import checked, hold
 from axolotl_distill.capture.cross import CrossSource
 from axolotl_distill.capture.crossing import Crossing
+from axolotl_distill.capture.named import served_note
 from axolotl_distill.capture.source import Row, Source
 from axolotl_distill.commands.say import say, warn
 from axolotl_distill.store.check import check_lines, check_warnings
@@ -22,6 +23,8 @@ def look_at(capture: Capture, rows: Sequence[Row], source: Source, crossing: Cro
             "teacher's, and how much they carry does not show it (docs/cross-tokenizer.md). "
             "`method: span` is right there."
         )
+    if crossing.args.teacher.server is not None:
+        warn(served_note(crossing.args.teacher, crossing.args.k, "capture.k"))
     found = capture.manifest.teacher.get("check")
     if found is None:
         if capture.rows_found:
@@ -30,8 +33,10 @@ def look_at(capture: Capture, rows: Sequence[Row], source: Source, crossing: Cro
         spelt = crossing.student.bytes_of
         shown = "  ".join(f"{spelt[i].decode(errors='replace')!r} {s:.2f}" for i, s in least)
         say(f"least is carried at: {shown}")
+        here = source if isinstance(source, CrossSource) else getattr(source, "here", None)
+        if isinstance(here, CrossSource) and here.unnamed.positions:
+            found["unnamed"] = here.unnamed.share
         if crossing.cross.check:
-            here = source if isinstance(source, CrossSource) else getattr(source, "here", None)
             if isinstance(here, CrossSource):
                 hold(found, rows, here, crossing.survey, crossing.cross.check)
             else:

@@ -28,6 +28,11 @@ class Recipe(Block):
                 "`tempered` is for a teacher that grades: one that writes would write at that "
                 "temperature. Serve the original model, and set `generate.temperature`."
             )
+        if teacher is not None and teacher.tokenizer is not None:
+            raise ValueError(
+                "`tokenizer` is read beside a student with another one (`distill.cross_tokenizer`) "
+                "only. Remove it: what a teacher writes is text."
+            )
         return None if teacher is None else refuse_beside(teacher)
 
     @model_validator(mode="after")

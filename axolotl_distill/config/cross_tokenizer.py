@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from axolotl_distill.config.block import Block, ReadBy
+from axolotl_distill.config.teacher import TeacherArgs
 
 LEAST_SAMPLES = 20
 RECORDS = ("span", "common_tokens", "min_ed", "embedding")
@@ -68,6 +69,29 @@ class CrossTokenizerArgs(Block):
         description="alm: pieces are joined where the teacher begins a word or ends the turn next "
         "with less than this probability.",
     )
+
+    def of_server(self, key: str, teacher: TeacherArgs) -> None:
+        """Raises ValueError for what a teacher behind a server, at `key`, cannot say."""
+        if teacher.server is None:
+            return
+        here = "Load the teacher here (without `server`)"
+        if self.method in BESIDE:
+            raise ValueError(
+                f"`{key}.server` does not go with `cross_tokenizer.method: {self.method}`, which "
+                "compares all that the teacher says: a server names its likeliest tokens. Use "
+                f"`method: span`. {here}, if it is to be {self.method}."
+            )
+        if self.check:
+            raise ValueError(
+                f"`cross_tokenizer.check: {self.check}` does not go with `{key}.server`: the "
+                "teacher would have to write from token ids. Remove it; `axolotl distill align` "
+                "holds a pair to an oracle, with a model that is loaded."
+            )
+        if teacher.tempered != 1.0:
+            raise ValueError(
+                f"`{key}.tempered: {teacher.tempered:g}` does not go with `cross_tokenizer`, whose "
+                "records are at T = 1. Serve the original model, and remove the key."
+            )
 
     @field_validator("weights")
     @classmethod

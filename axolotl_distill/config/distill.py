@@ -22,7 +22,7 @@ from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.choice import ChoiceArgs, chooses, refuse_with_choices
 from axolotl_distill.config.cross_tokenizer import BESIDE, NOT_WITH, CrossTokenizerArgs
-from axolotl_distill.config.hidden import HiddenArgs
+from axolotl_distill.config.hidden import HiddenArgs, refuse_hidden
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
@@ -137,25 +137,15 @@ class DistillArgs(Block):
                 "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
                 "its block, or self. A store and text know nothing of it."
             )
-        if self.hidden_states is not None and self.on_policy is not None:
-            raise ValueError(
-                "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
-            )
-        if self.hidden_states is not None and (
-            not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
-        ):
-            is_word = isinstance(self.teacher, str)
-            who = f"is {self.teacher}" if is_word else "is behind a server"
-            raise ValueError(
-                "`hidden_states` needs a teacher whose layers can be read while the student "
-                f"trains, and `teacher` {who}. Name a model there, or remove the block."
-            )
+        refuse_hidden(self)
         if self.teacher == "text":
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
             self.model_fields_set.discard("alpha")
         if self.cross_tokenizer is not None:
             self._crosses()
+        else:
+            self._has_one_tokenizer()
         if self.capture is not None:
             self._settle(self.capture)
         if self.support == "sampled" and self.divergence != "forward_kl":
@@ -171,6 +161,16 @@ class DistillArgs(Block):
         if isinstance(self.teacher, ChoiceArgs):
             return {f"teacher.choices.{k}": teacher for k, teacher in self.teacher.choices.items()}
         return {"teacher": self.teacher} if isinstance(self.teacher, TeacherArgs) else {}
+
+    def _has_one_tokenizer(self) -> None:
+        captured = {} if self.capture is None else {"capture.teacher": self.capture.teacher}
+        for key, teacher in (self.teachers | captured).items():
+            if teacher.tokenizer is not None:
+                raise ValueError(
+                    f"`{key}.tokenizer` is read with `cross_tokenizer` only: without it a server "
+                    "is held to the student's tokenizer. Remove it, or set `cross_tokenizer: "
+                    "{method: span}`."
+                )
 
     def _crosses(self) -> None:
         """The probabilities of the student's tokens are known at T = 1, and of the likeliest."""
@@ -206,12 +206,7 @@ class DistillArgs(Block):
                 f"`capture.temperatures: {capture.temperatures}` do not go with `cross_tokenizer`: "
                 f"the tail is known at T = 1 only. {remedy}"
             )
-        if capture.teacher.server is not None:
-            raise ValueError(
-                "`capture.teacher.server` does not go with `cross_tokenizer` yet: a server gives "
-                "its likeliest tokens, and sums over all that begin with a text are needed. Load "
-                "the teacher here (without `server`), or learn from its text: `teacher: text`."
-            )
+        self.cross_tokenizer.of_server("capture.teacher", capture.teacher)
 
     def _crosses_live(self, teacher: TeacherArgs) -> None:
         if teacher.self:
@@ -219,34 +214,24 @@ class DistillArgs(Block):
                 "`teacher: self` is the student, whose tokenizer is its own. Remove "
                 "`cross_tokenizer`."
             )
-        if teacher.server is not None:
-            raise ValueError(
-                "`teacher.server` does not go with `cross_tokenizer` yet: a server gives its "
-                "likeliest tokens, and the whole distribution is needed. Load the teacher here "
-                "(without `server`), or learn from its text: `teacher: text`."
-            )
+        assert self.cross_tokenizer is not None
+        self.cross_tokenizer.of_server("teacher", teacher)
         if teacher.sharded:
             raise ValueError(
                 "`teacher.sharded: true` does not go with `cross_tokenizer` yet: the processes "
                 "would ask a different number of times. Remove it; each then holds the teacher."
             )
-        assert self.cross_tokenizer is not None
         if self.cross_tokenizer.check and self.capture is None:
             raise ValueError(
                 "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "
                 "are not stored. Remove it; `axolotl distill align` holds a pair to an oracle."
             )
-        for key in ("on_policy", "hidden_states"):
-            if getattr(self, key) is not None:
-                why = {
-                    "on_policy": "what the student writes has no messages that the teacher's "
-                    "template could write",
-                    "hidden_states": "its positions are others than the student's",
-                }[key]
-                raise ValueError(
-                    f"`{key}` does not go with `cross_tokenizer` and a live teacher: {why}. "
-                    "Remove one of the two."
-                )
+        if self.on_policy is not None:
+            raise ValueError(
+                "`on_policy` does not go with `cross_tokenizer` and a live teacher: what the "
+                "student writes has no messages that the teacher's template could write. Remove "
+                "one of the two."
+            )
 
     def _compares_beside(self, method: str) -> None:
         """What goes with a method that compares all that both say, each of its own tokens."""

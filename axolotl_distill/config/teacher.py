@@ -79,7 +79,7 @@ class TeacherArgs(ModelArgs):
 
     {model, adapter, revision, dtype, device, device_map, quantization, sharded, trust_remote_code,
      terms}
-    {model, server: {…}, tempered, terms}
+    {model, server: {…}, tokenizer, tempered, terms}
     {self: true, weights | ema, context, context_column}       the student itself
     """
 
@@ -95,6 +95,11 @@ class TeacherArgs(ModelArgs):
         None,
         description="Beside a training in several processes: each holds a part of every layer, or "
         "the whole model. Default: sharded where the student is.",
+    )
+    tokenizer: Annotated[PathText | None, ReadBy("server", unless=(None,)), NOT_SELF] = Field(
+        None,
+        description="Of a server, with `cross_tokenizer`: the model's tokenizer, a local folder or "
+        "hub name. Default: `model`.",
     )
     tempered: Annotated[float, ReadBy("server", unless=(None,)), NOT_SELF] = Field(
         1.0,
@@ -178,6 +183,11 @@ class TeacherArgs(ModelArgs):
                 "there is nothing to learn. Set `context` or `context_column`, or in place "
                 "of it `weights: base` or `ema: 0.99`."
             )
+
+    @property
+    def reads_with(self) -> str:
+        """Where its tokenizer is."""
+        return self.tokenizer or self.model
 
     @property
     def sees_more(self) -> bool:

@@ -143,9 +143,12 @@ def _emits_document_bounds(cfg: Any) -> bool:
 
 
 def prepare_cpu_launch(cfg: Any) -> None:
-    """Several processes on a CPU crash on Axolotl's default device_map; there is none to map."""
+    """Several processes on a CPU crash on Axolotl's default device_map, and on a checkpoint, which
+    torch loads to "cpu" and not to the "cpu:0" that accelerate says; to be called before it is
+    asked."""
     if not has_accelerator() and world_size() > 1:
         cfg.device_map = None
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
 
 def settle_precision(cfg: Any) -> None:

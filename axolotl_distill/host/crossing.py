@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from axolotl.loaders import load_tokenizer
 from axolotl.utils.logging import get_logger
 from datasets import Dataset
@@ -15,6 +16,7 @@ from axolotl_distill.align import Pieces, pair_rows
 from axolotl_distill.align.survey import Survey
 from axolotl_distill.capture.beside import SpanSignal
 from axolotl_distill.capture.crossing import REMEDY
+from axolotl_distill.capture.named import served_note
 from axolotl_distill.config.cross_tokenizer import BESIDE, CrossTokenizerArgs
 from axolotl_distill.config.distill import DistillArgs, is_store
 from axolotl_distill.config.teacher import TeacherArgs
@@ -32,7 +34,12 @@ from axolotl_distill.signal.signal import Want
 from axolotl_distill.signal.spans import PairedSignal
 from axolotl_distill.teachers.hf import HFTeacher
 from axolotl_distill.teachers.load import beside
-from axolotl_distill.teachers.tokenizer import SharedVocabulary, other_tokenizer
+from axolotl_distill.teachers.server import ServerTeacher
+from axolotl_distill.teachers.tokenizer import (
+    SharedVocabulary,
+    other_tokenizer,
+    served_otherwise,
+)
 from axolotl_distill.terms import check_terms
 
 LOG = get_logger(__name__)
@@ -89,12 +96,17 @@ def cross_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Crossing:
-    """A teacher, and the tokens of both sides as bytes."""
+    """A teacher, and the tokens of both sides as bytes.
+
+    served  of a teacher behind a server: how many of its likeliest tokens it is asked for, and
+            which ids it reads as `theirs`
+    """
 
     teacher: TeacherArgs
     cross: CrossTokenizerArgs
     theirs: Pieces
     own: Pieces
+    served: tuple[int, SharedVocabulary] | None = None
 
     def read_too(self, datasets: list[Any] | None) -> None:
         """Has Axolotl write every row for the teacher as well, in place; what was prepared for
@@ -115,10 +127,15 @@ class Crossing:
                 "FSDP or ZeRO-3 is in force, which cannot be combined with a live teacher that has "
                 f"another tokenizer: {SHARDED}"
             )
-        teacher = HFTeacher(beside(self.teacher, student), vocab_size=len(self.theirs))
+        size = len(self.theirs)
+        if self.served is not None:
+            server = ServerTeacher(self.teacher, vocab_size=size)
+            want = Want(min(self.served[0], size), realised=True)
+            return SpanSignal(server, self.cross.k, self.cross.method, want)
+        teacher = HFTeacher(beside(self.teacher, student), vocab_size=size)
         if self.cross.method not in BESIDE:
             return SpanSignal(teacher, self.cross.k, self.cross.method)
-        vocabulary = SharedVocabulary(len(self.theirs))
+        vocabulary = SharedVocabulary(size)
         return PairedSignal(
             teacher, self.teacher.model, vocabulary, Want(unprojected=True), "tail_bucket", 1.0,
             batched=True, theirs=self.theirs, own=self.own, in_order=self.cross.method == "uld",
@@ -180,13 +197,16 @@ class Crossing:
                     f"The row of the {name} that begins {begin!r} cannot be given to a teacher "
                     f"with another tokenizer: {error}. {REMEDY}."
                 ) from error
+            if self.served is not None:
+                self.served[1].check_ids(np.asarray(theirs), self.teacher.model)
 
 
 def crossing(cfg: Any, args: DistillArgs) -> Crossing | None:
-    """None where no such teacher is. Reads no weights.
+    """None where no such teacher is. Reads no weights; a server is asked how it reads.
 
     Raises TermsError where the teacher's terms forbid it, CaptureError for a tokenizer that cannot
-    be read, and TokenizerMismatchError for one whose tokens have no bytes.
+    be read, TokenizerMismatchError for one whose tokens have no bytes or that is not what is
+    served, and what ServerTeacher.check does.
     """
     if not crosses(args):
         return None
@@ -194,4 +214,10 @@ def crossing(cfg: Any, args: DistillArgs) -> Crossing | None:
     assert isinstance(teacher, TeacherArgs) and args.cross_tokenizer is not None
     LOG.info(f"axolotl-distill: {check_terms(teacher.model, teacher.terms).summary()}")
     theirs, own = Pieces(other_tokenizer(teacher)), Pieces(load_tokenizer(cfg))
-    return Crossing(teacher, args.cross_tokenizer, theirs, own)
+    if teacher.server is None:
+        return Crossing(teacher, args.cross_tokenizer, theirs, own)
+    with ServerTeacher(teacher, vocab_size=len(theirs)) as server, served_otherwise(teacher):
+        shared = server.check(theirs.tokenizer, longest=int(cfg.sequence_len))
+    LOG.info(f"axolotl-distill: {server.note}")
+    LOG.warning(f"axolotl-distill: {served_note(teacher, args.k, 'distill.k')}")
+    return Crossing(teacher, args.cross_tokenizer, theirs, own, (args.k, shared))

@@ -108,6 +108,7 @@ class DistillPlugin(BasePlugin):
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
             "paired": self._crossing is not None,
             "chosen": isinstance(_args(cfg).teacher, ChoiceArgs),
+            "without": () if self._hidden is not None else ("hidden",),
             "shown": any(t.context_column for t in _args(cfg).teachers.values()),
         }
 
@@ -161,6 +162,7 @@ class DistillPlugin(BasePlugin):
             return []
         from axolotl_distill.host.compat import tensor_parallel_ranks
         from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.hidden import check_hidden_trainer
         from axolotl_distill.host.in_force import InForce, check_trainer
         from axolotl_distill.host.live_checks import check_live_trainer
 
@@ -170,6 +172,7 @@ class DistillPlugin(BasePlugin):
         if cache is not None and cache.shuffle == "shards":
             trainer.shard_window = cache.window
         if self._hidden is not None:
+            check_hidden_trainer(trainer)
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._readings is not None:
             check_live_trainer(trainer, _args(cfg), self._readings)
@@ -197,6 +200,7 @@ class DistillPlugin(BasePlugin):
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.crossing import cross_findings, crossing
+        from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
         from axolotl_distill.host.live_checks import live_findings, live_readings
@@ -213,7 +217,7 @@ class DistillPlugin(BasePlugin):
         enforce(cross_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
-        self._hidden = hidden_plan(cfg, _args(cfg))
+        self._hidden = hidden_plan(cfg, _args(cfg), lambda: all_stores(cfg))
         self._crossing = crossing(cfg, _args(cfg))
         if self._crossing is None and _args(cfg).teachers:
             self._readings = live_readings(cfg, _args(cfg))

@@ -7,6 +7,8 @@ from axolotl_distill.store.schema import Check
 
 # With less than this a student learns a quarter of what the teacher says as one sum.
 LEAST_CARRIED = 0.75
+# Of a server's; what a record may be off by where a sum over tokens is needed.
+MOST_UNNAMED = 0.05
 
 
 def check_lines(check: Check) -> Iterator[str]:
@@ -15,6 +17,8 @@ def check_lines(check: Check) -> Iterator[str]:
         f"{check['carried']:.3f} of the teacher's probability in {check['tokens']:,} records of "
         f"{check['rows']} rows"
     )
+    if "unnamed" in check:
+        yield f"the server does not name {check['unnamed']:.3f} of the teacher's probability"
     if check.get("places"):
         yield (
             f"what the teacher writes fits them at {_fitting(check)} of {check['places']} places "
@@ -32,6 +36,12 @@ def check_warnings(check: Check) -> Iterator[str]:
             "rest a student learns the sum alone. A larger `distill.capture.k` may carry more, "
             "`axolotl distill align` tells what every entry would; else learn from the teacher's "
             "text (`distill.teacher: text`)."
+        )
+    if check.get("unnamed", 0.0) > MOST_UNNAMED:
+        yield (
+            f"of the teacher's probability {check['unnamed']:.3f} is of tokens that the server did "
+            "not name, and records where the two tokenizers cut apart may be off by as much. A "
+            "larger `distill.capture.k` names more (vLLM: `--max-logprobs`)."
         )
     if check.get("places") and fits_too_rarely(check["within"], check["places"]):
         places = check["places"]

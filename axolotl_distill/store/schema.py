@@ -51,6 +51,7 @@ class Check(TypedDict, total=False):
     samples: Count
     within: Share
     error: Share
+    unnamed: Share
 
 
 @with_config(_OPEN)

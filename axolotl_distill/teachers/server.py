@@ -191,7 +191,7 @@ class ServerTeacher:
                 ) from error
 
         path = self._engine.path(self._client.root)
-        body = self._engine.body(self.name, list(input_ids), k, temperature)
+        body = self._engine.body(self.name, [int(token) for token in input_ids], k, temperature)
         try:
             await self._client.post(path, body, check=check)
         except RequestRefusedError as error:

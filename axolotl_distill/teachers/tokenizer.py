@@ -1,6 +1,7 @@
 """Whether a teacher reads text as the student does: token ids must mean the same to both."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,32 @@ def compare_tokenizers(teacher: str, theirs: Any, tokenizer: Any) -> set[int]:
 def other_tokenizer(teacher: TeacherArgs) -> Any:
     """The teacher's own tokenizer. Raises CaptureError for one that cannot be read."""
     try:
-        return AutoTokenizer.from_pretrained(teacher.model, **teacher.origin)
+        return AutoTokenizer.from_pretrained(teacher.reads_with, **teacher.origin)
     except (OSError, ValueError, KeyError) as error:
+        remedy = (
+            "Put its tokenizer's files beside its weights"
+            if teacher.server is None
+            else "Name its folder, or the model's name on the hub, as `tokenizer` beside `server`"
+        )
         raise CaptureError(
-            f"The tokenizer of the teacher `{teacher.model}` cannot be read, and "
+            f"The tokenizer of the teacher `{teacher.reads_with}` cannot be read, and "
             "`distill.cross_tokenizer` needs it: "
-            f"{type(error).__name__}: {str(error)[:300]}. Put its tokenizer's files beside its "
-            "weights, or learn from its text: `distill.teacher: text`."
+            f"{type(error).__name__}: {str(error)[:300]}. {remedy}, or learn from its text: "
+            "`distill.teacher: text`."
+        ) from error
+
+
+@contextmanager
+def served_otherwise(teacher: TeacherArgs) -> Iterator[None]:
+    """What to do where a server turns out not to read as the tokenizer that is named for it."""
+    try:
+        yield
+    except TokenizerMismatchError as error:
+        raise TokenizerMismatchError(
+            f"`{teacher.model}` is served with another tokenizer than `{teacher.reads_with}` has, "
+            "which was to be its own (`tokenizer` beside `server`; without it `model`). Name that "
+            "of what is served. They differ so, where the student's means the latter: "
+            f"{str(error).partition(' Use a teacher ')[0]}"
         ) from error
 
 

@@ -89,15 +89,15 @@ def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> PairedStrategy:
             "teacher cannot read it too. Use `type: chat_template`."
         )
     settings = DictDefault({**cfg.to_dict(), **dict.fromkeys(STUDENTS)})
-    settings.base_model = teacher.model
+    settings.base_model = teacher.reads_with
     settings.sequence_len = ANY_LENGTH
     settings.chat_template = cross.chat_template or "tokenizer_default"
     is_chat = isinstance(own.prompter, ChatTemplatePrompter)
     if is_chat and not cross.chat_template and not getattr(others, "chat_template", None):
         raise ConfigError(
-            f"The tokenizer of the teacher `{teacher.model}` has no chat template. Name the one "
-            "that it was trained with: `distill.cross_tokenizer.chat_template: chatml`, or another "
-            "of Axolotl's."
+            f"The tokenizer of the teacher `{teacher.reads_with}` has no chat template. Name the "
+            "one that it was trained with: `distill.cross_tokenizer.chat_template: chatml`, or "
+            "another of Axolotl's."
         )
     for key in STUDENTS:
         entry.pop(key, None)
