@@ -88,7 +88,7 @@ def to_save() -> list[TrainerCallback]:
     return [] if finishes_tensor_parallelism() else [WholeAtTheEnd()]
 
 
-def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             yield module, name, parameter
