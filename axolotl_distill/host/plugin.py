@@ -116,6 +116,7 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg) or self._checked is None:
             # Without datasets nothing is trained: `axolotl inference`, `merge-lora`.
             return
+        from axolotl_distill.heads.split import is_tensor_parallel
         from axolotl_distill.host.compat import quiet_other_ranks, shards_the_student
         from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.live_checks import with_the_student
@@ -143,6 +144,10 @@ class DistillPlugin(BasePlugin):
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))
         attach_distill_forward(causal_lm, objectives, source)
+        if is_tensor_parallel(causal_lm):
+            from axolotl_distill.host.tensor_parallel import complete
+
+            complete(causal_lm)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         if not _is_on(cfg):
@@ -155,6 +160,7 @@ class DistillPlugin(BasePlugin):
         """Look at what is in force: now, for evaluation too, and when training begins."""
         if not _is_on(cfg):
             return []
+        from axolotl_distill.host.compat import tensor_parallel_ranks
         from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.hidden import check_hidden_trainer
         from axolotl_distill.host.in_force import InForce, check_trainer
@@ -173,6 +179,10 @@ class DistillPlugin(BasePlugin):
         if self._crossing is not None:
             self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
         callbacks: list[Any] = [InForce(trainer, stores)]
+        if tensor_parallel_ranks(trainer.accelerator) > 1:
+            from axolotl_distill.host.tensor_parallel import to_save
+
+            callbacks += to_save()
         for source in getattr(self._source, "sources", {"": self._source}).values():
             average = getattr(getattr(source, "teacher", None), "average", None)
             if average is not None:
