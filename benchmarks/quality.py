@@ -167,10 +167,11 @@ def show(summary: list[dict]) -> None:
         share = "" if row["share"] is None else (
             f"{row['share']:6.3f}  ({row['share_least']:.3f} to {row['share_most']:.3f})"
         )  # fmt: skip
+        kind = f"{row['kind']}, drawn anew" if row["fresh"] else row["kind"]
         print(
             f"{row['text']:<11}{row['student']:<6}{row['steps']:>3} steps of {row['windows']} "
             f"{row['precision']} T={row['temperature']:g} "
-            f"{row['kind']:<24}{row['bytes_a_token']:10.1f} B  KL {row['kl']:.4f}  {share}"
+            f"{kind:<24}{row['bytes_a_token']:10.1f} B  KL {row['kl']:.4f}  {share}"
             f"  {row['seeds']} seeds"
         )
 

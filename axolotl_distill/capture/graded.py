@@ -2,15 +2,16 @@
 
 import math
 import time
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from itertools import groupby
 
 import numpy as np
 import torch
 from distill_kernels import DenseLogits, SparseTeacher
 
+from axolotl_distill.capture.hidden import hidden_columns
 from axolotl_distill.capture.records import make_records
-from axolotl_distill.capture.source import WINDOW_ROWS, Row
+from axolotl_distill.capture.source import WINDOW_ROWS, Row, window_of
 from axolotl_distill.capture.top import records_from_top
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
@@ -28,26 +29,34 @@ class GradedSource:
     batch_tokens  of rows of like length that it gets together; None: it takes a window at once
     """
 
-    window_rows = WINDOW_ROWS
     workers = 1
 
     def __init__(self, teacher: Teacher, args: CaptureArgs, batch_tokens: int | None = None):
         self.teacher = teacher
         self.args = args
         self.batch_tokens = batch_tokens
+        self.window_rows = window_of(args)
         self.teacher_seconds = 0.0
         most = distribution_of(args).likeliest
-        self.want = Want(most and min(most, teacher.vocab_size))
+        hidden = args.hidden_states
+        self.want = Want(
+            most and min(most, teacher.vocab_size),
+            layers=tuple(hidden.layers or ()) if hidden else (),
+        )
 
     def records(self, rows: dict[int, Row], wanted: Set[int]) -> Iterator[tuple[int, RecordBatch]]:
         """See Source. Raises what the teacher does, and CaptureError for logits that are not
         finite."""
-        # A server is asked for what is wanted and nothing else.
-        tokens = self.batch_tokens
-        for batch in [sorted(wanted)] if tokens is None else batches(rows, wanted, tokens):
+        for batch in self._batches(rows, wanted):
             for index, records in self.grade({index: rows[index] for index in batch}):
                 if index in wanted:
                     yield index, records
+
+    def _batches(self, rows: dict[int, Row], wanted: Set[int]) -> Iterable[list[int]]:
+        if self.batch_tokens is None:
+            # A server is asked for what is wanted and nothing else.
+            return [sorted(wanted)]
+        return batches(rows, wanted, self.batch_tokens, self.window_rows)
 
     def grade(self, rows: dict[int, Row]) -> Iterator[tuple[int, RecordBatch]]:
         """The records of one batch; every row has a supervised token."""
@@ -78,10 +87,17 @@ class GradedSource:
                 f"The teacher gave logits that are not finite for row {index}. Capture with "
                 "`distill.capture.teacher.dtype: float32`, or look at that row."
             )
-        return make_records(said.logits, self.args, _seed(self.args.seed, index, start))
+        records = make_records(said.logits, self.args, _seed(self.args.seed, index, start))
+        if self.args.hidden_states is None:
+            return records
+        assert signal.layers is not None, "a model gives what was wanted"
+        hidden = hidden_columns(signal.layers, self.args.hidden_states.dtype, index)
+        return RecordBatch({**records.columns, **hidden}, records.lengths)
 
 
-def batches(rows: dict[int, Row], wanted: Set[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(
+    rows: dict[int, Row], wanted: Set[int], batch_tokens: int, window_rows: int = WINDOW_ROWS
+) -> Iterator[list[int]]:
     """The rows that a model grades together, wherever that is done: all batches that hold a row
     that is wanted.
 
@@ -90,7 +106,7 @@ def batches(rows: dict[int, Row], wanted: Set[int], batch_tokens: int) -> Iterat
     the same records.
     """
     supervised = [n for n, row in rows.items() if supervised_positions(row["labels"]).size]
-    for _, window in groupby(supervised, key=lambda index: index // WINDOW_ROWS):
+    for _, window in groupby(supervised, key=lambda index: index // window_rows):
         for batch in length_batches({n: rows[n] for n in window}, batch_tokens):
             if not wanted.isdisjoint(batch):
                 yield batch

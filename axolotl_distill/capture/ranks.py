@@ -14,7 +14,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, Self
 
-from axolotl_distill.capture.source import WINDOW_ROWS, Row, Source
+from axolotl_distill.capture.source import Row, Source, window_of
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.store import RecordBatch
@@ -97,7 +97,7 @@ class Ranks:
         self._call("broadcast_object_list", [(args, vocab_size, crossed)], src=0)
         grader = self._grader(args, vocab_size, crossed)
         (tokens, *_) = self.gather(grader.begin())
-        yield RanksSource(self, grader, tokens)
+        yield RanksSource(self, grader, tokens, window_of(args))
         self._scatter([STOP] * self.size)
 
     def share_out(self, batches: list[dict[int, Row]]) -> dict[int, Row] | None:
@@ -168,10 +168,10 @@ def refuse_launch() -> None:
 class RanksSource:
     """A Source whose batches are graded by all processes of a launch."""
 
-    def __init__(self, ranks: Ranks, grader: Any, batch_tokens: int):
+    def __init__(self, ranks: Ranks, grader: Any, batch_tokens: int, window_rows: int):
         self.teacher_seconds = 0.0
         self.workers = ranks.size
-        self.window_rows = WINDOW_ROWS * ranks.size
+        self.window_rows, self._each = window_rows * ranks.size, window_rows
         self._ranks, self._grader, self._batch_tokens = ranks, grader, batch_tokens
         # Of the first process, for what it asks alone.
         self.here: Source = grader.source
@@ -180,7 +180,7 @@ class RanksSource:
         """See Source. Raises CaptureError for what stopped a process, and for one that ended."""
         from axolotl_distill.capture.graded import batches
 
-        plan = batches(rows, wanted, self._batch_tokens)
+        plan = batches(rows, wanted, self._batch_tokens, self._each)
         found: list[tuple[int, RecordBatch]] = []
         while part := list(islice(plan, self.workers)):
             mine = self._ranks.share_out(

@@ -14,7 +14,7 @@ from axolotl_distill import cluster
 from axolotl_distill.capture.crossing import Crossed
 from axolotl_distill.capture.graded import batches
 from axolotl_distill.capture.grader import Grader, refuse_several
-from axolotl_distill.capture.source import WINDOW_ROWS, Row, Source
+from axolotl_distill.capture.source import Row, Source, window_of
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.errors import CaptureError
 from axolotl_distill.store import RecordBatch
@@ -51,7 +51,7 @@ def opened_on_ray(
     )
     graders = [actor.remote(args, vocab_size, crossed) for _ in range(workers)]
     try:
-        yield RaySource(graders)
+        yield RaySource(graders, window_of(args))
     finally:
         for grader in graders:
             ray.kill(grader)
@@ -61,10 +61,10 @@ class RaySource:
     """A Source whose batches are graded by actors of the class Grader. Those that the cluster has
     no room for yet, or that still load, join when they are there."""
 
-    def __init__(self, graders: list[Any]):
+    def __init__(self, graders: list[Any], window_rows: int):
         self.teacher_seconds = 0.0
         self.workers = len(graders)
-        self.window_rows = WINDOW_ROWS * self.workers
+        self.window_rows, self._each = window_rows * self.workers, window_rows
         self._joining = {grader.begin.remote(): grader for grader in graders}
         self._idle: deque[Any] = deque()
         self._batch_tokens = 0
@@ -80,7 +80,7 @@ class RaySource:
         and again."""
         import ray
 
-        waiting = deque(batches(rows, wanted, self._batch_tokens))
+        waiting = deque(batches(rows, wanted, self._batch_tokens, self._each))
         busy: dict[Any, Any] = {}
         while waiting or busy:
             self._join(0.0)

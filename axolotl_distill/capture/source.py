@@ -8,11 +8,14 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.signal.batch import supervised_positions
 from axolotl_distill.store import RecordBatch
 
 # What a teacher needs at once to make full batches, or to keep a server busy.
 WINDOW_ROWS = 256
+# Of records that have hidden states, which take thousands of times the memory.
+WINDOW_ROWS_OF_HIDDEN = 16
 
 Row = dict[str, Any]
 
@@ -38,6 +41,11 @@ class Source(Protocol):
         A row that was yielded is kept, whatever happens to the ones after it.
         """
         ...
+
+
+def window_of(args: CaptureArgs) -> int:
+    """How many rows a worker needs at a time: of these batches are made, in every run alike."""
+    return WINDOW_ROWS if args.hidden_states is None else WINDOW_ROWS_OF_HIDDEN
 
 
 @dataclass(frozen=True)

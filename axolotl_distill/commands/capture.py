@@ -17,6 +17,7 @@ from axolotl_distill.commands.kept import (
     finished,
     keeps_what_is_written,
     outlet_of,
+    shown_bytes,
     store_line,
     store_numbers,
 )
@@ -24,12 +25,14 @@ from axolotl_distill.commands.say import say
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.distill import DistillArgs
 from axolotl_distill.config.reading import capture_args
-from axolotl_distill.errors import CaptureError
+from axolotl_distill.errors import CaptureError, ConfigError
 from axolotl_distill.host.datasets.paired import Reader
+from axolotl_distill.host.hidden import hidden_to_capture
 from axolotl_distill.host.tokenise import capture_datasets, load_config, tokenised
 from axolotl_distill.show import redact
 from axolotl_distill.store import new_manifest
 from axolotl_distill.store.payloads import distribution_of
+from axolotl_distill.store.payloads.hidden import Hidden
 from axolotl_distill.teachers.fingerprint import identity
 from axolotl_distill.terms import check_terms
 
@@ -40,6 +43,8 @@ BIASED = (
     "'Which record')."
 )
 
+SHARD_BYTES = 1 << 29
+"""Of hidden states in a shard, which is held in memory until it is closed"""
 
 Opened = Callable[[CaptureArgs, int, Crossed | None], AbstractContextManager[Source]]
 
@@ -74,6 +79,7 @@ def _captured(
     args = capture_args(distill, teacher, output)
     terms = check_terms(args.teacher.model, args.teacher.terms)
     say(terms.summary())
+    hidden = hidden_to_capture(cfg, distill, args)
     entries = capture_datasets(cfg, args)
     paths = [str(entry.path) for entry in entries]
     outlet, output = outlet_of(args), redact(args.output)
@@ -104,11 +110,13 @@ def _captured(
         if vocabulary.note:
             say(vocabulary.note)
         payload = distribution_of(args)
+        if hidden is not None:
+            _tell(hidden, args, text.supervised)
         if "tail" in payload.columns and not args.teacher.server and _could_be_drawn(distill):
             say(BIASED)
         manifest = new_manifest(
             vocab_size=vocabulary.size,
-            payloads=[payload],
+            payloads=[payload] if hidden is None else [payload, hidden],
             temperatures=args.own_temperatures if "tail" in payload.columns else [],
             tail_estimated=estimated_at(args),
             sequence_len=int(cfg.sequence_len),
@@ -150,6 +158,27 @@ def _captured(
 def _opened_here(args: CaptureArgs, size: int, crossed: Crossed | None) -> Iterator[Source]:
     with opened(args, size) if crossed is None else crossed.opened(args) as source:
         yield source
+
+
+def _tell(hidden: Hidden, args: CaptureArgs, tokens: int) -> None:
+    """Says what hidden states of so many tokens take, and settles what else they ask of the
+    capture. Raises ConfigError for more than their `limit`."""
+    given, size = args.hidden_states, hidden.bytes_a_record
+    assert given is not None
+    layers = ", ".join(map(str, hidden.layers))
+    about = (
+        f"idden states of layers {layers} of {hidden.depth}, {hidden.width} numbers each as "
+        f"{hidden.dtype}: {size:,} bytes a supervised token, {shown_bytes(size * tokens)} for "
+        f"{tokens:,} tokens"
+    )
+    if size * tokens > given.limit:
+        raise ConfigError(
+            f"H{about}, and `distill.capture.hidden_states.limit` is {shown_bytes(given.limit)}. "
+            "Raise it, store fewer `layers`, or set `dtype: int8`."
+        )
+    say(f"h{about}")
+    given.layers = hidden.layers
+    args.settle(shard_records=min(args.shard_records, max(1, SHARD_BYTES // size)))
 
 
 def _could_be_drawn(distill: DistillArgs) -> bool:

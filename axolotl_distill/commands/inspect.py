@@ -13,6 +13,7 @@ from axolotl_distill.store import Manifest, TeacherStore, open_store
 from axolotl_distill.store.check import check_lines
 
 SAMPLE = 65_536
+SAMPLE_BYTES = 1 << 28
 SHOWN_ENTRIES = 8
 
 
@@ -37,7 +38,8 @@ def run(path: str, *, records: int, tokenizer: str | None) -> dict[str, Any]:
 
 
 def statistics(store: TeacherStore) -> dict[str, Any]:
-    """What a store weighs and holds; means over at most 65,536 evenly spaced records."""
+    """What a store weighs and holds; means over at most 65,536 evenly spaced
+    records, and fewer where those take much memory."""
     manifest = store.manifest
     numbers: dict[str, Any] = {
         "teacher": printable(manifest.teacher["name"]),
@@ -61,7 +63,8 @@ def statistics(store: TeacherStore) -> dict[str, Any]:
         numbers["tail estimated at T"] = [f"{T:g}" for T in manifest.tail_estimated]
     if not manifest.num_records:
         return numbers
-    step = max(1, manifest.num_records // SAMPLE)
+    most = min(SAMPLE, max(1, int(SAMPLE_BYTES // manifest.bytes_a_record)))
+    step = max(1, manifest.num_records // most)
     found = store.read(np.arange(0, manifest.num_records, step))
     return numbers | manifest.payloads.summary(found, manifest.temperatures)
 

@@ -23,6 +23,16 @@ GO_ON = "The same command goes on."
 BEFORE = "Nothing was written yet. The same command begins again."
 
 
+def shown_bytes(count: int) -> str:
+    """12.3 GB, for people."""
+    size = float(count)
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:,.4g} TB"
+
+
 def store_line(manifest: Manifest) -> str:
     """One line: rows, records, bytes."""
     return (

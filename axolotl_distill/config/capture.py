@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from axolotl_distill.address import is_address
 from axolotl_distill.config.block import Block, PathText, ReadBy, expanded
+from axolotl_distill.config.hidden import CaptureHiddenArgs
 from axolotl_distill.config.teacher import TeacherArgs, refuse_beside
 
 Method = Literal["topk", "nucleus", "sampled"]
@@ -87,7 +88,17 @@ class CaptureArgs(Block):
         ge=1,
         description="Tokens in one forward pass of the teacher. Default: 8192, on a CPU 2048.",
     )
-    shard_records: int = Field(262_144, ge=1, description="Records after which a shard is closed.")
+    hidden_states: CaptureHiddenArgs | None = Field(
+        None,
+        description="What layers of the teacher hand on is stored too, for `distill.hidden_states`"
+        " without a live teacher. Off by default: thousands of bytes a token.",
+    )
+    shard_records: int = Field(
+        262_144,
+        ge=1,
+        description="Records after which a shard is closed. With `hidden_states` the default is "
+        "what takes half a GB, if that is fewer.",
+    )
 
     @field_validator("teacher")
     @classmethod
@@ -156,6 +167,15 @@ class CaptureArgs(Block):
                 "`method: sampled` needs the teacher's whole distribution, and a server gives its "
                 "likeliest tokens only. Use `method: topk` or nucleus, or a teacher without "
                 "`server`."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _server_has_no_layers(self) -> "CaptureArgs":
+        if self.teacher.server is not None and self.hidden_states is not None:
+            raise ValueError(
+                "`hidden_states` needs a teacher whose layers can be read, and this one is behind "
+                "a server. Name a model without `server`, or remove `hidden_states`."
             )
         return self
 

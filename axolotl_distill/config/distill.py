@@ -22,7 +22,7 @@ from axolotl_distill.config.cache import CacheArgs
 from axolotl_distill.config.capture import CaptureArgs
 from axolotl_distill.config.choice import ChoiceArgs, chooses, refuse_with_choices
 from axolotl_distill.config.cross_tokenizer import BESIDE, NOT_WITH, CrossTokenizerArgs
-from axolotl_distill.config.hidden import HiddenArgs
+from axolotl_distill.config.hidden import HiddenArgs, refuse_hidden
 from axolotl_distill.config.on_policy import OnPolicyArgs
 from axolotl_distill.config.teacher import TeacherArgs
 from axolotl_distill.errors import ConfigError
@@ -137,19 +137,7 @@ class DistillArgs(Block):
                 "`on_policy` needs a teacher that grades what the student writes: `teacher: NAME`, "
                 "its block, or self. A store and text know nothing of it."
             )
-        if self.hidden_states is not None and self.on_policy is not None:
-            raise ValueError(
-                "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
-            )
-        if self.hidden_states is not None and (
-            not isinstance(self.teacher, TeacherArgs) or self.teacher.server is not None
-        ):
-            is_word = isinstance(self.teacher, str)
-            who = f"is {self.teacher}" if is_word else "is behind a server"
-            raise ValueError(
-                "`hidden_states` needs a teacher whose layers can be read while the student "
-                f"trains, and `teacher` {who}. Name a model there, or remove the block."
-            )
+        refuse_hidden(self)
         if self.teacher == "text":
             self.alpha = 0.0
             # It was not written: what is dumped and read again has it as little.
@@ -238,17 +226,12 @@ class DistillArgs(Block):
                 "`cross_tokenizer.check` is read by a capture only, and a live teacher's records "
                 "are not stored. Remove it; `axolotl distill align` holds a pair to an oracle."
             )
-        for key in ("on_policy", "hidden_states"):
-            if getattr(self, key) is not None:
-                why = {
-                    "on_policy": "what the student writes has no messages that the teacher's "
-                    "template could write",
-                    "hidden_states": "its positions are others than the student's",
-                }[key]
-                raise ValueError(
-                    f"`{key}` does not go with `cross_tokenizer` and a live teacher: {why}. "
-                    "Remove one of the two."
-                )
+        if self.on_policy is not None:
+            raise ValueError(
+                "`on_policy` does not go with `cross_tokenizer` and a live teacher: what the "
+                "student writes has no messages that the teacher's template could write. Remove "
+                "one of the two."
+            )
 
     def _compares_beside(self, method: str) -> None:
         """What goes with a method that compares all that both say, each of its own tokens."""

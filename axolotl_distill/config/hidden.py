@@ -1,12 +1,14 @@
 """`distill.hidden_states`: which layers of the student follow which of the teacher's."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from axolotl_distill.config.block import Block
+from axolotl_distill.config.cache import Bytes
 
 HiddenLoss = Literal["mse", "cosine", "normalized_mse"]
+ELSEWHERE = "the teacher's positions are others than the student's. Remove one of the two."
 Layer = Annotated[int, Field(ge=0)]
 
 
@@ -47,6 +49,59 @@ class HiddenArgs(Block):
             if len({tuple(pair) for pair in value}) != len(value):
                 raise ValueError("holds a pair twice")
         return value
+
+
+class CaptureHiddenArgs(Block):
+    """Beside what the teacher says of the next token, what some of its layers hand on is stored."""
+
+    layers: list[Layer] | None = Field(
+        None,
+        description="The teacher's, counted from 0. Default: those that `distill.hidden_states` "
+        "pairs.",
+    )
+    dtype: Literal["float16", "int8"] = Field(
+        "float16",
+        description="Of each number; a token's layer has a scale of its own. int8 takes half the "
+        "bytes and is off by up to 1/254 of the layer's largest number.",
+    )
+    limit: Bytes = Field(
+        100_000_000_000,
+        description="Most bytes of hidden states, as in 200GB; a capture that would store more is "
+        "refused before it begins.",
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _each_once(cls, value: list[int] | None) -> list[int] | None:
+        if value is None:
+            return None
+        if not value or len({*value}) != len(value):
+            raise ValueError("must name one layer at least, and each once")
+        return sorted(value)
+
+
+def refuse_hidden(block: Any) -> None:
+    """What goes with no hidden states: raises ValueError for a `distill` block that learns, or
+    captures, some."""
+    crosses = block.cross_tokenizer is not None
+    if block.capture is not None and block.capture.hidden_states is not None and crosses:
+        raise ValueError(f"`capture.hidden_states` does not go with `cross_tokenizer`: {ELSEWHERE}")
+    if block.hidden_states is None:
+        return
+    if block.on_policy is not None:
+        raise ValueError(
+            "`hidden_states` with `on_policy` was not tried yet. Remove one of the two."
+        )
+    teacher = block.teacher
+    if teacher == "text" or getattr(teacher, "server", None) is not None:
+        who = "is text" if teacher == "text" else "is behind a server"
+        raise ValueError(
+            f"`hidden_states` needs a teacher whose layers can be read, and `teacher` {who}. Name "
+            "a model there, or a store that was captured with `capture.hidden_states`, or remove "
+            "the block."
+        )
+    if crosses:
+        raise ValueError(f"`hidden_states` does not go with `cross_tokenizer`: {ELSEWHERE}")
 
 
 def paired(args: HiddenArgs, student: int, teacher: int) -> list[tuple[int, int]]:

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from distill_kernels import LogitTransform, LowRank
+from distill_kernels import LogitTransform, LowRank, VocabShard
 from distill_kernels.matmul import Weight
+from distill_kernels.shard import WHOLE
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel
 
 from axolotl_distill.heads.quantized import tiled_weight
 from axolotl_distill.heads.router import REQUEST, first_line, router_loss
+from axolotl_distill.heads.split import is_tensor_parallel, local, shard_of
 
 PROBE_TOKENS = 8
 """Of one row; a row may be shorter."""
@@ -34,11 +36,14 @@ Valued = Callable[[Tensor], tuple[Tensor, Any]]
 class FusedHead:
     """logits = transform(module(cast(hidden))), with `module` a Linear, quantised or not, or its
     LoRA, and `cast` the change of type, if any, that the model makes between backbone and head.
+
+    split  tensor parallelism holds it in parts, of which `shard` is this process's
     """
 
     module: Any
     transform: LogitTransform
     dtype: torch.dtype | None = None
+    split: bool = False
 
     def cast(self, hidden: Tensor) -> Tensor:
         return hidden if self.dtype is None else hidden.to(self.dtype)
@@ -55,9 +60,19 @@ class FusedHead:
         layer = self.module
         return isinstance(layer, LoraLayer) and not (layer.disable_adapters or layer.merged)
 
+    @property
+    def shard(self) -> VocabShard:
+        """The ids that weight, bias and low rank are of; all where the head is not split."""
+        return shard_of(self.base.weight) if self.split else WHOLE
+
     def weight(self) -> Weight:
         quantized = tiled_weight(self.base)
-        return self.base.weight if quantized is None else quantized
+        if quantized is not None:
+            return quantized
+        return local(self.base.weight) if self.split else self.base.weight
+
+    def bias(self) -> Tensor | None:
+        return local(self.base.bias) if self.split else self.base.bias
 
     def low_rank(self, hidden_ND: Tensor) -> LowRank | None:
         """What the active adapters add, as one term; None when there is none."""
@@ -79,9 +94,10 @@ class FusedHead:
 
         FSDP2 and ZeRO-3 gather a module's weights around its forward and reduce their gradients
         after it. When the head's weight is not whole here, the function takes the place of that
-        forward, and of those of the parts inside, and their hooks stand around it.
+        forward, and of those of the parts inside, and their hooks stand around it. A head that is
+        split is never gathered.
         """
-        if not _is_partitioned(self.base.weight):
+        if self.split or not _is_partitioned(self.base.weight):
             return self.in_parts(function, hidden)
         return _as_forward_of(self.module, partial(self.in_parts, function), hidden)
 
@@ -89,7 +105,7 @@ class FusedHead:
         """As `in_window`, within a forward of the head itself: its parts may be gathered each by
         itself, and their weights are read without a call."""
         for part in self._parts():
-            if _is_partitioned(part.weight):
+            if not self.split and _is_partitioned(part.weight):
                 function = partial(_as_forward_of, part, function)
         return function(hidden)
 
@@ -158,7 +174,11 @@ def _plan(
         return None, "the batch has no input_ids to try the output head with"
     if causal_lm.base_model is causal_lm:
         return None, f"{type(causal_lm).__name__} does not name its backbone"
-    head = FusedHead(find_head(causal_lm), transform_from_config(causal_lm.config))
+    head = FusedHead(
+        find_head(causal_lm),
+        transform_from_config(causal_lm.config),
+        split=is_tensor_parallel(causal_lm),
+    )
     if isinstance(head.module, LoraLayer) and _is_exotic(head.module):
         return None, "the output head's adapter is more than a product of two matrices"
     if not isinstance(head.base, nn.Linear):
@@ -288,8 +308,12 @@ def _logits(head: FusedHead, hidden: Tensor, transform: LogitTransform) -> Tenso
     weight = head.weight()
     if not isinstance(weight, Tensor):
         weight = weight.tile(slice(0, weight.shape[0])).to(hidden.dtype)
-    logits = F.linear(hidden, weight, head.base.bias)
+    logits = F.linear(hidden, weight, head.bias())
     low_rank = head.low_rank(hidden)
     if low_rank is not None:
         logits = logits + (low_rank.left @ low_rank.right.t()).to(logits.dtype)
+    if head.split:
+        mine, (*sizes, width) = logits.flatten(0, -2), logits.shape
+        extent = head.shard.extent(width, len(mine), mine.device)
+        logits = head.shard.gather(mine, extent).view(*sizes, extent.whole)
     return transform(logits)

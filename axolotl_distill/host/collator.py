@@ -1,7 +1,7 @@
 """Pads a batch as Axolotl does, and puts beside every token what it is to predict: the target, its
 weight, the teacher's record of it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ class TeacherCollator:
     paired       whether rows were written for a teacher with another tokenizer too
     chosen       whether rows name one of several teachers
     shown        whether rows bring what only their teacher reads
+    without      kinds of payloads that the run does not read
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TeacherCollator:
         paired: bool = False,
         chosen: bool = False,
         shown: bool = False,
+        without: Collection[str] = (),
         **base_kwargs: Any,
     ):
         self.tokenizer = tokenizer
@@ -63,7 +65,7 @@ class TeacherCollator:
         self.weighted, self.paired, self.chosen, self.shown = weighted, paired, chosen, shown
         self.pad_left = tokenizer.padding_side == "left"
         self.stores = {int(pointer_tag(np.asarray(s.manifest.pointer_base))): s for s in stores}
-        self.temperature = temperature
+        self.temperature, self.without = temperature, without
 
     def __call__(self, features: list[Any]) -> dict[str, torch.Tensor]:
         nested = isinstance(features[0], list)
@@ -192,9 +194,10 @@ class TeacherCollator:
         found: list[tuple[np.ndarray, Columns]] = []
         for tag, store in self.stores.items():
             at = supervised[tags == tag]
-            records, manifest = store.read(pointer_record(pointers[at])), store.manifest
+            manifest, payloads = store.manifest, store.manifest.payloads.without(self.without)
+            records = store.read(pointer_record(pointers[at]), self.without)
             own = self.temperature / manifest.tempered
-            columns = manifest.payloads.collate(records, manifest.temperatures, own)
+            columns = payloads.collate(records, manifest.temperatures, own)
             found.append((at, columns))
         batch = {}
         # In one order on all ranks.

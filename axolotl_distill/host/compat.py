@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -46,6 +47,18 @@ def shards_the_student() -> bool:
         os.environ.get("ACCELERATE_USE_FSDP") == "true"
         or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
     )
+
+
+def finishes_tensor_parallelism() -> bool:
+    """Whether this Axolotl makes DTensors of the weights that tensor parallelism leaves whole, and
+    has all processes gather what is saved: from 0.20 on."""
+    return find_spec("axolotl.monkeypatch.accelerate.tp") is not None
+
+
+def tensor_parallel_ranks(accelerator: Any) -> int:
+    """Processes that get the same batch, since each has a part of the student's layers."""
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    return getattr(parallelism, "tp_size", None) or 1
 
 
 def join_processes() -> None:
@@ -130,9 +143,12 @@ def _emits_document_bounds(cfg: Any) -> bool:
 
 
 def prepare_cpu_launch(cfg: Any) -> None:
-    """Several processes on a CPU crash on Axolotl's default device_map; there is none to map."""
+    """Several processes on a CPU crash on Axolotl's default device_map, and on a checkpoint, which
+    torch loads to "cpu" and not to the "cpu:0" that accelerate says; to be called before it is
+    asked."""
     if not has_accelerator() and world_size() > 1:
         cfg.device_map = None
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
 
 
 def settle_precision(cfg: Any) -> None:

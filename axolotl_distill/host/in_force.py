@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.collator import TeacherCollator
-from axolotl_distill.host.parallelism import EXPERTS, FSDP1, SEQUENCE, TENSOR, WITH_DDP
+from axolotl_distill.host.compat import tensor_parallel_ranks
+from axolotl_distill.host.parallelism import EXPERTS, FSDP1, SEQUENCE, WITH_DDP
 from axolotl_distill.host.trainer import AxolotlDistillTrainer
 from axolotl_distill.objectives.forward import has_distill_forward
 from axolotl_distill.signal.batch import POINTERS
@@ -26,11 +27,19 @@ REMEDY = (
     "`distill:` block."
 )
 SPLITS = {
-    "tp_size": TENSOR,
     "cp_size": SEQUENCE,
     "sp_size": SEQUENCE,
     "ep_size": EXPERTS,
 }
+STYLES = {
+    "colwise",
+    "rowwise",
+    "colwise_gather_output",
+    "colwise_rep",
+    "rowwise_rep",
+    "embedding_rowwise",
+}
+"""Of transformers' plans, those with which a loss was held to that of one process."""
 ZERO_NOT_TRIED = (
     "offload_optimizer",
     "offload_param",
@@ -154,11 +163,59 @@ def check_processes(trainer: Any) -> None:
     if kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2:
         raise ConfigError("FSDP1 is in force: " + " ".join(FSDP1))
     if kind == "MEGATRON_LM":
-        raise ConfigError(f"Megatron-LM is in force: {TENSOR}. {WITH_DDP}")
+        raise ConfigError(
+            "Megatron-LM is in force: it cuts the output head over ranks by layers of its own, "
+            f"which the loss cannot read. {WITH_DDP}"
+        )
+    check_tensor_parallelism(trainer, kind)
     if accelerator.num_processes > 1 and not args.average_tokens_across_devices:
         raise ConfigError(
             "`average_tokens_across_devices` is off, so that ranks with unlike numbers of tokens "
             "would weigh the same. Remove the plugin that sets it."
+        )
+
+
+def check_tensor_parallelism(trainer: Any, kind: str) -> None:
+    """Raises ConfigError for a student in parts, unless all processes hold the parts of one, get
+    the same batches, and are known to train what one process does."""
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    of_model = getattr(model, "_tp_size", None) or 1
+    of_batches = tensor_parallel_ranks(accelerator)
+    if of_model == of_batches == 1:
+        return
+    what = "`tensor_parallel_size` is in force"
+    if of_model != of_batches:
+        raise ConfigError(
+            f"`tp_size: {of_batches}` is in force, and the student is in {of_model} parts: those "
+            "who hold it would not have the same batches. Set `tensor_parallel_size` in the YAML, "
+            "and nothing in the launcher's variables or `model_kwargs`."
+        )
+    if of_model != accelerator.num_processes or kind in ("FSDP", "DEEPSPEED"):
+        raise ConfigError(
+            f"{what} in {accelerator.num_processes} processes ({kind}), and the student in "
+            f"{of_model} parts: no loss of it together with another strategy was held to that of "
+            f"one process. Launch {of_model} processes, without FSDP and DeepSpeed."
+        )
+    if model is not trainer.model and hasattr(trainer.model, "peft_config"):
+        raise ConfigError(
+            f"{what} with an adapter, of which each process would train another. Remove one of "
+            "the two."
+        )
+    config = model.config.get_text_config()
+    for name in ("num_attention_heads", "num_key_value_heads"):
+        heads = getattr(config, name, None) or of_model
+        if heads % of_model:
+            raise ConfigError(
+                f"{what}, and `{name}: {heads}` of a {type(model).__name__} cannot be shared by "
+                f"{of_model} processes. Set it to a divisor."
+            )
+    unlike = sorted(set((model.tp_plan or {}).values()) - STYLES)
+    if unlike:
+        raise ConfigError(
+            f"{what}, and the plan of a {type(model).__name__} has layers of the kind "
+            f"{', '.join(unlike)}, with which no loss was held to that of one process. {WITH_DDP}"
         )
 
 

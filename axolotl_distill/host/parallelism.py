@@ -1,8 +1,8 @@
 """What a config says of many devices, and whether the loss is known to be right there.
 
-One process and DDP are. What splits a sequence, a layer or the experts over ranks is refused, and
-so is what shards the head so that it cannot be read. What is in force once the trainer stands,
-whatever the config said, is looked at in `in_force.py`.
+One process, DDP, FSDP2, ZeRO and tensor parallelism by itself are. What splits a sequence or the
+experts over ranks is refused, and so is what shards the head so that it cannot be read. What is in
+force once the trainer stands, whatever the config said, is looked at in `in_force.py`.
 """
 
 import json
@@ -10,18 +10,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from axolotl_distill.host.compat import world_size
 from axolotl_distill.host.findings import Finding
 
 SEQUENCE = "it cuts a sequence over ranks, and a token's next one may lie on another"
-TENSOR = "it cuts the output head over ranks, and the loss needs all of a token's logits"
+AUTOTP = "it puts layers of its own in the student's, the output head too, and the loss reads none"
 EXPERTS = "no loss was held to a reference with experts on other ranks"
 SPLITS = {
     "context_parallel_size": SEQUENCE,
     "sequence_parallel_degree": SEQUENCE,
     "context_parallel": SEQUENCE,
-    "tensor_parallel_size": TENSOR,
     "expert_parallel_size": EXPERTS,
 }
+NOT_SPLIT = ("cross_tokenizer", "hidden_states", "on_policy")
+"""Keys of `distill:` that need more of the student than its loss."""
 WITH_DDP = (
     "Remove it, and train on several devices with DDP: `accelerate launch -m axolotl.cli.train "
     "CONFIG.yml`."
@@ -42,6 +44,7 @@ def parallelism(cfg: Any) -> Iterator[Finding]:
             yield Finding(
                 key, f"`{key}: {ways}` cannot be combined with `distill:`:", f"{why}.", WITH_DDP
             )
+    yield from _tensor_parallel(cfg)
     fsdp = cfg.get("fsdp_config") or {}
     version = cfg.get("fsdp_version") or fsdp.get("fsdp_version") or fsdp.get("version") or 1
     if (cfg.get("fsdp") or fsdp) and str(version) != "2":
@@ -71,6 +74,81 @@ def _zero_stage(deepspeed: Any) -> Any:
             return None
     zero = deepspeed.get("zero_optimization") if isinstance(deepspeed, Mapping) else None
     return zero.get("stage", 0) if isinstance(zero, Mapping) else None
+
+
+def _tensor_parallel(cfg: Any) -> Iterator[Finding]:
+    """What `tensor_parallel_size` does not go with."""
+    ways = _size(cfg.get("tensor_parallel_size"))
+    if ways <= 1:
+        return
+    said = f"`tensor_parallel_size: {ways}` cannot be combined with"
+    launched = world_size()
+    if launched > 1 and launched != ways:
+        yield Finding(
+            "tensor_parallel_size",
+            f"`tensor_parallel_size: {ways}` and {launched} processes do not go together:",
+            "with `distill:` all of them are to hold one student, each a part of every layer.",
+            f"Launch {ways} processes, or set `tensor_parallel_size: {launched}`.",
+        )
+    others = ("deepspeed", "fsdp_config", "fsdp", "dp_shard_size", "dp_replicate_size")
+    for key in others:
+        value = cfg.get(key)
+        if value if key in others[:3] else _size(value) > 1:
+            yield Finding(
+                "tensor_parallel_size",
+                f"{said} `{key}`:",
+                "no loss of the two together was held to that of one process.",
+                f"Remove one of the two keys; without `{key}`, launch {ways} processes.",
+            )
+    if cfg.get("adapter"):
+        yield Finding(
+            "tensor_parallel_size",
+            f"{said} `adapter: {cfg.get('adapter')}`:",
+            "PEFT makes the adapter by the size of the part of a weight that a process holds, so "
+            "that each trains an adapter of its own, and one of them is saved.",
+            "Remove one of the two keys; FSDP2 shards a student with an adapter.",
+        )
+    for key in ("load_in_4bit", "load_in_8bit"):
+        if cfg.get(key) and not cfg.get("adapter"):
+            yield Finding(
+                "tensor_parallel_size",
+                f"{said} `{key}`:",
+                "no loss was held to that of one process with quantised weights in parts.",
+                "Remove one of the two keys.",
+            )
+    for key in ("resume_from_checkpoint", "auto_resume_from_checkpoints"):
+        if cfg.get(key):
+            yield Finding(
+                "tensor_parallel_size",
+                f"{said} `{key}`:",
+                "a checkpoint holds the optimizer's state of one of the processes, or none.",
+                f"Remove `{key}`, and start from the checkpoint's weights as `base_model`.",
+            )
+    # YAML reads a bare `no` as false.
+    if cfg.get("save_strategy") not in ("no", False) and not cfg.get("save_only_model"):
+        yield Finding(
+            "tensor_parallel_size",
+            f"`tensor_parallel_size: {ways}` needs `save_only_model: true`:",
+            "of the optimizer's state a checkpoint would hold one process's part.",
+            "Add it; the weights are saved whole.",
+        )
+    block = cfg.get("distill") or {}
+    for key in NOT_SPLIT:
+        if isinstance(block, Mapping) and block.get(key):
+            yield Finding(
+                f"distill.{key}",
+                f"{said} `distill.{key}`:",
+                "it reads the student's logits or weights, of which each process holds a part.",
+                "Remove one of the two keys.",
+            )
+    teacher = block.get("teacher") if isinstance(block, Mapping) else None
+    if isinstance(teacher, Mapping) and (teacher.get("self") or teacher.get("ema")):
+        yield Finding(
+            "distill.teacher",
+            f"{said} a teacher that is the student itself:",
+            "its head would be read whole, and each process holds a part.",
+            "Name a teacher's `model`, or a store.",
+        )
 
 
 def _unsaved(cfg: Any, fsdp: Mapping[str, Any]) -> Iterator[Finding]:
@@ -113,7 +191,7 @@ def _splits(cfg: Any) -> Iterator[tuple[str, int, str]]:
         key = "sequence_parallel_size"
         yield f"deepspeed.{key}", _size(deepspeed.get(key)), SEQUENCE
         size = (deepspeed.get("tensor_parallel") or {}).get("autotp_size")
-        yield "deepspeed.tensor_parallel.autotp_size", _size(size), TENSOR
+        yield "deepspeed.tensor_parallel.autotp_size", _size(size), AUTOTP
 
 
 def _size(value: Any) -> int:

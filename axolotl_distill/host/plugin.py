@@ -108,6 +108,7 @@ class DistillPlugin(BasePlugin):
             "weighted": weighs_thinking([*(cfg.datasets or []), *(cfg.test_datasets or [])]),
             "paired": self._crossing is not None,
             "chosen": isinstance(_args(cfg).teacher, ChoiceArgs),
+            "without": () if self._hidden is not None else ("hidden",),
             "shown": any(t.context_column for t in _args(cfg).teachers.values()),
         }
 
@@ -115,6 +116,7 @@ class DistillPlugin(BasePlugin):
         if not _is_on(cfg) or self._checked is None:
             # Without datasets nothing is trained: `axolotl inference`, `merge-lora`.
             return
+        from axolotl_distill.heads.split import is_tensor_parallel
         from axolotl_distill.host.compat import quiet_other_ranks, shards_the_student
         from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.live_checks import with_the_student
@@ -142,6 +144,10 @@ class DistillPlugin(BasePlugin):
             made = HiddenObjective(hidden.args, hidden.pairs, hidden.widths)
             objectives.append(made.to(next(causal_lm.parameters()).device))
         attach_distill_forward(causal_lm, objectives, source)
+        if is_tensor_parallel(causal_lm):
+            from axolotl_distill.host.tensor_parallel import complete
+
+            complete(causal_lm)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         if not _is_on(cfg):
@@ -154,7 +160,9 @@ class DistillPlugin(BasePlugin):
         """Look at what is in force: now, for evaluation too, and when training begins."""
         if not _is_on(cfg):
             return []
+        from axolotl_distill.host.compat import tensor_parallel_ranks
         from axolotl_distill.host.datasets.types import all_stores
+        from axolotl_distill.host.hidden import check_hidden_trainer
         from axolotl_distill.host.in_force import InForce, check_trainer
         from axolotl_distill.host.live_checks import check_live_trainer
 
@@ -164,12 +172,17 @@ class DistillPlugin(BasePlugin):
         if cache is not None and cache.shuffle == "shards":
             trainer.shard_window = cache.window
         if self._hidden is not None:
+            check_hidden_trainer(trainer)
             trainer.projection_rate = self._hidden.args.learning_rate
         if self._readings is not None:
             check_live_trainer(trainer, _args(cfg), self._readings)
         if self._crossing is not None:
             self._crossing.settle(self._source, self._objectives, trainer.named_datasets())
         callbacks: list[Any] = [InForce(trainer, stores)]
+        if tensor_parallel_ranks(trainer.accelerator) > 1:
+            from axolotl_distill.host.tensor_parallel import to_save
+
+            callbacks += to_save()
         for source in getattr(self._source, "sources", {"": self._source}).values():
             average = getattr(getattr(source, "teacher", None), "average", None)
             if average is not None:
@@ -187,6 +200,7 @@ class DistillPlugin(BasePlugin):
     def _check(self, cfg: Any) -> None:
         from axolotl_distill.host.checks import other_plugins
         from axolotl_distill.host.crossing import cross_findings, crossing
+        from axolotl_distill.host.datasets.types import all_stores
         from axolotl_distill.host.findings import enforce
         from axolotl_distill.host.hidden import hidden_findings, hidden_plan
         from axolotl_distill.host.live_checks import live_findings, live_readings
@@ -203,7 +217,7 @@ class DistillPlugin(BasePlugin):
         enforce(cross_findings(cfg, _args(cfg)))
         enforce(hidden_findings(cfg, _args(cfg)))
         enforce(stores_findings(cfg, _args(cfg)))
-        self._hidden = hidden_plan(cfg, _args(cfg))
+        self._hidden = hidden_plan(cfg, _args(cfg), lambda: all_stores(cfg))
         self._crossing = crossing(cfg, _args(cfg))
         if self._crossing is None and _args(cfg).teachers:
             self._readings = live_readings(cfg, _args(cfg))

@@ -10,6 +10,7 @@ from axolotl_distill.config.distill import STORE_TYPE, DistillArgs, is_store
 from axolotl_distill.errors import StoreError, TokenizerMismatchError
 from axolotl_distill.host.datasets.types import CHAT_TYPE, all_stores, open_stores
 from axolotl_distill.host.findings import Finding
+from axolotl_distill.host.hidden import hidden_store_findings, unlike_hidden_findings
 from axolotl_distill.signal.source import resolve_support
 from axolotl_distill.store import TeacherStore, added_ids, check_compatible, tokens_of
 
@@ -53,6 +54,7 @@ def stores_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
     for store in stores:
         yield from store_findings(cfg, args, store)
     yield from _unlike(stores)
+    yield from unlike_hidden_findings(args, stores)
 
 
 def store_findings(cfg: Any, args: DistillArgs, store: TeacherStore) -> Iterator[Finding]:
@@ -70,6 +72,7 @@ def store_findings(cfg: Any, args: DistillArgs, store: TeacherStore) -> Iterator
     except StoreError as error:
         yield Finding.of("base_model", error)
     yield from loss_findings(store, args)
+    yield from hidden_store_findings(cfg, args, store)
 
 
 def loss_findings(store: TeacherStore, args: DistillArgs) -> Iterator[Finding]:

@@ -12,11 +12,12 @@ from transformers import Trainer
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.ahead import look_ahead
 from axolotl_distill.host.average import load_average, save_average
-from axolotl_distill.host.compat import local_processes
+from axolotl_distill.host.compat import local_processes, tensor_parallel_ranks
 from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.shard_order import shard_order
 from axolotl_distill.host.supervision import check_supervision
+from axolotl_distill.host.tensor_parallel import check_same_batch, join_saving
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.step import OnPolicy, is_of_own_text
@@ -81,6 +82,11 @@ class DistillMixin(Base):
         if is_new:
             give_own_rate(optimizer, self.model, self.projection_rate)
         return optimizer
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if tensor_parallel_ranks(self.accelerator) > 1:
+            join_saving(self, output_dir)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
@@ -151,7 +157,10 @@ class DistillMixin(Base):
             for batch in batch_samples
         ]
         total = sum(counts).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+        if tensor_parallel_ranks(self.accelerator) > 1:
+            # All processes hold one student, and have the same batch.
+            check_same_batch(self.accelerator, total, batch_samples)
+        elif self.args.average_tokens_across_devices and self.args.world_size > 1:
             total = self.accelerator.gather(total).sum()
         # In mixed precision FSDP2 makes bf16 of what is handed to a model, but of integers.
         return total.item() if total.is_floating_point() else total

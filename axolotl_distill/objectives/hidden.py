@@ -48,6 +48,8 @@ class HiddenObjective(Objective):
         assert signal is not None and student.layers is not None
         counts = (targets != IGNORE).float()
         weights = counts if weights is None else weights
+        if signal.known is not None:
+            weights, counts = weights * signal.known, counts * signal.known
         own_MPD = student.layers.float()
         if signal.layers is None:  # No document has a target.
             zero = own_MPD.sum() * 0 + sum(weight.sum() * 0 for weight in self.projections)
@@ -57,6 +59,9 @@ class HiddenObjective(Objective):
         with torch.autocast(own_MPD.device.type, enabled=False):
             for at in range(number):
                 own, other = own_MPD[:, at], signal.layers[:, at].float()
+                if signal.known is not None:
+                    # Of nothing, a loss may be infinite.
+                    other = torch.where(signal.known[:, None], other, 1.0)
                 if len(self.projections):
                     own = F.linear(own, self.projections[at])
                 loss = hidden_loss(own, other, self.args.loss)

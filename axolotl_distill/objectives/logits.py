@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from distill_kernels import (
+    DenseLogits,
     DistillOutput,
     DistillSpec,
     SparseTeacher,
+    VocabShard,
     distill_loss,
     fused_linear_distill,
 )
@@ -121,16 +123,18 @@ class LogitsObjective(Objective):
         targets: Tensor,
         weights: Tensor | None,
     ) -> DistillOutput:
+        weight, shard = head.weight(), head.shard
         return fused_linear_distill(
             hidden_MD,
-            head.weight(),
-            teacher,
+            weight,
+            _of_ids(teacher, shard, weight.shape[0]),
             targets,
             spec=self.spec,
             weights=weights,
-            bias=head.base.bias,
+            bias=head.bias(),
             low_rank=head.low_rank(hidden_MD),
             logit_transform=head.transform,
+            shard=shard,
             backend=self.backend,
         )
 
@@ -169,6 +173,18 @@ def _parts(signal: Said | None, targets: Tensor) -> list[_Part]:
     if isinstance(signal, Signal):
         return [_Part("", None, signal.distribution)]
     return [_Part(part.name, part.at, part.signal.distribution) for part in signal]
+
+
+def _of_ids(teacher: Distribution, shard: VocabShard, size: int) -> Distribution:
+    """What the loss takes of a teacher where this process has `size` ids of the student's head."""
+    if shard.group is None or isinstance(teacher, SparseTeacher):
+        return teacher
+    last = shard.start + size
+    if isinstance(teacher, DenseLogits):
+        return DenseLogits(teacher.logits[:, shard.start : last])
+    mine = slice(shard.start, last)
+    bias = None if teacher.bias is None else teacher.bias[mine]
+    return replace(teacher, weight=teacher.weight[mine], bias=bias)
 
 
 def _taken(values: Tensor, at: Tensor | None) -> Tensor:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from axolotl_distill.errors import ConfigError
 from axolotl_distill.heads.head import PROBE_TOKENS, FusedHead, plan_head
 from axolotl_distill.heads.router import REQUEST, router_loss, router_request, router_weight
+from axolotl_distill.heads.split import is_tensor_parallel
 from axolotl_distill.heads.stack import LayerStates
 
 LOG = logging.getLogger(__name__)
@@ -80,6 +82,11 @@ class Student:
             self._request = router_request(self.causal_lm, self.forward, tokens)
             self._head, why = plan_head(self.causal_lm, self.forward, tokens, self._request)
         self._planned = True
+        if self._head is None and is_tensor_parallel(self.causal_lm):
+            raise ConfigError(
+                f"`tensor_parallel_size`: {why}, and the loss cannot be computed from logits that "
+                "lie on several processes. Remove the key, and train with DDP or FSDP2."
+            )
         if self._head is None:
             LOG.warning(
                 f"axolotl-distill: {why}; the loss is computed from the model's own logits, which "

@@ -17,6 +17,8 @@ there is nothing to learn, in padding too.
     teacher_entries  int32 [B, S, K]  bits of its record's uint32 entries, -1 = none
     teacher_tail     int16 [B, S]     its record's tail at the run's temperature, where stored
     teacher_entropy  int16 [B, S]     only with draws
+    teacher_hidden   fp16 or int8 [B, S, P, D], teacher_hidden_scale fp32 [B, S, P]: what P layers
+                     of the teacher hand on is their product; of stores that have it
     teacher_choice   int64 [B, S]     the number of the teacher whom its row names, -1 = none; only
                                       in runs with several
 
@@ -41,7 +43,7 @@ batch has `row_number` and
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -72,6 +74,8 @@ WEIGHTS = Column("target_weight", np.float32, 0.0)
 ENTRIES = Column("teacher_entries", np.int32, -1)
 TAIL = Column("teacher_tail", np.int16, 0)
 ENTROPY = Column("teacher_entropy", np.int16, 0)
+HIDDEN = Column("teacher_hidden", np.float16, 0)
+HIDDEN_SCALE = Column("teacher_hidden_scale", np.float32, 0.0)
 NUMBERS = Column("row_number", np.int64, -1)
 OTHER_IDS = Column("teacher_input_ids", np.int64, -1)
 OTHER_LABELS = Column("teacher_labels", np.int64, IGNORE)
@@ -80,8 +84,14 @@ CONTEXTS = Column("teacher_context", np.int64, -1)
 CONTEXT_NUMBERS = Column("context_number", np.int64, -1)
 OTHERS = (OTHER_IDS, OTHER_LABELS, OTHER_NUMBERS)
 CONTEXT = (CONTEXTS, CONTEXT_NUMBERS)
-COLUMNS = (TARGETS, WEIGHTS, ENTRIES, TAIL, ENTROPY, CHOICES, NUMBERS, *OTHERS, *CONTEXT)
+RECORDED = (ENTRIES, TAIL, ENTROPY, HIDDEN, HIDDEN_SCALE)
+COLUMNS = (TARGETS, WEIGHTS, *RECORDED, CHOICES, NUMBERS, *OTHERS, *CONTEXT)
 """What is ours in a batch, and no model's to be called with"""
+
+
+def hidden_column(dtype: str) -> Column:
+    """HIDDEN of a store that has it as `dtype`."""
+    return replace(HIDDEN, dtype=np.dtype(dtype))
 
 
 def of_next(values: np.ndarray, column: Column, starts: ArrayLike = ()) -> np.ndarray:

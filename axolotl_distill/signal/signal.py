@@ -53,12 +53,14 @@ class Signal:
                   the run's temperature from a source. A row whose ids are all -1 says nothing.
     layers        [N, P, D], what the wanted layers hand on at each position, in their type; None
                   where none was wanted, or nothing was said of any position
+    known         bool [N], which rows `layers` are of; None: all
     pairs   where the N positions are the teacher's own, of its tokens: which belong to which of the
             student's
     """
 
     distribution: Distribution
     layers: Tensor | None = None
+    known: Tensor | None = None
     pairs: Pairs | None = None
 
 

@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from axolotl_distill.config.choice import ChoiceArgs
 from axolotl_distill.config.distill import DistillArgs, Support
-from axolotl_distill.signal.batch import ENTRIES, ENTROPY, TAIL
+from axolotl_distill.signal.batch import ENTRIES, ENTROPY, HIDDEN, HIDDEN_SCALE, TAIL
 from axolotl_distill.signal.chosen import ChosenSignal
 from axolotl_distill.signal.entries import decode_entries
 from axolotl_distill.signal.live import LiveSignal, Reading, live_signal
 from axolotl_distill.signal.signal import Said, Signal
 from axolotl_distill.store import TeacherStore
+from axolotl_distill.store.payloads.hidden import hidden_of
 
 
 class SignalSource(Protocol):
@@ -48,11 +49,13 @@ class StoredSignal:
     vocab_size   of their store: how an entry's bits are split
     support      "sampled" for draws
     temperature  of the loss, at which the tail was looked up, as their store has it
+    layers       which of the stored layers are wanted, by their places in a record
     """
 
     vocab_size: int
     support: Support
     temperature: float
+    layers: tuple[int, ...] = ()
 
     def signal(
         self, columns: Mapping[str, Tensor], rows: Tensor, inputs: Mapping[str, Any]
@@ -64,15 +67,20 @@ class StoredSignal:
             for name, column in (("tail", TAIL), ("entropy", ENTROPY))
             if column.name in columns
         }
-        return Signal(
-            decode_entries(
-                columns[ENTRIES.name].flatten(0, 1)[rows],
-                vocab_size=self.vocab_size,
-                sampled=self.support == "sampled",
-                temperature=self.temperature,
-                **found,
-            )
+        said = decode_entries(
+            columns[ENTRIES.name].flatten(0, 1)[rows],
+            vocab_size=self.vocab_size,
+            sampled=self.support == "sampled",
+            temperature=self.temperature,
+            **found,
         )
+        if not self.layers:
+            return Signal(said)
+        stored, scale = (
+            columns[name].flatten(0, 1)[rows][:, self.layers].float()
+            for name in (HIDDEN.name, HIDDEN_SCALE.name)
+        )
+        return Signal(said, stored * scale[..., None], known=said.ids[:, 0] >= 0)
 
 
 def signal_source(
@@ -87,7 +95,7 @@ def signal_source(
     stores    of the run, which `stores_findings` found to be alike
     student   who may be the teacher, too
     readings  of the teachers that answer while the student trains, by their keys (`args.teachers`)
-    layers    of such a teacher, whose outputs are wanted
+    layers    of the teacher, whose outputs are wanted; those that it stored, of a store
 
     Raises what loading such a teacher does.
     """
@@ -98,7 +106,12 @@ def signal_source(
         return None
     first = stores[0]
     own = args.temperature / first.manifest.tempered
-    return StoredSignal(first.manifest.vocab_size, resolve_support(first, args), own)
+    places: tuple[int, ...] = ()
+    if layers:
+        there = hidden_of(first.manifest.payloads)
+        assert there is not None, "host/hidden.py saw to that"
+        places = tuple(map(there.layers.index, layers))
+    return StoredSignal(first.manifest.vocab_size, resolve_support(first, args), own, places)
 
 
 def _live(

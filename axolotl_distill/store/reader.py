@@ -1,6 +1,6 @@
 """Reading a store: O(batch)."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from axolotl_distill.errors import StoreCorruptError, StoreError
 from axolotl_distill.store.manifest import AGAIN, Manifest
-from axolotl_distill.store.payloads import Arrays, Records
+from axolotl_distill.store.payloads import Arrays, Payloads, Records
 from axolotl_distill.store.schema import RECORD_BITS
 from axolotl_distill.store.tensors import map_tensors
 
@@ -57,8 +57,10 @@ class TeacherStore:
         """The number of the shard that has a record."""
         return int(np.searchsorted(self._stops, record, side="right"))
 
-    def read(self, index: np.ndarray) -> Records:
+    def read(self, index: np.ndarray, without: Collection[str] = ()) -> Records:
         """Records int64 [M], in any order, as often as wanted.
+
+        without  kinds of payloads that are not read
 
         Raises StoreError when an index is outside the store, and StoreCorruptError for a record
         that is no record; nothing larger than a batch of the longest records is allocated.
@@ -69,13 +71,14 @@ class TeacherStore:
                 f"records {index.min()} to {index.max()} asked of {self}, which holds "
                 f"{self.num_records}"
             )
+        payloads = self.manifest.payloads.without(without)
         shard_of = np.searchsorted(self._stops, index, side="right")
         parts = []
         for number in np.unique(shard_of).tolist() or [0]:
             at = np.flatnonzero(shard_of == number)
             local = index[at] - self.manifest.shards[number].first_record
-            parts.append((at, self._read_shard(number, local)))
-        return self.manifest.payloads.join(parts, index.size)
+            parts.append((at, self._read_shard(number, local, payloads)))
+        return payloads.join(parts, index.size)
 
     def arrays(self, number: int) -> Arrays:
         """The memory-mapped arrays of one shard, which may outlive its file. Raises what `held`
@@ -92,11 +95,11 @@ class TeacherStore:
             self._maps[number] = map_tensors(self.path / shard.records_file, self.manifest, shard)
         yield self._maps[number]
 
-    def _read_shard(self, number: int, local: np.ndarray) -> Records:
+    def _read_shard(self, number: int, local: np.ndarray, payloads: Payloads) -> Records:
         shard = self.manifest.shards[number]
         try:
             with self.held(number) as arrays:
-                return self.manifest.payloads.read(arrays, local, self.manifest.shape_of(shard))
+                return payloads.read(arrays, local, self.manifest.shape_of(shard))
         except ValueError as error:
             if isinstance(error, StoreError):
                 raise

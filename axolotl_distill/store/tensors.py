@@ -21,6 +21,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "I8": np.dtype("i1"),
     "I16": np.dtype("<i2"),
     "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
 }
 """What a payload may hold, by safetensors' names"""
 MAX_HEADER = 1 << 16

@@ -18,6 +18,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from axolotl_distill.trajectories import is_unfinished
 from students.problems import MOST_TOKENS, ROOT
 
 PROMPTS = 16
@@ -134,8 +135,17 @@ def write_rows(rows: list[dict], path: Path) -> str:
     return str(path)
 
 
-def answers(teacher: Path, prompts: str, system: str, folder: Path) -> str:
-    """A file of chats with what a teacher answers at T = 1; made once."""
+def answers(
+    teacher: Path,
+    prompts: str,
+    system: str,
+    folder: Path,
+    most: int = MOST_TOKENS,
+    *,
+    whole: bool = False,
+) -> str:
+    """A file of chats with what a teacher answers at T = 1 in at most so many tokens; made once.
+    `whole`: without the answers that are cut there."""
     chats = folder / "chats.jsonl"
     if not chats.exists():
         output = folder / "trajectories"
@@ -147,7 +157,7 @@ def answers(teacher: Path, prompts: str, system: str, folder: Path) -> str:
                 "system": system,
                 "temperature": 1.0,
                 "top_p": 1.0,
-                "max_tokens": MOST_TOKENS,
+                "max_tokens": most,
                 "batch_size": 64,
             },
         }
@@ -164,6 +174,7 @@ def answers(teacher: Path, prompts: str, system: str, folder: Path) -> str:
         rows = [
             {"messages": [*row["messages"], {"role": "assistant", "content": row["content"]}]}
             for row in sorted(found, key=lambda row: row["id"])
+            if not (whole and is_unfinished(row["finish_reason"]))
         ]
         write_rows(rows, chats.with_suffix(".new"))
         chats.with_suffix(".new").rename(chats)

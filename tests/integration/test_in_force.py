@@ -10,6 +10,7 @@ from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.prompt_strategies import load as load_type
 from axolotl.utils.collators import DataCollatorForSeq2Seq
 from axolotl.utils.dict import DictDefault
+from peft import LoraConfig, get_peft_model
 from support.losses import attach, settings
 from torch import nn
 
@@ -151,6 +152,39 @@ def test_fsdp2_in_8_bits_is_said(trainer, caplog):
 def test_parallelism_that_no_key_spoke_of(trainer, name):
     trainer.accelerator.parallelism_config = SimpleNamespace(dp_shard_size=2, **{name: 2})
     with pytest.raises(ConfigError, match=f"`{name}: 2` is in force"):
+        check_processes(trainer)
+
+
+@pytest.mark.parametrize(
+    "seen, message",
+    [
+        ({"processes": 4}, "in 4 processes .MULTI_GPU., and the student in 2 parts: .*Launch 2"),
+        ({"kind": "FSDP"}, r"in 2 processes .FSDP."),
+        ({"tp_size": 1}, "`tp_size: 1` is in force, and the student is in 2 parts"),
+        ({"num_key_value_heads": 1}, "`num_key_value_heads: 1` .*cannot be shared by 2"),
+        ({"plan": "replicated_with_grad_allreduce"}, "of the kind replicated_with_grad_allreduce"),
+        ({"adapter": True}, "with an adapter, of which each process would train another"),
+        ({}, None),
+    ],
+)
+def test_a_student_in_parts(trainer, monkeypatch, seen, message):
+    accelerator, model = trainer.accelerator, trainer.model
+    monkeypatch.setenv("WORLD_SIZE", str(seen.get("processes", 2)))
+    accelerator.num_processes = seen.get("processes", 2)
+    accelerator.distributed_type = seen.get("kind", "MULTI_GPU")
+    accelerator.state.fsdp_plugin = SimpleNamespace(fsdp_version=2)
+    accelerator.parallelism_config = SimpleNamespace(tp_size=seen.get("tp_size", 2))
+    model._tp_size = 2
+    if "num_key_value_heads" in seen:
+        model.config.num_key_value_heads = 1
+    if "plan" in seen:
+        model._tp_plan = {"model.layers.*.self_attn.q_norm": seen["plan"]}
+    if "adapter" in seen:
+        trainer.model = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    if message is None:
+        check_processes(trainer)
+        return
+    with pytest.raises(ConfigError, match=message):
         check_processes(trainer)
 
 

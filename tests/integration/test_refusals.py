@@ -47,6 +47,7 @@ FSDP2 = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": True}}
 ZERO2 = {"deepspeed": {"zero_optimization": {"stage": 2}}}
 SHARDED = {"state_dict_type": "SHARDED_STATE_DICT"}
 LORA = {"adapter": "lora"}
+SPLIT = {"tensor_parallel_size": 2, "save_only_model": True}
 
 
 def check_config(cfg, args):
@@ -70,7 +71,18 @@ def check_stores(cfg, args):
         ({"context_parallel_size": 2}, "context_parallel_size: 2"),
         ({"sequence_parallel_degree": 2}, "sequence_parallel_degree: 2"),
         ({"context_parallel": {"size": 4}}, "context_parallel: 4"),
-        ({"tensor_parallel_size": "2"}, "tensor_parallel_size: 2"),
+        ({"tensor_parallel_size": "2", "save_strategy": "steps"}, "needs `save_only_model: true`"),
+        ({"tensor_parallel_size": 2, **LORA}, "each trains an adapter of its own"),
+        ({"tensor_parallel_size": 2, "load_in_4bit": True}, "with `load_in_4bit`"),
+        ({"tensor_parallel_size": 2, **FSDP2}, "combined with `fsdp_config`"),
+        ({"tensor_parallel_size": 2, "dp_replicate_size": 2}, "combined with `dp_replicate_size`"),
+        ({"tensor_parallel_size": {"size": 2}, "deepspeed": "zero.json"}, "with `deepspeed`"),
+        ({**SPLIT, "resume_from_checkpoint": "out"}, "with `resume_from_checkpoint`"),
+        ({**SPLIT, "auto_resume_from_checkpoints": True}, "with `auto_resume_from_checkpoints`"),
+        ({**SPLIT, "distill": {"on_policy": {"length": 9}}}, "with `distill.on_policy`"),
+        ({**SPLIT, "distill": {"hidden_states": {"layers": 2}}}, "with `distill.hidden_states`"),
+        ({**SPLIT, "distill": {"cross_tokenizer": "uld"}}, "with `distill.cross_tokenizer`"),
+        ({**SPLIT, "distill": {"teacher": {"self": True}}}, "a teacher that is the student itself"),
         ({"expert_parallel_size": 2}, "expert_parallel_size: 2"),
         ({"fsdp": ["full_shard"]}, "fsdp_version: 1"),
         ({"fsdp_config": {"reshard_after_forward": True}}, "Set `fsdp_version: 2`"),
@@ -106,6 +118,9 @@ def test_impossible_combinations(cfg, extra, message):
         {**FSDP2, "fsdp_config": SHARDED, **LORA},
         {**LORA, "lora_modules_to_save": ["lm_head"]},
         {"deepspeed": {"zero_optimization": {"stage": 3}}, "dp_replicate_size": 2},
+        {"tensor_parallel_size": 2, "save_only_model": True},
+        {"tensor_parallel_size": 2, "save_strategy": "no", "dp_shard_size": 1},
+        {"tensor_parallel_size": 2, "save_strategy": False},  # a bare `no`, as YAML reads it
     ],
 )
 def test_what_may_work_is_not_refused_by_its_key(cfg, extra):
@@ -307,7 +322,8 @@ def test_no_supervised_token(cfg, tmp_path, tiny_model):
 
 
 def test_all_that_is_wrong_is_found_at_once(cfg, store):
-    cfg.use_dft, cfg.tensor_parallel_size, cfg.cut_cross_entropy = True, 2, True
+    cfg.use_dft, cfg.cut_cross_entropy = True, True
+    cfg.tensor_parallel_size, cfg.save_strategy = 2, None
     found = list(config_findings(cfg, args()))
     assert [(finding.key, finding.error) for finding in found] == [
         ("use_dft", ConfigError),
@@ -321,14 +337,14 @@ def test_all_that_is_wrong_is_found_at_once(cfg, store):
 
 
 def test_verify_says_all_of_it(tmp_path, config, store):
-    config = {**BASE, **config, "use_dft": True, "tensor_parallel_size": 2}
+    config = {**BASE, **config, "use_dft": True, "expert_parallel_size": 2}
     config["distill"] = {"alpha": 0.5, "temperature": 3.0}
     path = tmp_path / "config.yml"
     path.write_text(yaml.safe_dump(config))
     done = distill_here("verify", store, "--config", path, "--json", check=False)
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)["findings"]
-    keys = ["use_dft", "tensor_parallel_size", "distill.temperature"]
+    keys = ["use_dft", "expert_parallel_size", "distill.temperature"]
     assert [finding["key"] for finding in found] == keys
     assert {finding["level"] for finding in found} == {"error"}
     assert all(f"* {finding['seen']}" in done.stderr for finding in found)

@@ -13,25 +13,40 @@ from axolotl_distill.store.sealed import seal_of
 
 VOCAB = 5000
 TEMPERATURES = [1.0, 2.0]
+LAYERS, DEPTH, WIDTH = [1, 4], 6, 5
+"""Of hidden states, which a kind has beside it as in nucleus+int8"""
 
 
 def manifest(kind: str = "nucleus", rows: int = 40, **changes: Any) -> Manifest:
     """The header of a store of the first `rows` rows."""
+    kind, _, dtype = (whole := kind).partition("+")
     payload = {
         "topk": {"kind": "topk", "k": 6},
         "nucleus": {"kind": "nucleus", "p": 0.9, "max_k": 9},
         "sampled": {"kind": "sampled", "draws": 12, "temperature": 1.0, "seed": 0},
     }[kind]
+    payloads = [payload, about_hidden(dtype)] if dtype else [payload]
     header = {
         "vocab_size": VOCAB,
-        "payloads": [payload],
+        "payloads": payloads,
         "temperatures": [] if kind == "sampled" else TEMPERATURES,
         "sequence_len": 4096,
         "tokenizer": {"fingerprint": "f" * 64, "name": "made-up"},
         "teacher": {"name": "made-up", "dtype": "float32"},
-        "source": about_rows(row(index, kind) for index in range(rows)),
+        "source": about_rows(row(index, whole) for index in range(rows)),
     }
     return new_manifest(**{**header, **changes})
+
+
+def about_hidden(dtype: str) -> dict[str, Any]:
+    return {"kind": "hidden", "layers": LAYERS, "depth": DEPTH, "width": WIDTH, "dtype": dtype}
+
+
+def hidden_states(index: int, records: int) -> np.ndarray:
+    """fp32 [records, layers, WIDTH] of row `index`, of very different sizes."""
+    rng = np.random.default_rng([index, 77])
+    sizes = 10.0 ** rng.integers(-3, 6, (records, len(LAYERS), 1))
+    return (sizes * rng.standard_normal((records, len(LAYERS), WIDTH))).astype(np.float32)
 
 
 def about_rows(rows: Iterable[dict[str, Any] | None]) -> dict[str, Any]:
@@ -45,6 +60,7 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
     """Row `index`, always the same; every seventh has nothing to store."""
     if index % 7 == 3:
         return None
+    kind, _, dtype = kind.partition("+")
     rng = np.random.default_rng([index, len(kind)])
     length = int(rng.integers(4, 40))
     ids = rng.integers(0, VOCAB, length)
@@ -74,6 +90,13 @@ def row(index: int, kind: str) -> dict[str, Any] | None:
         # The tail at T = 1 is what the entries leave.
         held = [np.exp(encoding.decode_logprobs(part, VOCAB)[1]).sum() for part in parts]
         columns["tail"][:, 0] = encoding.encode_tail(np.log1p(-np.array(held)), np.log(held))
+    if dtype:
+        import torch
+
+        from axolotl_distill.capture.hidden import hidden_columns
+
+        states = torch.from_numpy(hidden_states(index, records))
+        columns |= hidden_columns(states, dtype, index)
     return {
         "source_row": index,
         "row_id": f"row-{index}",

@@ -267,7 +267,10 @@ def test_layers_that_are_not_there(pairs):
 @pytest.mark.parametrize(
     "block, said",
     [
-        ({"hidden_states": {}}, "`teacher` is store"),
+        (
+            {"hidden_states": {}, "cross_tokenizer": {"method": "span"}},
+            "does not go with `cross_tokenizer`",
+        ),
         ({"teacher": "text", "hidden_states": {}}, "`teacher` is text"),
         (
             {
@@ -277,6 +280,34 @@ def test_layers_that_are_not_there(pairs):
             "is behind a server",
         ),
         ({"teacher": "m", "hidden_states": {}, "on_policy": {}}, "was not tried yet"),
+        (
+            {"teacher": "m", "hidden_states": {}, "cross_tokenizer": {"method": "span"}},
+            "does not go with `cross_tokenizer`",
+        ),
+        (
+            {
+                "cross_tokenizer": {"method": "span"},
+                "capture": {"teacher": "m", "output": "s", "hidden_states": {"layers": [1]}},
+            },
+            "`capture.hidden_states` does not go with",
+        ),
+        (
+            {
+                "capture": {
+                    "teacher": {
+                        "model": "m",
+                        "server": {"base_url": "http://h/v1", "engine": "vllm"},
+                    },
+                    "output": "s",
+                    "hidden_states": {"layers": [1]},
+                }
+            },
+            "behind a server",
+        ),
+        (
+            {"capture": {"teacher": "m", "output": "s", "hidden_states": {"dtype": "float32"}}},
+            "must be one of float16",
+        ),
         ({"teacher": "m", "hidden_states": {"pairs": []}}, "must hold pairs"),
         ({"teacher": "m", "hidden_states": {"pairs": [[1, 2, 3]]}}, "must hold pairs"),
         ({"teacher": "m", "hidden_states": {"pairs": [[1, 2], [1, 2]]}}, "a pair twice"),

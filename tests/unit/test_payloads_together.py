@@ -18,46 +18,46 @@ from axolotl_distill.signal.batch import Column
 from axolotl_distill.store import RecordBatch, StoreWriter, open_store, verify_store
 from axolotl_distill.store.payloads import KINDS, Payload, Records, registered
 
-HIDDEN = Column("teacher_hidden", np.float16, 0.0)
+VECTOR = Column("teacher_vector", np.float16, 0.0)
 WIDTH = 5
 
 
-class Hidden(Payload):
+class Vector(Payload):
     """One vector a record, fp16 [R, width]."""
 
-    kind: Literal["hidden"]
+    kind: Literal["vector"]
     width: Annotated[int, Field(ge=1, le=1 << 16)]
 
-    columns: ClassVar[tuple[str, ...]] = ("hidden",)
+    columns: ClassVar[tuple[str, ...]] = ("vector",)
 
     def tensors(self, shape, present):
-        return {"hidden": ("F16", (shape.records, self.width))}
+        return {"vector": ("F16", (shape.records, self.width))}
 
     def pack(self, records, shape):
         return dict(records.columns)
 
     def check_batch(self, records, shape):
-        assert records.columns["hidden"].shape == (len(records), self.width)
+        assert records.columns["vector"].shape == (len(records), self.width)
 
     def read(self, arrays, index, shape):
-        return Records({"hidden": arrays["hidden"][index]})
+        return Records({"vector": arrays["vector"][index]})
 
     def check(self, arrays, shape, most=None):
-        if not np.isfinite(arrays["hidden"]).all():
-            raise ValueError("a hidden state is not finite")
+        if not np.isfinite(arrays["vector"]).all():
+            raise ValueError("a vector is not finite")
 
     def collate(self, records, temperatures, temperature):
-        return {HIDDEN: records.columns["hidden"]}
+        return {VECTOR: records.columns["vector"]}
 
     def summary(self, records, temperatures):
-        return {"hidden": {"mean": float(records.columns["hidden"].mean())}}
+        return {"vector": {"mean": float(records.columns["vector"].mean())}}
 
 
 @pytest.fixture(autouse=True)
-def hidden():
-    registered(Hidden)
+def vector():
+    registered(Vector)
     yield
-    del KINDS["hidden"]
+    del KINDS["vector"]
 
 
 def row(index):
@@ -66,14 +66,14 @@ def row(index):
         return None
     rng = np.random.default_rng(index)
     states = rng.standard_normal((len(made["records"]), WIDTH)).astype(np.float16)
-    columns = {**made["records"].columns, "hidden": states}
+    columns = {**made["records"].columns, "vector": states}
     return {**made, "records": RecordBatch(columns, made["records"].lengths)}
 
 
 def manifest(rows=40):
     payloads = [
         {"kind": "nucleus", "p": 0.9, "max_k": 9},
-        {"kind": "hidden", "width": WIDTH},
+        {"kind": "vector", "width": WIDTH},
     ]
     return synthetic.manifest(rows=rows, payloads=payloads)
 
@@ -103,7 +103,7 @@ def path(tmp_path):
 
 def states(rows=40):
     made = [row(index) for index in range(rows)]
-    return np.concatenate([one["records"].columns["hidden"] for one in made if one])
+    return np.concatenate([one["records"].columns["vector"] for one in made if one])
 
 
 def test_it_is_written_and_read_beside_the_distribution(path):
@@ -111,7 +111,7 @@ def test_it_is_written_and_read_beside_the_distribution(path):
     assert len(store.manifest.shards) > 2
     index = np.random.default_rng(0).permutation(store.num_records)
     found = store.read(index)
-    assert (found.columns["hidden"] == states()[index]).all()
+    assert (found.columns["vector"] == states()[index]).all()
     plain = synthetic.write_store(path.parent / "plain")
     assert (found.entries == open_store(plain).read(index).entries).all()
     taken = 2 * WIDTH * store.num_records
@@ -121,11 +121,11 @@ def test_it_is_written_and_read_beside_the_distribution(path):
 
 def test_people_are_told_of_both(path):
     numbers = statistics(open_store(path))
-    assert numbers["a record holds"] == ["nucleus {'p': 0.9, 'max_k': 9}", "hidden {'width': 5}"]
-    assert numbers["hidden"]["mean"] == pytest.approx(float(states().mean()), abs=1e-3)
+    assert numbers["a record holds"] == ["nucleus {'p': 0.9, 'max_k': 9}", "vector {'width': 5}"]
+    assert numbers["vector"]["mean"] == pytest.approx(float(states().mean()), abs=1e-3)
     assert "mass held at T" in numbers
     card = (path / "README.md").read_text()
-    assert "nucleus" in card and "hidden, width 5" in card
+    assert "nucleus" in card and "vector, width 5" in card
 
 
 def test_a_capture_that_stops_keeps_both(path):
@@ -135,20 +135,20 @@ def test_a_capture_that_stops_keeps_both(path):
     with RecordJournal(path, "u" * 32) as journal:
         (found,) = journal.read(0).values()
     assert found.columns.keys() == records.columns.keys()
-    assert (found.columns["hidden"] == records.columns["hidden"]).all()
+    assert (found.columns["vector"] == records.columns["vector"]).all()
 
 
 def test_damage_to_it_is_seen(path):
     name = "teacher/shard-00001.safetensors"
     data = bytearray((path / name).read_bytes())
     start = 8 + int.from_bytes(data[:8], "little")
-    place = data.index(open_store(path).arrays(1)["hidden"][7].tobytes(), start)
+    place = data.index(open_store(path).arrays(1)["vector"][7].tobytes(), start)
     data[place : place + 2] = np.float16(np.nan).tobytes()
     (path / name).write_bytes(data)
     with pytest.raises(StoreCorruptError, match="sha256"):
         verify_store(path)
     synthetic.rehash(path, name)
-    with pytest.raises(StoreCorruptError, match=r"shard-00001.*a hidden state is not finite"):
+    with pytest.raises(StoreCorruptError, match=r"shard-00001.*a vector is not finite"):
         verify_store(path)
 
 
@@ -163,9 +163,9 @@ def test_a_batch_has_both_at_the_position_that_predicts(path, tokenizer):
     batch = collate(store_features(tokenizer, path)[:3])
     learnt = batch["shift_labels"] != -100
     wanted = states()[: int(learnt.sum())]
-    assert batch["teacher_hidden"].shape == (*learnt.shape, WIDTH)
-    assert (batch["teacher_hidden"][learnt] == torch.from_numpy(wanted)).all()
-    assert (batch["teacher_hidden"][~learnt] == 0).all()
+    assert batch["teacher_vector"].shape == (*learnt.shape, WIDTH)
+    assert (batch["teacher_vector"][learnt] == torch.from_numpy(wanted)).all()
+    assert (batch["teacher_vector"][~learnt] == 0).all()
     assert (batch["teacher_entries"][learnt][:, 0] != -1).all()
     assert batch["teacher_tail"].shape == learnt.shape
 
@@ -181,12 +181,12 @@ def test_beside_a_store_without_it_a_batch_has_what_both_have(path, tokenizer):
     )
     for features in (store_features(tokenizer, path), store_features(tokenizer, plain)):
         batch = collate(features[:2])
-        assert "teacher_hidden" not in batch
+        assert "teacher_vector" not in batch
         assert (batch["teacher_entries"] != -1).any()
 
 
 def test_a_capture_goes_on_only_with_the_same(path):
-    said = r"`payloads`: payloads is \['nucleus', 'hidden'\] there and \['nucleus'\] now"
+    said = r"`payloads`: payloads is \['nucleus', 'vector'\] there and \['nucleus'\] now"
     with pytest.raises(StoreError, match=said):
         StoreWriter.create_or_resume(path, synthetic.manifest())
 
@@ -195,8 +195,8 @@ def test_a_capture_goes_on_only_with_the_same(path):
     "payloads, said",
     [
         ([{"kind": "topk", "k": 3}, {"kind": "nucleus", "p": 0.5, "max_k": 3}], "`entries`"),
-        ([{"kind": "hidden", "width": 3}], "how likely the next token is"),
-        ([{"kind": "topk", "k": 3}, {"kind": "hidden", "width": 0}], "payloads.1.width"),
+        ([{"kind": "vector", "width": 3}], "how likely the next token is"),
+        ([{"kind": "topk", "k": 3}, {"kind": "vector", "width": 0}], "payloads.1.width"),
     ],
 )
 def test_what_cannot_be_together(payloads, said):

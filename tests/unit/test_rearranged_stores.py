@@ -17,7 +17,7 @@ from axolotl_distill.store import open_store, verify_store
 from axolotl_distill.store.rearrange import merge, reshard, split
 
 ROOT = Path(__file__).resolve().parents[2]
-KINDS = ["topk", "nucleus", "sampled"]
+KINDS = ["topk", "nucleus", "sampled", "nucleus+float16", "sampled+int8"]
 
 
 def content(*paths):

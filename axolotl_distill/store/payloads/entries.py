@@ -92,7 +92,7 @@ class EntriesPayload(Distribution):
     def check(self, arrays: Arrays, shape: Shape, most: int | None = None) -> None:
         if "lengths" in arrays:
             ragged.check(arrays, shape.entries)
-        for index in _spread(shape.records, most, max(1, AT_ONCE // self.most_entries)):
+        for index in spread(shape.records, most, max(1, AT_ONCE // self.most_entries)):
             self.check_entries(self._take(arrays, index, shape), shape)
 
     def collate(
@@ -148,7 +148,7 @@ def within_records(lengths: np.ndarray) -> np.ndarray:
     return within
 
 
-def _spread(count: int, most: int | None, at_once: int) -> Iterator[np.ndarray]:
+def spread(count: int, most: int | None, at_once: int) -> Iterator[np.ndarray]:
     """All of range(count), or `most` evenly spaced ones, in parts of `at_once`."""
     step = 1 if most is None else max(1, count // most)
     for first in range(0, count, step * at_once):

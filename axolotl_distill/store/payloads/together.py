@@ -57,6 +57,12 @@ class Payloads(RootModel[Annotated[list[AnyPayload], Field(min_length=1, max_len
     def most_entries(self) -> int:
         return max(payload.most_entries for payload in self.root)
 
+    def without(self, kinds: Collection[str]) -> "Payloads":
+        """These, but for some kinds; a distribution stays."""
+        kept = [payload for payload in self.root if payload.kind not in kinds]
+        assert any(isinstance(payload, Distribution) for payload in kept)
+        return self if len(kept) == len(self.root) else Payloads.model_construct(root=kept)
+
     def check_vocabulary(self, vocab_size: int) -> None:
         for payload in self.root:
             payload.check_vocabulary(vocab_size)
