@@ -71,7 +71,7 @@ def check_same_batch(accelerator: Any, weight: torch.Tensor, batches: Sequence[A
 def save_in_parts(
     trainer: Any, save: Callable[..., None], output_dir: str | None, _internal_call: bool
 ) -> None:
-    """What the first process saves is gathered by all, once in each; `save` is the `save_model` that
+    """What the first process saves is gathered by all, once in each; `save`: the `save_model` that
     the trainer would have else.
 
     In 0.19 the others are not asked; in 0.20 Axolotl asks them; in 0.21 both Axolotl and the
