@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import openai
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from support.cli import CHATS, capture_config, distill
+from support.crossed import mistral_student
 from support.trajectories import trajectory
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -84,6 +87,47 @@ def test_same_store_as_in_this_process(tmp_path, vllm, smollm2_dir, student_dir,
     assert shared > BOUNDS[dtype]["ids"]
     assert logprob.max() < BOUNDS[dtype]["logprob"]
     assert np.abs(tail - true_tail).max() < BOUNDS[dtype]["tail"]
+
+
+def test_a_student_with_another_tokenizer(tmp_path, vllm, smollm2_dir):
+    """Records of `span` from the server's 64 likeliest tokens, beside those of the same model in
+    this process, which has all of them. What the tokens of an answer multiply to is the same."""
+    student = mistral_student(tmp_path / "student")
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir(), there.mkdir()
+
+    def captured(folder, teacher):
+        config = capture_config(folder, student, teacher, k=64)
+        values = yaml.safe_load(config.read_text())
+        values["distill"] |= {"temperature": 1.0, "cross_tokenizer": {"method": "span"}}
+        config.write_text(yaml.safe_dump(values))
+        distill("capture", config, "--limit", ROWS)
+
+    captured(here, {"model": str(smollm2_dir), "dtype": "float32"})
+    with vllm.serve(smollm2_dir, dtype="float32") as base_url:
+        server = {"base_url": base_url, "engine": "vllm"}
+        teacher = {"model": "teacher", "tokenizer": str(smollm2_dir), "server": server}
+        captured(there, teacher)
+    own, sums = [], []
+    for folder in (there, here):
+        store = verify_store(folder / "store")
+        found = store.read(np.arange(store.num_records))
+        ids, logprobs = decode_logprobs(found.entries, store.manifest.vocab_size)
+        rows = pq.read_table(store.path / "data").to_pylist()
+        labels = [[label for label in row["labels"] if label != -100] for row in rows]
+        came = np.concatenate(labels)
+        at = np.argmax(ids == came[:, None], 1)
+        own.append(np.where((ids == came[:, None]).any(1), logprobs[np.arange(len(at)), at], -32.0))
+        sums.append([part.sum() for part in np.split(own[-1], np.cumsum([*map(len, labels)])[:-1])])
+    unnamed = verify_store(there / "store").manifest.teacher["check"]["unnamed"]
+    off = np.abs(np.exp(own[0]) - np.exp(own[1]))
+    print(
+        f"\n{len(off)} records; of the teacher's probability {unnamed:.4f} not named; the token's "
+        f"own probability off by {off.mean():.5f}, at most {off.max():.3f}; more than 0.01 at "
+        f"{(off > 0.01).mean():.2%}"
+    )
+    assert 0.0 < unnamed < 0.1 and off.mean() < unnamed
+    assert sums[0] == pytest.approx(sums[1], abs=0.05)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])

@@ -294,7 +294,10 @@ def test_layers_that_are_not_there(pairs):
         (
             {
                 "capture": {
-                    "teacher": {"model": "m", "server": {"base_url": "http://h/v1"}},
+                    "teacher": {
+                        "model": "m",
+                        "server": {"base_url": "http://h/v1", "engine": "vllm"},
+                    },
                     "output": "s",
                     "hidden_states": {"layers": [1]},
                 }
