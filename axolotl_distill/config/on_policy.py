@@ -10,9 +10,10 @@ from axolotl_distill.config.server import ServerArgs
 
 
 class RolloutServerArgs(ServerArgs):
-    """A vLLM server that holds the student: it is given the adapter, and writes with it."""
+    """A vLLM server that holds the student: it is given the adapter, or all weights where there is
+    none, and writes with them."""
 
-    engine: Literal["vllm"] = Field("vllm", description="No other can be given an adapter yet.")
+    engine: Literal["vllm"] = Field("vllm", description="No other can be given weights yet.")
     concurrency: int = Field(
         64, ge=1, description="Completions under way at once, asked for by each process."
     )
@@ -24,8 +25,8 @@ class RolloutServerArgs(ServerArgs):
     )
     adapters: PathText | None = Field(
         None,
-        description="Folder that the adapter is written to, which the server reads. Default: "
-        "rollout-adapters in `output_dir`.",
+        description="Folder that the adapter, or all weights where there is none, is written to, "
+        "which the server reads. Default: rollout-adapters or rollout-weights in `output_dir`.",
     )
     adapters_there: str | None = Field(
         None, min_length=1, description="The same folder as the server names it. Default: as here."

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +20,13 @@ from axolotl_distill.config.on_policy import RolloutServerArgs
 from axolotl_distill.errors import ConfigError, DistillError, ServerError
 from axolotl_distill.host.findings import Finding
 from axolotl_distill.host.live_checks import moved_base
-from axolotl_distill.rollout.adapters import OURS, Adapters
+from axolotl_distill.rollout.adapters import Adapters
+from axolotl_distill.rollout.checkpoints import Checkpoints
+from axolotl_distill.rollout.full_sync import FullSync
+from axolotl_distill.rollout.held import WRITES
 from axolotl_distill.rollout.served import ServedWriter
-from axolotl_distill.rollout.sync import WRITES, Sync
+from axolotl_distill.rollout.sync import Sync
+from axolotl_distill.rollout.versions import OURS, Versions
 from axolotl_distill.rollout.vllm import VLLM
 from axolotl_distill.teachers.temperature import PROSE
 from axolotl_distill.teachers.tokenizer import check_reading, probe_texts
@@ -36,6 +41,15 @@ NOT_TAKEN = {
     "peft_trainable_token_indices": "vLLM takes no single rows of the embeddings",
     "peft_layer_replication": "vLLM replicates no layers",
 }
+NOT_SENT = {
+    "load_in_4bit": "all weights are sent, and these are not there as such",
+    "load_in_8bit": "all weights are sent, and these are not there as such",
+    "qat": "the server would compute with other weights than the trainer does",
+    "fp8": "the server would compute in another precision than the trainer does",
+    "resize_token_embeddings_to_32x": "the server has as many embeddings as `base_model`",
+    "tokens": "the server has as many embeddings as `base_model`",
+}
+"""Of a student without an adapter."""
 ENDS = ("lm_head", "embed_tokens", "wte", "embed_out")
 """vLLM leaves an adapter of theirs out of what it scores, or refuses it."""
 
@@ -45,11 +59,12 @@ def served_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
     the config, and after."""
     if args.on_policy is None or args.on_policy.server is None:
         return
-    if cfg.get("adapter") not in ("lora", "qlora"):
+    adapter = cfg.get("adapter")
+    if adapter not in (None, "lora", "qlora"):
         yield Finding(
-            KEY,
-            f"`{KEY}` gives the server an adapter before each rollout,",
-            "and this config trains all weights, which are not sent yet.",
+            "adapter",
+            f"`adapter: {adapter}` cannot be combined with `{KEY}`:",
+            "vLLM takes LoRA adapters, or all weights.",
             "Set `adapter: lora` or qlora, or remove the block: the student then writes itself.",
         )
     for key in ("fsdp_config", "fsdp", "deepspeed"):
@@ -57,14 +72,16 @@ def served_findings(cfg: Any, args: DistillArgs) -> Iterator[Finding]:
             yield Finding(
                 key,
                 f"`{key}` cannot be combined with `{KEY}`:",
-                "an adapter that is sharded is not sent yet.",
+                "weights that are sharded are not sent yet.",
                 "Train with DDP or one process, or remove the block.",
             )
-    for key, why in NOT_TAKEN.items():
+    for key, why in (NOT_TAKEN if adapter else NOT_SENT).items():
         if cfg.get(key):
             yield Finding(
                 key, f"`{key}` cannot be combined with `{KEY}`:", f"{why}.", "Remove one of them."
             )
+    if not adapter:
+        return
     named = cfg.get("lora_target_modules") or []
     named = [named] if isinstance(named, str) else named
     if ends := [name for name in named if str(name).split(".")[-1] in ENDS]:
@@ -84,7 +101,8 @@ def _ends(names: list[str]) -> Finding:
 
 def check_rollout_server(cfg: Any, args: DistillArgs) -> None:
     """Asks the server before a weight is read whether it serves the student, reads text as its
-    tokenizer does, has room for its rows, and takes an adapter of `lora_r` from the folder.
+    tokenizer does, has room for its rows, and takes an adapter of `lora_r` from the folder, or
+    weights while it runs.
 
     Raises ConfigError, ServerError or TokenizerMismatchError.
     """
@@ -107,7 +125,11 @@ def check_rollout_server(cfg: Any, args: DistillArgs) -> None:
             body = {"model": base, "prompt": text, "add_special_tokens": False}
             answer = vllm.run(vllm.client.post(f"{vllm.client.root}/tokenize", body))
             check_reading(base, text, answer.get("tokens") or [], tokenizer)
-        _empty_adapter(vllm, adapters_of(cfg, given), int(cfg.lora_r), int(cfg.lora_alpha or 1))
+        if cfg.adapter:
+            rank, alpha = int(cfg.lora_r), int(cfg.lora_alpha or 1)
+            _empty_adapter(vllm, adapters_of(cfg, given), rank, alpha)
+        else:
+            _no_weights(vllm, checkpoints_of(cfg, given))
     finally:
         vllm.close()
 
@@ -124,10 +146,7 @@ def _empty_adapter(vllm: VLLM, adapters: Adapters, rank: int, alpha: int) -> Non
         save_file({}, new / "adapter_model.safetensors")
         path = adapters.keep(new, name)
     except OSError as error:
-        raise ConfigError(
-            f"{adapters.folder} cannot be written ({error}): it takes the adapter's versions. Name "
-            f"another folder with `{KEY}.adapters`."
-        ) from error
+        raise _unwritable(adapters, error) from error
     try:
         vllm.load(name, path, empty=True)
         vllm.unload(name)
@@ -136,10 +155,35 @@ def _empty_adapter(vllm: VLLM, adapters: Adapters, rank: int, alpha: int) -> Non
         adapters.remove(name)
 
 
-def adapters_of(cfg: Any, given: RolloutServerArgs) -> Adapters:
-    return Adapters(
-        Path(given.adapters or Path(cfg.output_dir) / "rollout-adapters"), given.adapters_there
+def _no_weights(vllm: VLLM, checkpoints: Checkpoints) -> None:
+    """Folder and endpoints are tried, without a weight: a server that finds none where it looks for
+    them is left with nothing."""
+    try:
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=checkpoints.folder):
+            pass
+    except OSError as error:
+        raise _unwritable(checkpoints, error) from error
+    vllm.forget()
+
+
+def _unwritable(versions: Versions, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{versions.folder} cannot be written ({error}): it takes what the server is given. Name "
+        f"another folder with `{KEY}.adapters`."
     )
+
+
+def adapters_of(cfg: Any, given: RolloutServerArgs) -> Adapters:
+    return Adapters(_folder(cfg, given, "rollout-adapters"), given.adapters_there)
+
+
+def checkpoints_of(cfg: Any, given: RolloutServerArgs) -> Checkpoints:
+    return Checkpoints(_folder(cfg, given, "rollout-weights"), given.adapters_there)
+
+
+def _folder(cfg: Any, given: RolloutServerArgs, name: str) -> Path:
+    return Path(given.adapters or Path(cfg.output_dir) / name)
 
 
 def served_base(given: RolloutServerArgs, base_model: str) -> tuple[str, int | None]:
@@ -201,27 +245,31 @@ def check_adapter(model: Any) -> None:
 
 
 class ServedRollouts(TrainerCallback):
-    """The student's writer behind a server, and its end: the server forgets the adapter."""
+    """The student's writer behind a server, and its end: the server forgets an adapter."""
 
     def __init__(self, cfg: Any, given: RolloutServerArgs, trainer: Any, as_reader: Any):
         self.accelerator = trainer.accelerator
         self.vllm = VLLM(given)
-        check_adapter(trainer.model)
+        if cfg.adapter:
+            check_adapter(trainer.model)
         tokenizer = trainer.processing_class
         text = tokenizer(PROSE, add_special_tokens=False)["input_ids"]
         text = text[: max(2, cfg.sequence_len - WRITES)]
-        self.sync: Sync | None = None
+        self.sync: Sync | FullSync | None = None
         if self.accelerator.is_main_process:
             base, _ = served_base(given, str(cfg.base_model))
-            adapters = adapters_of(cfg, given)
-            self.sync = Sync(trainer.model, self.vllm, adapters, base, text, as_reader, LOG.info)
+            about = (base, text, as_reader, LOG.info)
+            if cfg.adapter:
+                self.sync = Sync(trainer.model, self.vllm, adapters_of(cfg, given), *about)
+            else:
+                self.sync = FullSync(trainer.model, self.vllm, checkpoints_of(cfg, given), *about)
 
     def writer(self, args: Any, stop: tuple[int, ...], context: int, reads: Any) -> ServedWriter:
         shows = self.accelerator.is_main_process
         return ServedWriter(self.vllm, args, stop, context, reads, self._synced, shows)
 
     def _synced(self, step: int) -> tuple[str, Mapping[str, float]]:
-        """Rank 0 gives the server the adapter, and the others wait for it."""
+        """Rank 0 gives the server the weights, and the others wait for it."""
         return on_first(self.accelerator, lambda: self.sync(step))  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a vLLM server is asked for: to take an adapter, to score a text with it, to write with it.
+"""What a vLLM server is asked for: to take an adapter or all weights, to score a text, to write.
 
 Read in vLLM 0.32, and run against it.
 """
@@ -30,6 +30,11 @@ PLAIN = {
 NO_ENDPOINT = (
     "It takes no adapters while it runs. Start it with `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm "
     "serve MODEL --enable-lora`, and let `base_url` end in /v1."
+)
+NO_DEV_MODE = (
+    "It takes no weights while it runs. Start it as `VLLM_SERVER_DEV_MODE=1 vllm serve MODEL`, "
+    "where only the training reaches it: its endpoints for development let whoever asks call "
+    "anything in it. Or train an adapter."
 )
 
 
@@ -81,9 +86,41 @@ class VLLM:
         status, _ = self._post("unload_lora_adapter", {"lora_name": name})
         return status == 200
 
-    def _post(self, path: str, body: dict[str, str], retries: int = 2) -> tuple[int, str]:
-        """Status and text: these two answer with plain text."""
+    def reload(self, path: str) -> None:
+        """All weights out of the checkpoint in the folder `path`, as the server names it, in place
+        of those that it has; nothing is left of what it cached with them.
+
+        Raises ServerError with what the server says where it does not take them.
+        """
+        body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+        status, said = self._post(f"{self.client.root}/collective_rpc", body)
+        if status == 404:
+            raise ServerError(f"{self.server.base_url} (404): {said} {NO_DEV_MODE}")
+        if status != 200:
+            raise ServerError(
+                f"{self.server.base_url} did not take the weights in {path} ({status}): {said} Can "
+                "it read that folder? Name one that both see: `distill.on_policy.server.adapters`, "
+                "and `adapters_there` where the server has it under another name. Its log says "
+                "more; start it anew, for it may have taken half of them."
+            )
+        self.forget()
+
+    def forget(self) -> None:
+        """The server's prefix cache is emptied. Raises ServerError where it is not."""
+        status, said = self._post(f"{self.client.root}/reset_prefix_cache", {})
+        if status == 404:
+            raise ServerError(f"{self.server.base_url} (404): {said} {NO_DEV_MODE}")
+        # An older one says nothing.
+        if status != 200 or "false" in said:
+            raise ServerError(
+                f"{self.server.base_url} did not empty its prefix cache ({status}): {said} It does "
+                "not while it writes: is something else asking it? It is this run's alone."
+            )
+
+    def _post(self, path: str, body: dict[str, Any], retries: int = 2) -> tuple[int, str]:
+        """Status and text, which is no JSON always. path  below base_url, or a whole URL"""
         server = self.server
+        url = path if "://" in path else f"{server.base_url}/{path}"
         try:
             with openai.OpenAI(
                 base_url=server.base_url,
@@ -92,13 +129,13 @@ class VLLM:
                 timeout=server.timeout,
             ) as client:
                 options: Any = {"headers": {RAW: "true"}}
-                answer: Any = client.post(f"/{path}", body=body, cast_to=object, options=options)
+                answer: Any = client.post(url, body=body, cast_to=object, options=options)
                 return answer.status_code, redact(answer.text[:500])
         except openai.APIStatusError as error:
             return error.status_code, redact(error.response.text[:500])
         except openai.APIConnectionError as error:
             raise ServerError(
-                f"{redact(server.base_url)}/{path} does not answer: {error.__cause__ or error}. Is "
+                f"{redact(url)} does not answer: {error.__cause__ or error}. Is "
                 "the server up, and `distill.on_policy.server.base_url` right?"
             ) from error
 

@@ -1,9 +1,10 @@
-"""The real Axolotl, where a server that is given the adapter writes what is learnt from."""
+"""The real Axolotl, where a server that is given the student's weights writes what is learnt
+from."""
 
 import pytest
 from support.axolotl_run import run_axolotl
 from support.faulty_server import FaultyServer
-from support.lora_server import LoraServer
+from support.lora_server import FullServer, LoraServer
 from support.strategies import LORA
 from support.sums import write_sums
 
@@ -74,6 +75,42 @@ def test_a_server_with_other_weights_ends_the_run_before_a_step(
     assert "is not the student's base model" in run.log
 
 
+def full(config, url, teacher):
+    """All weights instead of an adapter."""
+    plain = {key: value for key, value in config.items() if key not in LORA and "lora" not in key}
+    plain["distill"] = {**plain["distill"], "teacher": str(teacher)}
+    return served({**plain, "learning_rate": 1e-3}, url)
+
+
+def test_each_step_is_written_with_all_weights_as_they_are_then(
+    tmp_path, served_config, tiny_model, tiny_llama_dir, tokenizer
+):
+    """The server had other weights at first; nobody's run but this one's is in it."""
+    behind = FullServer(tiny_model(seed=1), tokenizer)
+    with FaultyServer(behind.handlers) as server:
+        run = run_axolotl(tmp_path, full(served_config, server.url, tiny_llama_dir))
+    gaps = run.column("rollout/sync_gap")
+    assert len(gaps) == STEPS and max(gaps) < 1e-3
+    assert "with trial ones" in run.log
+    assert [name.split("-", 3)[3] for name in behind.reloads] == [
+        "first", "trial", *(f"step-{step}" for step in range(1, STEPS + 1))
+    ]  # fmt: skip
+    assert not list((run.output / "rollout-weights").iterdir())
+    grads = [step["grad_norm"] for step in run.inside[0]["steps"]]
+    assert min(grads) > 0.0
+
+
+def test_a_server_that_skips_weights_ends_the_run_before_a_step(
+    tmp_path, served_config, tiny_model, tiny_llama_dir, tokenizer
+):
+    behind = FullServer(tiny_model(), tokenizer, skips=True)
+    with FaultyServer(behind.handlers) as server:
+        given = full(served_config, server.url, tiny_llama_dir)
+        run = run_axolotl(tmp_path, given, check=False)
+    assert run.code and not run.steps
+    assert "still has other weights" in run.log
+
+
 @pytest.mark.slow
 def test_two_processes_write_with_one_adapter(tmp_path, served_config, tiny_model, tokenizer):
     behind = LoraServer(tiny_model(), tokenizer)
@@ -87,6 +124,18 @@ def test_two_processes_write_with_one_adapter(tmp_path, served_config, tiny_mode
     assert len(loaded) == STEPS + 2 and len(set(loaded)) == len(loaded)
     written = [body for path, body in asked if path == "/v1/completions" and "seed" in body]
     assert {body["model"] for body in written} > {name for name in loaded if "-step-" in name}
+    assert max(run.column("rollout/sync_gap")) < 1e-3
+
+
+@pytest.mark.slow
+def test_two_processes_write_with_all_weights(
+    tmp_path, served_config, tiny_model, tiny_llama_dir, tokenizer
+):
+    behind = FullServer(tiny_model(), tokenizer)
+    with FaultyServer(behind.handlers) as server:
+        given = full(served_config, server.url, tiny_llama_dir)
+        run = run_axolotl(tmp_path, given, processes=2)
+    assert run.inside[0]["processes"] == 2 and len(behind.reloads) == STEPS + 2
     assert max(run.column("rollout/sync_gap")) < 1e-3
 
 

@@ -118,7 +118,7 @@ def test_a_reload_under_one_name_is_found_out(tmp_path, base_dir, url):
     sync = synced(tmp_path, base_dir, url)
     name, _ = sync(1)
     learn(sync.model, 1, 0.2)
-    again = sync.adapters.save(sync.model, sync.adapters.name("again"))
+    again = sync.versions.save(sync.model, sync.versions.name("again"))
     # From a new place it would be another adapter to the cache.
     path = shutil.copytree(again, tmp_path / name, dirs_exist_ok=True)
     body = {"lora_name": name, "lora_path": str(path), "load_inplace": True}

@@ -151,3 +151,55 @@ class LoraServer:
         with self.lock, torch.no_grad():
             logits = self.models[name](input_ids=torch.tensor([ids])).logits[0, :-1]
         return logits.float().log_softmax(-1)
+
+
+class FullServer(LoraServer):
+    """Takes all weights while it runs, as in development mode; `spoil` may change them.
+
+    It writes with the keys and values that the weights of before gave it until its cache is reset,
+    as vLLM does of a prompt that it has had.
+
+    skips   whether a reload reads what it had before, and says that all went well
+    forgets whether a reset does what it says
+    busy    whether it says that it is writing, when its cache is to be reset
+    """
+
+    def __init__(self, base: Any, tokenizer: Any, **changes: Any):
+        self.skips = changes.pop("skips", False)
+        self.forgets = changes.pop("forgets", True)
+        self.busy = changes.pop("busy", False)
+        self.reloads: list[str] = []
+        given = {"writes": lambda name: "cached", **changes}
+        super().__init__(base, tokenizer, **given)
+        self.models["cached"] = copy.deepcopy(base).eval()
+
+    @property
+    def handlers(self) -> dict[str, Callable[[Body], Any]]:
+        adapters = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+        plain = {path: work for path, work in super().handlers.items() if path not in adapters}
+        return {
+            **plain,
+            "/collective_rpc": self.call,
+            "/reset_prefix_cache": self.reset,
+        }
+
+    def call(self, body: Body) -> Any:
+        assert body["method"] == "reload_weights"
+        folder = Path(body["kwargs"]["weights_path"])
+        self.reloads.append(folder.name)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            said = "Call to collective_rpc method failed: Worker failed with error"
+            return 500, {"error": {"message": f"{said} 'Cannot find any model weights'"}}
+        tensors = {name: t for file in files for name, t in load_file(file).items()}
+        with self.lock:
+            if not self.skips:
+                self.models["student"].load_state_dict(self.spoil(tensors), strict=False)
+        return {"results": [None]}
+
+    def reset(self, body: Body) -> Any:
+        if self.busy:
+            return {"success": False}
+        if self.forgets:
+            self.models["cached"] = copy.deepcopy(self.models["student"])
+        return {"success": True}

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 from support.faulty_server import FaultyServer
-from support.lora_server import LoraServer, student
+from support.lora_server import FullServer, LoraServer, student
 from support.model_types import tiny
 
 from axolotl_distill.config.distill import parse_distill
@@ -23,9 +23,9 @@ ASKED = parse_distill({"teacher": "m", "on_policy": {"server": {"base_url": "htt
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"adapter": None}, "trains all weights"),
+        ({"adapter": "llama-adapter"}, "LoRA adapters, or all weights"),
         ({"peft_use_dora": True}, "no DoRA"),
-        ({"fsdp_config": {"reshard_after_forward": True}}, "adapter that is sharded"),
+        ({"fsdp_config": {"reshard_after_forward": True}}, "weights that are sharded"),
         ({"lora_modules_to_save": ["embed_tokens"]}, "no whole modules"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, "embeddings or the head"),
         ({"lora_target_modules": "embed_tokens"}, "embeddings or the head"),
@@ -40,6 +40,26 @@ def test_what_vllm_does_not_take(changes, said):
     assert said in str(found)
     assert not list(served_findings(LORA, ASKED))
     assert not list(served_findings({}, parse_distill({"teacher": "m", "on_policy": {}})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"load_in_8bit": True}, "all weights are sent"),
+        ({"load_in_4bit": True}, "all weights are sent"),
+        ({"qat": {"weight_dtype": "int8"}}, "other weights than the trainer"),
+        ({"fp8": True}, "another precision"),
+        ({"deepspeed": "zero3.json"}, "weights that are sharded"),
+        ({"fsdp_config": {"reshard_after_forward": True}}, "weights that are sharded"),
+        ({"resize_token_embeddings_to_32x": True}, "as many embeddings"),
+        ({"tokens": ["<new>"]}, "as many embeddings"),
+    ],
+)
+def test_a_student_whose_weights_are_not_sent(changes, said):
+    (found,) = served_findings({"adapter": None, **changes}, ASKED)
+    assert said in str(found)
+    # What is said of adapters is nothing to a student without one.
+    assert not list(served_findings({"lora_modules_to_save": ["embed_tokens"]}, ASKED))
 
 
 @pytest.mark.parametrize(
@@ -71,6 +91,24 @@ def test_an_adapter_that_vllm_does_not_take(changes, said):
 def test_blocks_that_cannot_be(block, said):
     with pytest.raises(ConfigError, match=said):
         parse_distill({"teacher": "m", "on_policy": block})
+
+
+def test_a_server_that_is_not_in_development_mode(tmp_path, tiny_llama_dir, tokenizer):
+    behind = FullServer(tiny("llama"), tokenizer)
+    with FaultyServer(behind.handlers) as server:
+        cfg, args = asked(tmp_path, tiny_llama_dir, server)
+        cfg["adapter"] = None
+        check_rollout_server(cfg, args)
+        # Asked without a weight: a server that finds none is left with nothing.
+        assert not behind.reloads and not list((tmp_path / "rollout-weights").iterdir())
+        del server.handlers["/reset_prefix_cache"]
+        with pytest.raises(ServerError, match="VLLM_SERVER_DEV_MODE=1 vllm serve"):
+            check_rollout_server(cfg, args)
+        (tmp_path / "file").touch()
+        cfg, args = asked(tmp_path, tiny_llama_dir, server, adapters=str(tmp_path / "file"))
+        cfg["adapter"] = None
+        with pytest.raises(ConfigError, match=r"cannot be written.*server\.adapters"):
+            check_rollout_server(cfg, args)
 
 
 class Settings(dict):
