@@ -31,15 +31,9 @@ SPLITS = {
     "sp_size": SEQUENCE,
     "ep_size": EXPERTS,
 }
-STYLES = {
-    "colwise",
-    "rowwise",
-    "colwise_gather_output",
-    "colwise_rep",
-    "rowwise_rep",
-    "embedding_rowwise",
-}
-"""Of transformers' plans, those with which a loss was held to that of one process."""
+STYLES = {"colwise", "rowwise", "colwise_gather_output", "colwise_rep"}
+"""Of transformers' plans, those with which a loss was held to that of one process; the last two are
+two names of one."""
 ZERO_NOT_TRIED = (
     "offload_optimizer",
     "offload_param",

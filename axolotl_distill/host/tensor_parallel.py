@@ -6,12 +6,12 @@ processes gather what is saved. In 0.19 the norm of a gradient cannot be had of 
 process that saves waits for the others for ever.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from axolotl_distill.errors import ConfigError
 from axolotl_distill.host.compat import finishes_tensor_parallelism
@@ -68,11 +68,20 @@ def check_same_batch(accelerator: Any, weight: torch.Tensor, batches: Sequence[A
         )
 
 
-def join_saving(trainer: Any, output_dir: str | None) -> None:
-    """Have the processes that write nothing take part in gathering what the first one saves, unless
-    Axolotl did: its trainer asks its `axolotl_cfg`, which up to 0.21 only some of them have."""
-    joined = finishes_tensor_parallelism() and getattr(trainer, "axolotl_cfg", None) is not None
-    if not joined and not trainer.args.should_save:
+def save_in_parts(
+    trainer: Any, save: Callable[..., None], output_dir: str | None, _internal_call: bool
+) -> None:
+    """What the first process saves is gathered by all, once in each; `save`: the `save_model` that
+    the trainer would have else.
+
+    In 0.19 the others are not asked; in 0.20 Axolotl asks them; in 0.21 both Axolotl and the
+    Trainer below do, and they would gather twice.
+    """
+    if getattr(trainer, "is_distributed_loading_by_transformers", False):
+        Trainer.save_model(trainer, output_dir, _internal_call)
+        return
+    save(output_dir, _internal_call)
+    if not finishes_tensor_parallelism() and not trainer.args.should_save:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         model.save_pretrained(output_dir or trainer.args.output_dir, is_main_process=False)
 

@@ -17,7 +17,7 @@ from axolotl_distill.host.guard import StepGuard
 from axolotl_distill.host.hidden import give_own_rate, load_projections, save_projections
 from axolotl_distill.host.shard_order import shard_order
 from axolotl_distill.host.supervision import check_supervision
-from axolotl_distill.host.tensor_parallel import check_same_batch, join_saving
+from axolotl_distill.host.tensor_parallel import check_same_batch, save_in_parts
 from axolotl_distill.objectives.metrics import MetricSums
 from axolotl_distill.rollout.evaluate import OwnText
 from axolotl_distill.rollout.step import OnPolicy, is_of_own_text
@@ -84,9 +84,10 @@ class DistillMixin(Base):
         return optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
         if tensor_parallel_ranks(self.accelerator) > 1:
-            join_saving(self, output_dir)
+            save_in_parts(self, super().save_model, output_dir, _internal_call)
+        else:
+            super().save_model(output_dir, _internal_call)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict=state_dict)
