@@ -1,5 +1,5 @@
 """A real vLLM serves what `axolotl distill temper` wrote: it answers as the teacher at that
-temperature.
+temperature, and a capture from it knows its tail.
 
 Installs vLLM into .cache/vllm (3.4 GB) where it is not there yet.
 """
@@ -10,17 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.cli import distill_here
+from support.cli import capture_config, distill, distill_here
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from axolotl_distill.config.on_policy import RolloutServerArgs
 from axolotl_distill.rollout.vllm import VLLM
+from axolotl_distill.store import verify_store
+from axolotl_distill.store.encoding import decode_logprobs, decode_tail
 from axolotl_distill.teachers.temperature import PROSE
 
 ROOT = Path(__file__).resolve().parents[2]
-T = 2.0
+T, K, ROWS = 2.0, 32, 2
 # fp32 on both sides: what is left is the order of sums.
 TEXT_BOUND = 0.0005
+# Of a store, whose log-probabilities have 16 bits.
+STORE_BOUND = 0.003
 
 pytestmark = pytest.mark.slow
 
@@ -62,3 +66,32 @@ def test_it_answers_as_the_original_at_that_temperature(url, smollm2_dir):
     )
     assert apart.max() < TEXT_BOUND
     assert np.abs(seen - plain).mean() > 0.5
+
+
+def test_a_capture_from_it_knows_its_tail(tmp_path, url, smollm2_dir, student_dir):
+    server = {"base_url": url, "engine": "vllm"}
+    stores = []
+    for name, teacher in (
+        ("served", {"model": "teacher", "server": server, "tempered": T}),
+        ("local", {"model": str(smollm2_dir), "dtype": "float32"}),
+    ):
+        (tmp_path / name).mkdir()
+        about = {"k": K, "method": "topk"}
+        config = capture_config(tmp_path / name, student_dir, teacher, **about)
+        distill("capture", config, "--limit", ROWS)
+        stores.append(verify_store(tmp_path / name / "store"))
+    served, local = stores
+    assert not served.manifest.tail_estimated
+    assert (served.manifest.temperatures, served.manifest.served) == ([1.0], [T])
+    index = np.arange(served.num_records)
+    assert served.num_records == local.num_records > 50
+    found, right = served.read(index), local.read(index)
+    # A store has log-probabilities at T = 1 of its teacher, which is tempered here and there not.
+    tail = np.exp(decode_tail(found.tail[:, 0]))
+    place = local.manifest.temperatures.index(T)
+    apart = np.abs(tail - np.exp(decode_tail(right.tail[:, place])))
+    print(f"\n{len(index)} records: the tail at T = {T:g} is off by at most {apart.max():.5f}")
+    assert apart.max() < STORE_BOUND
+    ids, logprobs = decode_logprobs(found.entries, served.manifest.vocab_size)
+    whole = np.exp(logprobs.astype(np.float64)).sum(1) + tail
+    assert (ids >= 0).all() and np.abs(whole - 1.0).max() < STORE_BOUND
