@@ -32,7 +32,8 @@ def base(tmp_path_factory, tiny_model, tiny_llama_dir):
         rows[index]["labels"] = [-100] * len(rows[index]["labels"])
     store = capture_rows(folder / "store", lambda: tiny_model(seed=1), rows, k=16)
     texts = folder / "rows.jsonl"
-    texts.write_text("\n".join(json.dumps(row) for row in rows))
+    seen = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+    texts.write_text("\n".join(json.dumps(row) for row in seen))
     teacher = tiny_model(seed=1, hidden_size=32)
     teacher.save_pretrained(folder / "teacher")
     tokenizer.save_pretrained(folder / "teacher")
