@@ -20,6 +20,7 @@ from distill_kernels import (
     fused_linear_distill,
     spec,
 )
+from support.forks import apart
 from support.kernel_cases import make_case, oracle, relative_error
 from support.losses import agree, attach, batch_of, from_own_logits, losses_and_gradients, settings
 from support.stores import capture_rows, random_rows, store_features
@@ -39,15 +40,15 @@ pytestmark = pytest.mark.axolotl
 
 
 def test_01_the_head_is_found_behind_a_wrapper(store, tokenizer, tiny_model):
-    torch.distributed.init_process_group("gloo", "tcp://127.0.0.1:0", world_size=1, rank=0)
-    try:
+    def check():
+        torch.distributed.init_process_group("gloo", "tcp://127.0.0.1:0", world_size=1, rank=0)
         model = tiny_model()
         attach(model, settings(tokenizer))
         wrapped = torch.nn.parallel.DistributedDataParallel(model)
         wrapped(**batch_of(store, tokenizer)).loss.backward()
         assert all(p.grad is not None for p in model.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
+
+    apart(check)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

@@ -31,6 +31,7 @@ from distill_kernels import (
 from distill_kernels.backends import torch_rows
 from distill_kernels.shard import Extent
 from distill_kernels.spec import Divergence
+from support.forks import apart
 from support.kernel_cases import Case, make_case, relative_error
 
 VOCAB, ROWS, DIM = 101, 13, 16
@@ -224,28 +225,42 @@ def test_shards_that_do_not_go_together_are_refused(tmp_path):
 
 @pytest.fixture
 def alone(tmp_path):
-    """A group of this process alone."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
-    )
-    yield VocabShard(0, torch.distributed.group.WORLD)
-    torch.distributed.destroy_process_group()
+    """Has a check called with a shard that a group of one process has, in a process of its own."""
+
+    def ask(check: Callable[[VocabShard], None]) -> None:
+        def inside() -> None:
+            torch.distributed.init_process_group(
+                "gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1
+            )
+            check(VocabShard(0, torch.distributed.group.WORLD))
+
+        apart(inside)
+
+    return ask
 
 
 def test_the_sizes_of_shards_are_told_where_the_head_is(alone):
     """A group of NCCL serves no tensor on the CPU, as one of gloo serves none on `meta`."""
-    assert alone.extent(7, 3, torch.device("cpu")) == Extent(((0, 7),))
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        alone.extent(7, 3, torch.device("meta"))
+
+    def check(shard: VocabShard) -> None:
+        assert shard.extent(7, 3, torch.device("cpu")) == Extent(((0, 7),))
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            shard.extent(7, 3, torch.device("meta"))
+
+    alone(check)
 
 
 def test_a_graph_does_not_take_a_shard_for_the_whole_head(alone):
     """The operator that torch.compile sees knows of no group."""
+    alone(_is_not_taken_for_the_whole)
+
+
+def _is_not_taken_for_the_whole(shard: VocabShard) -> None:
     case = make_case()
 
     def loss(hidden: torch.Tensor) -> torch.Tensor:
         return fused_linear_distill(
-            hidden, case.weight, case.teacher, case.labels, spec=DistillSpec(), shard=alone
+            hidden, case.weight, case.teacher, case.labels, spec=DistillSpec(), shard=shard
         ).loss
 
     with pytest.raises(Exception, match="VocabShard's group cannot be part of a graph"):

@@ -4,10 +4,13 @@ process (support/fleet.py)."""
 import atexit
 import faulthandler
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,6 +28,33 @@ def in_a_fork(seconds: float = LONGEST) -> None:
     """
     tqdm.set_lock(threading.RLock())
     faulthandler.dump_traceback_later(seconds, exit=True, file=2)
+
+
+def apart(check: Callable[[], None], seconds: float = LONGEST) -> None:
+    """Run `check` in a fork, which ends without freeing anything. Raises AssertionError where it
+    raised, or took longer than `seconds`; what it said is on stderr.
+
+    For process groups of gloo: where the last owner of one is freed by Python, as the wrapper of
+    DDP is, torch 2.13 joins the group's thread with the interpreter's lock held, and that thread
+    may be waiting for the lock. Then a test waits for ever, now and then, and no signal ends it.
+    """
+
+    def inside() -> None:
+        in_a_fork(seconds)
+        code = 1
+        try:
+            check()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    child = multiprocessing.get_context("fork").Process(target=inside)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, f"it ended with {child.exitcode}: see what it said on stderr"
 
 
 class Forks:
