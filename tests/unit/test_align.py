@@ -208,12 +208,6 @@ def test_a_text_that_does_not_come_back(pieces):
         ({"cross_tokenizer": {}, "temperature": 2.0}, "T = 1 only"),
         ({"cross_tokenizer": {}, "support": "renormalize"}, "tail_bucket"),
         ({"cross_tokenizer": {}, "capture": {"teacher": "t", "output": "o", "draws": 4}}, "topk"),
-        (
-            {"cross_tokenizer": {}, "capture": {"teacher": {
-                "model": "t", "server": {"base_url": "http://x/v1", "engine": "vllm"}},
-                "output": "o"}},
-            "without `server`",
-        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_with_it(block, said):
