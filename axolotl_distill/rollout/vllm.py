@@ -93,7 +93,8 @@ class VLLM:
         Raises ServerError with what the server says where it does not take them.
         """
         body = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-        status, said = self._post(f"{self.client.root}/collective_rpc", body)
+        # Not twice: one that takes longer than `timeout` is still at it.
+        status, said = self._post(f"{self.client.root}/collective_rpc", body, retries=0)
         if status == 404:
             raise ServerError(f"{self.server.base_url} (404): {said} {NO_DEV_MODE}")
         if status != 200:
@@ -133,6 +134,12 @@ class VLLM:
                 return answer.status_code, redact(answer.text[:500])
         except openai.APIStatusError as error:
             return error.status_code, redact(error.response.text[:500])
+        except openai.APITimeoutError as error:
+            raise ServerError(
+                f"{redact(url)} did not answer within {server.timeout:g} seconds "
+                "(`distill.on_policy.server.timeout`). Set more where the model is large; or is "
+                "the server stuck?"
+            ) from error
         except openai.APIConnectionError as error:
             raise ServerError(
                 f"{redact(url)} does not answer: {error.__cause__ or error}. Is "

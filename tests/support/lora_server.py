@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,12 +163,14 @@ class FullServer(LoraServer):
     skips   whether a reload reads what it had before, and says that all went well
     forgets whether a reset does what it says
     busy    whether it says that it is writing, when its cache is to be reset
+    takes   seconds of a reload
     """
 
     def __init__(self, base: Any, tokenizer: Any, **changes: Any):
         self.skips = changes.pop("skips", False)
         self.forgets = changes.pop("forgets", True)
         self.busy = changes.pop("busy", False)
+        self.takes = changes.pop("takes", 0.0)
         self.reloads: list[str] = []
         given = {"writes": lambda name: "cached", **changes}
         super().__init__(base, tokenizer, **given)
@@ -187,6 +190,7 @@ class FullServer(LoraServer):
         assert body["method"] == "reload_weights"
         folder = Path(body["kwargs"]["weights_path"])
         self.reloads.append(folder.name)
+        time.sleep(self.takes)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             said = "Call to collective_rpc method failed: Worker failed with error"

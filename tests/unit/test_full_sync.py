@@ -38,10 +38,10 @@ def learn(model, seed, size=0.02):
 
 
 @contextmanager
-def served(folder, model, *, base=None, there=None, **changes):
+def served(folder, model, *, base=None, there=None, timeout=20.0, **changes):
     behind = FullServer(base or copy.deepcopy(model).eval(), None, **changes)
     with FaultyServer(behind.handlers) as server:
-        vllm = VLLM(RolloutServerArgs(base_url=server.url, retries=2, timeout=20.0))
+        vllm = VLLM(RolloutServerArgs(base_url=server.url, retries=2, timeout=timeout))
         said = []
         sync = FullSync(
             *(model, vllm, Checkpoints(folder, there), "student", TEXT),
@@ -107,6 +107,16 @@ def test_a_server_that_says_yes_and_does_not(tmp_path, changes, said):
     ):
         sync(1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reload_that_takes_long_is_not_sent_again(tmp_path):
+    """The server would be at two of them, and the files are gone after the first."""
+    with (
+        served(tmp_path, student(), timeout=1.0, takes=2.5) as sync,
+        pytest.raises(ServerError, match=r"within 1 seconds \(`distill.on_policy.server.timeout`"),
+    ):
+        sync(1)
+    assert len(sync.behind.reloads) == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_reload_that_is_skipped_later_is_found(tmp_path):
