@@ -4,7 +4,8 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,6 +55,58 @@ def rows(log: Path) -> list[dict[str, Any]]:
         with suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
+
+
+def fill(
+    wanted: Iterable[dict[str, Any]],
+    log: Path,
+    hours: float,
+    run: Callable[..., dict[str, Any]],
+    said: Callable[[dict[str, Any]], str],
+) -> None:
+    """Do those runs that the log does not have yet, and add each as it ends.
+
+    wanted  what names a run: the arguments of `run`, which go into its row before what it found
+    hours   no run is begun that would end later, if it takes as long as the longest of these
+    said    a row in words
+    """
+    wanted = list(wanted)
+    done = rows(log)
+    end, longest = time.monotonic() + 3600 * hours, 0.0
+    for names in wanted:
+        if any(row.items() >= names.items() for row in done):
+            continue
+        if time.monotonic() + longest > end:
+            print(f"{len(done)} runs are kept in {log}; the same command goes on")
+            return
+        start = time.monotonic()
+        row = {**names, **run(**names)}
+        taken = time.monotonic() - start
+        longest = max(longest, taken)
+        with log.open("a") as file:
+            file.write("\n" + json.dumps(row))
+        done.append(row)
+        print(f"{said(row)}; {taken:.0f} s", flush=True)
+
+
+def summed_up(
+    found: list[dict[str, Any]], keys: Sequence[str], scores: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Of the rows that are alike in `keys`: how many there are (`seeds`), and of each score that
+    some have the mean, the least and the most."""
+    by: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in found:
+        by[tuple(row[key] for key in keys)].append(row)
+    out = []
+    for names, runs in by.items():
+        summary: dict[str, Any] = {**dict(zip(keys, names, strict=True)), "seeds": len(runs)}
+        for score in scores:
+            values = [run[score] for run in runs if run.get(score) is not None]
+            if values:
+                spread = {"mean": statistics.mean(values), "least": min(values)}
+                summary[score] = {**spread, "most": max(values)}
+        out.append(summary)
+    return out
 
 
 def keep(name: str, results: Any, folder: Path = RESULTS) -> Path:

@@ -22,20 +22,17 @@ benchmarks/results/on_policy.json.
 
 import argparse
 import copy
-import json
 import re
 import shutil
-import statistics
 import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from common import ROOT, keep, rows
-from students.arms import PROMPTS, answers, distills, keep_model, student, train, write_rows
+from common import ROOT, fill, keep, rows, summed_up
+from students.arms import PROMPTS, answers, distills, keep_model, merged, train, write_rows
 from students.problems import SYSTEM, Exam, Text, kl, log_probs, problems, solved
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -89,18 +86,20 @@ class School:
             self._make(STUDENT, config, path)
         return path
 
-    def arm(self, name: str, seed: int) -> dict:
-        """One student, trained and scored."""
-        folder = self.folder / f"run-{name.replace(' ', '-')}-{seed}"
+    def run(self, arm: str, seed: int) -> dict:
+        """One student, trained and scored, or what is scored as it is."""
+        if arm in BEGINNINGS:
+            return self.scores(_load(BEGINNINGS[arm](self)))
+        folder = self.folder / f"run-{arm.replace(' ', '-')}-{seed}"
         config = {
             "base_model": str(self.student()),
-            "distill": distills(self.teacher())[name],
+            "distill": distills(self.teacher())[arm],
             "datasets": self._data("answers", self.rows),
             "max_steps": STEPS,
             "seed": 100 + seed,
         }
         trained = train(folder, config)
-        model = student(self.student(), folder / "out")
+        model = merged(self.student(), folder / "out")
         scores = self.scores(model)
         shutil.rmtree(folder)
         return {**scores, **asdict(trained)}
@@ -142,38 +141,12 @@ class School:
     def _make(self, base: Path, config: dict, path: Path) -> None:
         start = time.monotonic()
         train(self.folder / "run", config)
-        keep_model(student(base, self.folder / "run/out"), TEACHER, path)
+        keep_model(merged(base, self.folder / "run/out"), TEACHER, path)
         print(f"made {path.name} in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def _load(path: Path) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-
-
-def fill(wanted: list[tuple[str, int]], school: School, log: Path, hours: float) -> None:
-    """Do what is not in the log yet."""
-    end, longest = time.monotonic() + 3600 * hours, 0.0
-    for name, seed in wanted:
-        done = {(row["arm"], row["seed"]) for row in rows(log)}
-        if (name, seed) in done:
-            continue
-        if time.monotonic() + longest > end:
-            print(f"{len(done)} runs are kept in {log}; the same command goes on")
-            return
-        start = time.monotonic()
-        if name in BEGINNINGS:
-            result = school.scores(_load(BEGINNINGS[name](school)))
-        else:
-            result = school.arm(name, seed)
-        longest = max(longest, time.monotonic() - start)
-        with log.open("a") as file:
-            file.write("\n" + json.dumps({"arm": name, "seed": seed, **result}))
-        print(
-            f"{name:<24}{seed}  {result['right']:.3f} right, KL {result['kl_own']:.4f} on its own, "
-            f"{result['kl_teachers']:.4f} on the teacher's answers; "
-            f"{time.monotonic() - start:.0f} s",
-            flush=True,
-        )
 
 
 BEGINNINGS = {
@@ -184,21 +157,11 @@ BEGINNINGS = {
 """What is scored as it is."""
 
 
-def summed_up(found: list[dict]) -> list[dict]:
-    """Per arm the mean over seeds of each score, and the least and the most."""
-    by: dict[str, list[dict]] = defaultdict(list)
-    for row in found:
-        by[row["arm"]].append(row)
-    out = []
-    for name, runs in by.items():
-        summary: dict = {"arm": name, "seeds": len(runs)}
-        for score in (*SCORES, "writing"):
-            values = [run[score] for run in runs if run.get(score) is not None]
-            if values:
-                spread = {"mean": statistics.mean(values), "least": min(values)}
-                summary[score] = {**spread, "most": max(values)}
-        out.append(summary)
-    return out
+def said(row: dict) -> str:
+    return (
+        f"{row['arm']:<24}{row['seed']}  {row['right']:.3f} right, KL {row['kl_own']:.4f} on its "
+        f"own, {row['kl_teachers']:.4f} on the teacher's answers"
+    )
 
 
 def show(summary: list[dict]) -> None:
@@ -225,15 +188,15 @@ def main() -> None:
     log = options.folder / "runs.jsonl"
     if not options.report:
         wanted = [
-            (name, seed)
+            {"arm": name, "seed": seed}
             for seed in options.seeds
             for name in distills(options.folder / "teacher")
             if re.search(options.only, name)
         ]
-        wanted += [(name, 0) for name in BEGINNINGS]
-        fill(wanted, School(options.folder), log, options.hours)
+        wanted += [{"arm": name, "seed": 0} for name in BEGINNINGS]
+        fill(wanted, log, options.hours, School(options.folder).run, said)
     found = rows(log)
-    summary = summed_up(found)
+    summary = summed_up(found, ("arm",), (*SCORES, "writing"))
     show(summary)
     keep("on_policy", {"runs": found, "summary": summary})
 

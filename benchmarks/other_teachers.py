@@ -22,21 +22,18 @@ benchmarks/results/other_teachers.json.
 """
 
 import argparse
-import json
 import re
 import shutil
-import statistics
 import sys
 import time
-from collections import defaultdict
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, keep, rows
-from students.arms import answers, keep_model, student, train, write_rows
+from common import ROOT, fill, keep, rows, summed_up
+from students.arms import answers, keep_model, merged, train, write_rows
 from students.tongues import (
     SYSTEM,
     Known,
@@ -148,7 +145,7 @@ class School:
         return self.knows(TEACHER)
 
     def knows(self, folder: Path, adapter: Path | None = None) -> dict[str, Known]:
-        model = load(folder) if adapter is None else student(folder, adapter)
+        model = load(folder) if adapter is None else merged(folder, adapter)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return {part: known(model, tokenizer, chats) for part, chats in self.exam.items()}
 
@@ -167,15 +164,15 @@ class School:
             "tokens": sum(one.tokens for one in found.values()),
         }
 
-    def arm(self, name: str, arm: str, seed: int) -> dict[str, Any]:
+    def run(self, student: str, arm: str, seed: int) -> dict[str, Any]:
         """One student, trained and scored; `before` is one that has not begun."""
-        base = self.beginner(name)
+        base = self.beginner(student)
         if arm == "before":
             return self.scores(self.knows(base))
-        folder = self.folder / f"run-{name}-{arm.replace(' ', '-')}-{seed}"
+        folder = self.folder / f"run-{student}-{arm.replace(' ', '-')}-{seed}"
         config = {
             "base_model": str(base),
-            "distill": arms(name)[arm],
+            "distill": arms(student)[arm],
             "datasets": [data(self.answered("train"))],
             "max_steps": STEPS,
             "seed": 100 + seed,
@@ -194,45 +191,11 @@ def load(folder: Path):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def fill(wanted: list[tuple[str, str, int]], school: School, log: Path, hours: float) -> None:
-    """Do what is not in the log yet."""
-    end, longest = time.monotonic() + 3600 * hours, 0.0
-    done = {(row["student"], row["arm"], row["seed"]) for row in rows(log)}
-    for name, arm, seed in wanted:
-        if (name, arm, seed) in done:
-            continue
-        if time.monotonic() + longest > end:
-            print(f"{len(done)} runs are kept in {log}; the same command goes on")
-            return
-        start = time.monotonic()
-        result = school.arm(name, arm, seed)
-        longest = max(longest, time.monotonic() - start)
-        with log.open("a") as file:
-            line = {"student": name, "arm": arm, "seed": seed, **result}
-            file.write("\n" + json.dumps(line))
-        print(
-            f"{name:<14}{arm:<28}{seed}  {result['all']:.4f} nats a byte above the teacher's, "
-            f"{result['docstrings']:.4f} and {result['sums']:.4f}; "
-            f"{time.monotonic() - start:.0f} s",
-            flush=True,
-        )
-
-
-def summed_up(found: list[dict]) -> list[dict]:
-    """Per student and arm the means over seeds, the least and the most."""
-    by: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for row in found:
-        by[row["student"], row["arm"]].append(row)
-    out = []
-    for (name, arm), runs in by.items():
-        summary: dict[str, Any] = {"student": name, "arm": arm, "seeds": len(runs)}
-        for score in (*PARTS, "all", "cpu_seconds"):
-            values = [run[score] for run in runs if score in run]
-            if values:
-                spread = {"mean": statistics.mean(values), "least": min(values)}
-                summary[score] = {**spread, "most": max(values)}
-        out.append(summary)
-    return out
+def said(row: dict) -> str:
+    return (
+        f"{row['student']:<14}{row['arm']:<28}{row['seed']}  {row['all']:.4f} nats a byte above "
+        f"the teacher's, {row['docstrings']:.4f} and {row['sums']:.4f}"
+    )
 
 
 def show(summary: list[dict]) -> None:
@@ -256,14 +219,18 @@ def main() -> None:
     log = options.folder / "runs.jsonl"
     if not options.report:
         names = (*READERS, *CUT)
-        wanted = [(name, "before", 0) for name in names]
-        wanted += [
+        runs = [(name, "before", 0) for name in names]
+        runs += [
             (name, arm, seed) for seed in options.seeds for name in names for arm in arms(name)
         ]
-        wanted = [one for one in wanted if re.search(options.only, f"{one[0]} {one[1]}")]
-        fill(wanted, School(options.folder), log, options.hours)
+        wanted = [
+            {"student": name, "arm": arm, "seed": seed}
+            for name, arm, seed in runs
+            if re.search(options.only, f"{name} {arm}")
+        ]
+        fill(wanted, log, options.hours, School(options.folder).run, said)
     found = rows(log)
-    summary = summed_up(found)
+    summary = summed_up(found, ("student", "arm"), (*PARTS, "all", "cpu_seconds"))
     show(summary)
     keep("other_teachers", {"runs": found, "summary": summary})
 

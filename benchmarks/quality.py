@@ -13,17 +13,15 @@ benchmarks/results/quality.json and quality.png.
 """
 
 import argparse
-import json
 import re
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from common import RESULTS, ROOT, keep, rows
+from common import RESULTS, ROOT, fill, keep, rows
 from students.plot import draw
 from students.texts import TEACHER, text
 from students.training import HELD_OUT_WINDOWS, Lesson, Run, measure
@@ -95,32 +93,8 @@ class Lessons:
         return self.made[name, part]
 
 
-def fill(runs: list[Run], lessons: Lessons, log: Path, hours: float) -> None:
-    """Do what is not in the log yet. SFT has no temperature: it is done once."""
-    done = {row["name"] for row in rows(log)}
-    end, longest = time.monotonic() + 3600 * hours, 0.0
-    for run in runs:
-        if run.name in done or (run.kind == "sft" and run.temperature != 1):
-            continue
-        if time.monotonic() + longest > end:
-            print(f"{len(done)} of {len(runs)} runs are kept in {log}; the same command goes on")
-            return
-        start = time.monotonic()
-        result = measure(
-            run,
-            lessons(run.text, "train"),
-            lessons(run.text, "heldout"),
-            lessons.folder / run.student,
-        )
-        longest = max(longest, time.monotonic() - start)
-        with log.open("a") as file:
-            file.write("\n" + json.dumps({"name": run.name, **result}))
-        done.add(run.name)
-        print(
-            f"{run.name:<60}{result['bytes_a_token']:9.1f} B  KL {result['kl']:.4f}  "
-            f"{result['seconds']:.0f} s",
-            flush=True,
-        )
+def said(row: dict) -> str:
+    return f"{row['name']:<60}{row['bytes_a_token']:9.1f} B  KL {row['kl']:.4f}"
 
 
 def shares(found: list[dict]) -> list[dict]:
@@ -198,7 +172,16 @@ def main() -> None:
     ]
     if not options.report:
         windows = max((run.among for run in runs), default=0)
-        fill(runs, Lessons(options.folder, windows), log, options.hours)
+        lessons = Lessons(options.folder, windows)
+        # SFT has no temperature: it is done once.
+        by_name = {run.name: run for run in runs if run.kind != "sft" or run.temperature == 1}
+
+        def one(name: str) -> dict:
+            run = by_name[name]
+            texts = (lessons(run.text, part) for part in ("train", "heldout"))
+            return measure(run, *texts, options.folder / run.student)
+
+        fill([{"name": name} for name in by_name], log, options.hours, one, said)
     found = rows(log)
     summary = shares(found)
     show(summary)

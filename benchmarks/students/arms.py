@@ -115,7 +115,7 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def student(base: Path, adapter: Path) -> PreTrainedModel:
+def merged(base: Path, adapter: Path) -> PreTrainedModel:
     """A base with its adapter put into the weights, in fp32."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from common import rows
-from on_policy import summed_up
+from common import fill, rows, summed_up
 from students.problems import GRADED, IGNORE, Exam, Text, kl, log_probs, solved
 
 ROWS = [
@@ -66,8 +65,26 @@ def test_seeds_are_summed_up_and_a_torn_line_is_no_run(tmp_path):
         '\n{"arm": "own", "seed": 0, "right": 0.6, "writing": 0.25}'
         '\n{"arm": "own", "seed": 1, "rig'
     )
-    sft, own = summed_up(rows(log))
+    sft, own = summed_up(rows(log), ("arm",), ("right", "writing"))
     assert sft == {
         "arm": "sft", "seeds": 2, "right": {"mean": pytest.approx(0.6), "least": 0.5, "most": 0.7}
     }  # fmt: skip
     assert own["seeds"] == 1 and own["writing"] == {"mean": 0.25, "least": 0.25, "most": 0.25}
+
+
+def test_what_the_log_has_is_not_done_again(tmp_path, capsys):
+    """A run that a kill tore is; and with no time left none is begun."""
+    log = tmp_path / "runs.jsonl"
+    log.write_text('\n{"arm": "sft", "seed": 0, "right": 0.5}\n{"arm": "sft", "seed": 1, "ri')
+    wanted = [{"arm": "sft", "seed": seed} for seed in range(3)]
+    done = []
+
+    def run(arm, seed):
+        done.append(seed)
+        return {"right": seed / 4}
+
+    fill(wanted, log, 1.0, run, lambda row: f"seed {row['seed']}")
+    assert done == [1, 2] and "seed 1; 0 s" in capsys.readouterr().out
+    assert [row["right"] for row in rows(log)] == [0.5, 0.25, 0.5]
+    fill([*wanted, {"arm": "own", "seed": 0}], log, -1.0, run, str)
+    assert done == [1, 2] and "the same command goes on" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from axolotl_distill.align import Pieces
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from other_teachers import summed_up
+from common import summed_up
 from students.tongues import embeddings, known, sums, with_tokenizer
 
 
@@ -79,6 +79,6 @@ def test_what_is_summed_up():
         {"student": "a", "arm": "sft", "seed": n, "docstrings": v, "sums": v, "all": v}
         for n, v in enumerate((0.1, 0.3))
     ]
-    (row,) = summed_up(rows)
+    (row,) = summed_up(rows, ("student", "arm"), ("all", "cpu_seconds"))
     assert row["seeds"] == 2 and "cpu_seconds" not in row
     assert row["all"] == {"mean": pytest.approx(0.2), "least": 0.1, "most": 0.3}
