@@ -311,6 +311,17 @@ def test_push_sends_once_and_the_manifest_last(tmp_path, bucket, local, monkeypa
     assert verify_store(pull(url, tmp_path / "back").path).manifest == near.manifest
 
 
+def test_hidden_states_go_along(tmp_path, bucket):
+    """There, read through a cache as they are, and back."""
+    near = open_store(synthetic.write_store(tmp_path / "near", "sampled+int8", every=100))
+    push(near, f"{bucket}/hidden")
+    far = open_store(f"{bucket}/hidden", cache=CachePlace(tmp_path / "cache"))
+    index = np.arange(near.num_records)
+    assert "hidden" in far.read(index).columns and same(near, far, index)
+    back = verify_store(pull(f"{bucket}/hidden", tmp_path / "back").path)
+    assert back.manifest == near.manifest and same(near, back, index)
+
+
 def test_another_store_is_not_overwritten(tmp_path, local, own_url):
     other = synthetic.write_store(tmp_path / "other", "topk")
     with pytest.raises(StoreError, match="holds another store"):
