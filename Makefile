@@ -79,10 +79,9 @@ demo-r1: models
 	$(RUN) "solving held-out problems" r1/accuracy $(BIN)/python demo/r1.py accuracy
 	@$(BIN)/python demo/r1.py report
 
-# A fast test takes two minutes at most, its fixtures counted, and machines differ. What is stuck in C, which no
-# signal ends, ends its process 100 s later: the test is named, and no other of that process is run.
-FAST := --timeout 900 -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true \
-  -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder --durations 20
+# A fast test takes two minutes at most, its fixtures counted, and machines differ. (pytest's faulthandler_timeout, which
+# would end what no signal reaches, has every fork of a test wait for a watchdog that it does not have.)
+FAST := --timeout 900 --durations 20 -n 2 --dist loadfile --no-loadscope-reorder
 test: setup models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" $(FAST)
 
